@@ -1,0 +1,93 @@
+"""For the run: what is checked before it, what it should expect, and the run manifest that it leaves."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from .deployment import check_deployment, stack_facts
+from .destination import check_destination
+from .docker import check_docker
+from .files import write_durably
+from .host import CONFIG, Host, Refused, utc_now
+from .log import say
+from .runs import Manifest, newest_success, read_runs
+from .secrets import named_secrets, require_secrets
+
+FORMAT = 1
+
+
+def command_check(arguments: argparse.Namespace) -> int:
+    host = Host.read(CONFIG)
+    if arguments.what == "destination":
+        check_destination(host)
+    elif arguments.what == "docker":
+        require_secrets(host, named_secrets(host.configuration / "backup.conf"), {})
+        check_docker(host, host.deploy_dir / "docker-compose.backup.yml")
+    else:
+        for warning in check_deployment(host):
+            say(f"warning: {warning}")
+    return 0
+
+
+def command_expect(arguments: argparse.Namespace) -> int:
+    """Leaves in the run's staging what the last good run teaches: the tables it had, the bytes that it took."""
+    last = newest_success(read_runs(Host.read(CONFIG))) or {}
+    work = Path(arguments.work)
+    (work / "expected-tables").write_text("".join(f"{table}\n" for table in last.get("tables", {})), encoding="utf-8")
+    size = sum(file["bytes"] for file in last.get("files", []))
+    (work / "expected-bytes").write_text(f"{size}\n" if size else "", encoding="ascii")
+    return 0
+
+
+def command_record(arguments: argparse.Namespace) -> int:
+    """Writes the run manifest from the facts on standard input and what backup.sh left in staging."""
+    host = Host.read(CONFIG)
+    facts: dict[str, str] = {}
+    warnings: list[str] = []
+    for line in sys.stdin.buffer.read().decode(errors="replace").split("\n"):
+        key, _, value = line.partition("=")
+        if key == "warning":
+            warnings.append(value)
+        else:
+            facts[key] = value
+    results: dict[str, list[list[str]]] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in (Path(arguments.work) / "result").read_text(encoding="utf-8", errors="replace").strip("\n").split("\n"):
+            kind, *fields = line.split("\t")
+            results.setdefault(kind, []).append(fields)
+    success = facts["result"] == "success"
+    images, directories = stack_facts(host) if success else ({}, {})
+    runs = read_runs(host)
+    manifest: Manifest = {
+        "format": FORMAT,
+        "id": facts["id"],
+        "sequence": max((int(run["sequence"]) for run in runs), default=0) + 1,
+        "environment": host.environment,
+        "started": facts["started"],
+        "finished": utc_now(),
+        "result": facts["result"],
+        "exit_code": int(facts["exit_code"]),
+        "reason": facts["reason"],
+        "strategy": host.strategy,
+        "quiesce": facts["quiesce"],
+        "scope": host.backup_settings.get("BACKUP_SCOPE", ""),
+        "files": [
+            {"kind": kind, "path": path, "bytes": int(size), "sha256": sha256} for kind, path, size, sha256 in results.get("file", []) if success
+        ],
+        "paths": [fields[0] for fields in results.get("path", [])],
+        "tables": {name: int(rows) for rows, name in results.get("table", [])},
+        "window_seconds": float(facts["window_seconds"]),
+        "durations": {name: float(seconds) for name, seconds in results.get("duration", [])},
+        "directories": directories,
+        "images": images,
+        "warnings": warnings + [fields[0] for fields in results.get("warning", [])],
+        "tools": dict(results.get("tool", [])),
+    }
+    if success and not manifest["files"]:
+        raise Refused("a successful run without files: nothing was recorded")
+    write_durably(host.destination / "runs" / f"{facts['id']}.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    return 0

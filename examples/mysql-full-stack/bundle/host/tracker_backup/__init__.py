@@ -1,0 +1,11 @@
+"""The commands of tracker-backup; `main` tells what they are.
+
+A module imports only from those before it in this list:
+
+    host, log, files, state                 this host, and how anything is written there
+    runs, docker                            what there is: run manifests and their files, containers and images
+    deployment, destination, secrets        what belongs to this deployment, and whether it is still as installed
+    retention, run, status                  what a run calls; what the operator asks
+    workshop, server, verify, restore       a backup, brought to life
+    install, main                           the bundle put into its places; the command line
+"""

@@ -1,0 +1,494 @@
+#!/usr/bin/env bash
+# Backs up this host's Torrust Tracker in a short maintenance window; cron runs it, and so does whoever wants a backup now.
+#
+#   maintenance-backup.sh [--dry-run] [--force] [--recover] [--help]
+#     --dry-run   check everything, say what would be done, touch nothing
+#     --force     back up although the tracker is not running (it is not started afterwards)
+#     --recover   bring back the tracker of a run that died or hangs; does nothing when there is none
+#
+# While the file /var/lib/tracker-backup/hold is there, neither runs nor recovery do anything.
+# Exit codes: 0 success; 1 the backup failed, the tracker runs again; 2 configuration error; 3 skipped: the tracker is
+# not running, or held; 4 the tracker could not be brought back; 75 another run holds the lock; 129, 130, 143 ended by
+# a signal.
+# shellcheck disable=SC2154  # the settings are assigned by sourcing the configuration
+set -Eeuo pipefail
+shopt -s inherit_errexit nullglob
+umask 077
+export LC_ALL=C TZ=UTC0
+
+readonly CONFIG=${TRACKER_BACKUP_CONFIG:-/etc/tracker-backup.conf}
+readonly STATE_DIR=${TRACKER_BACKUP_STATE_DIR:-/var/lib/tracker-backup}
+export BUILDX_CONFIG=$STATE_DIR/buildx  # not in root's home, where it would stay for ever
+readonly MARKER=$STATE_DIR/window HOLD=$STATE_DIR/hold RESTORE=$STATE_DIR/restore.json
+readonly LOG_FILE=${TRACKER_BACKUP_LOG:-/var/log/tracker-backup.log}
+readonly TOOL=${TRACKER_BACKUP_TOOL:-/usr/local/bin/tracker-backup}
+readonly DOCKER_PID_FILE=${TRACKER_BACKUP_DOCKER_PID_FILE:-/run/docker.pid}
+readonly LOCK_SECONDS=${TRACKER_BACKUP_LOCK_SECONDS:-10}
+readonly DOCKER_SECONDS=${TRACKER_BACKUP_DOCKER_SECONDS:-60}    # for one call that should answer at once
+readonly PREFLIGHT_SECONDS=${TRACKER_BACKUP_PREFLIGHT_SECONDS:-300}
+readonly BUILD_SECONDS=1800             # for building or pulling the image, before the window
+readonly WORK_SECONDS=43200             # for what runs outside the window: an online capture, compressing
+readonly STEADY_SECONDS=${TRACKER_BACKUP_STEADY_SECONDS:-3}
+readonly BRING_BACK_SECONDS=${TRACKER_BACKUP_BRING_BACK_SECONDS:-20}
+readonly OVERDUE_SECONDS=30             # how long after its capture's limit a live run is recovered from outside
+readonly SETTINGS=(ENVIRONMENT DEPLOY_DIR DESTINATION STRATEGY QUIESCE STOP_TIMEOUT_SECONDS WINDOW_TIMEOUT_SECONDS
+    SCHEDULE LONGEST_INTERVAL_SECONDS CALENDAR IMAGE IMAGE_SOURCE)
+
+DRY_RUN=no FORCE=no RECOVER=no
+RUN='' STARTED='' WORK=''               # this run's id, start, directory in staging
+RECORDED=yes                            # 'no' from when the destination is known to be ours until a run manifest is written
+CONTAINER=''                            # this run's backup container
+TRACKER='' STARTED_AT=''                # the tracker's container id, and since when it ran
+ACTION=none                             # what this run has done to the tracker and not undone: none, stop, pause
+WINDOW_OPENED='' WINDOW_SECONDS=0
+REASON='' WARNINGS=() TEE='' INHIBITOR='' CHILD=''
+
+# ---------------------------------------------------------------- helpers
+
+log() { printf '%(%FT%TZ)T maintenance-backup[%d]: %s\n' -1 "$$" "$*" >&2 || true; }
+
+warn() {
+    log "WARNING: $*"
+    WARNINGS+=("$*")
+}
+
+# The reason is logged once, when the run ends.
+die() {
+    REASON=${*:2}
+    exit "$1"
+}
+
+microseconds() { printf '%s' "${EPOCHREALTIME/[.,]/}"; }
+
+# limited SECONDS COMMAND...: nothing that can hang is without a time limit, nor inherits the lock, in a subshell either:
+# a free lock means a dead run. In a process group of its own, so that a Ctrl-C does not end it half-way.
+limited() {
+    [[ $BASHPID == "$$" ]] || exec 9>&-
+    timeout --kill-after=5 "$@" 9>&-
+}
+
+docker_call() { limited "$1" docker "${@:2}" </dev/null; }
+
+# The same, for long ones: a signal is acted on at once, not when the call is over.
+docker_wait() {
+    timeout --kill-after=5 "$1" docker "${@:2}" </dev/null 9>&- &
+    CHILD=$!
+    wait "$CHILD"
+}
+
+tool() { limited "$DOCKER_SECONDS" "$TOOL" "$@"; }
+
+compose() {
+    local project=()
+    [[ -z $TRACKER ]] || project=(--project-name "$(inspect_tracker '{{index .Config.Labels "com.docker.compose.project"}}')")
+    docker_call "$DOCKER_SECONDS" compose "${project[@]}" --project-directory "$DEPLOY_DIR" \
+        --file "$DEPLOY_DIR/docker-compose.yml" --file "$DEPLOY_DIR/docker-compose.backup.yml" "$@"
+}
+
+inspect_tracker() { docker_call "$DOCKER_SECONDS" inspect --type container --format "$1" "$TRACKER"; }
+
+# Not the same as an inspect that fails: Docker answers, and does not know it.
+tracker_is_gone() {
+    local found
+    found=$(docker_call "$DOCKER_SECONDS" ps --all --quiet --filter "id=$TRACKER") && [[ -z $found ]]
+}
+
+# in_container STEP ARGUMENT...: one step of backup.sh, which says through staging why it failed.
+in_container() {
+    local limit=$1 status=0
+    docker_wait "$limit" exec "$CONTAINER" /usr/local/bin/backup.sh "$2" "$RUN" "${@:3}" || status=$?
+    ((status != 0)) || return 0
+    ((status != 124 && status != 137)) || die 1 "the $2 step was not over after its time limit of $limit s, or its container was killed"
+    [[ -s $WORK/reason ]] || die 1 "the $2 step failed with exit code $status; its message is in the log"
+    die "$((status == 2 ? 2 : 1))" "$(<"$WORK/reason")"
+}
+
+# ---------------------------------------------------------------- before the window
+
+parse_arguments() {
+    while (($# > 0)); do
+        case $1 in
+            --dry-run) DRY_RUN=yes ;;
+            --force) FORCE=yes ;;
+            --recover) RECOVER=yes ;;
+            -h | --help) sed -n '2,/^# shellcheck/{/^# shellcheck/!{s/^# \{0,1\}//;p}}' "${BASH_SOURCE[0]}"; exit 0 ;;
+            *) printf 'maintenance-backup.sh: unknown option %s; see --help\n' "$1" >&2; exit 2 ;;
+        esac
+        shift
+    done
+}
+
+load_config() {
+    local key
+    unset "${SETTINGS[@]}"
+    [[ -r $CONFIG ]] || die 2 "cannot read $CONFIG; install the bundle again"
+    # shellcheck source=/dev/null  # rendered, root's own, every value in single quotes
+    source "$CONFIG"
+    for key in "${SETTINGS[@]}"; do [[ -n ${!key-} ]] || die 2 "$CONFIG: $key is missing or empty"; done
+    [[ $STRATEGY == maintenance-window ]] || die 2 "$CONFIG: STRATEGY='$STRATEGY'; this script runs maintenance-window"
+    [[ $QUIESCE =~ ^(stop|pause|none)$ ]] || die 2 "$CONFIG: QUIESCE='$QUIESCE'; allowed: stop pause none"
+    [[ $STOP_TIMEOUT_SECONDS$WINDOW_TIMEOUT_SECONDS =~ ^[0-9]+$ ]] || die 2 "$CONFIG: time limits are whole seconds"
+    # The rest of the window is for bringing the tracker back; should this script hang, for cron's recovery to notice it.
+    readonly CAPTURE_SECONDS=$((WINDOW_TIMEOUT_SECONDS * 2 / 3))
+}
+
+# One log stream: under cron both streams are the log already; by hand they go there as well as to the terminal.
+open_log() {
+    [[ -e $LOG_FILE ]] || install -m 0640 /dev/null "$LOG_FILE"
+    if [[ ! /proc/self/fd/2 -ef $LOG_FILE ]]; then
+        exec > >(trap '' HUP INT TERM PIPE; exec tee --append --output-error=warn -- "$LOG_FILE") 2>&1
+        TEE=$!
+    fi
+}
+
+# A trap can run inside a redirection, whose saved descriptor holds the pipe to tee as well.
+close_log() {
+    local descriptor
+    [[ -n $TEE ]] || return 0
+    exec >/dev/null 2>&1
+    for descriptor in /proc/self/fd/*; do
+        descriptor=${descriptor##*/}
+        ((descriptor <= 2)) || exec {descriptor}>&-
+    done
+    timeout 5 tail --pid="$TEE" --sleep-interval=0.1 --follow /dev/null || true
+}
+
+take_lock() {
+    install -d -m 0700 "$STATE_DIR"
+    exec 9>>"$STATE_DIR/lock"
+    if [[ $RECOVER == yes ]]; then
+        flock --nonblock 9 || is_overdue || { trap - EXIT; exit 0; }
+    else
+        flock --wait "$LOCK_SECONDS" 9 || die 75 "another run holds $STATE_DIR/lock; nothing was done"
+    fi
+    [[ /proc/self/fd/9 -ef $STATE_DIR/lock ]] || die 2 "uninstalled while waiting for the lock; nothing was done"
+}
+
+# A live run keeps its window to itself until its deadline; after that the tracker matters more.
+is_overdue() {
+    local deadline
+    read -r _ _ _ _ deadline _ <"$MARKER" && ((EPOCHSECONDS > deadline))
+}
+
+# check WHAT: by the tool; what it finds wrong is the reason, what it finds odd a warning.
+check() {
+    local message line status=0
+    message=$(tool check "$1" 2>&1) || status=$?
+    ((status == 0)) || die "$((status == 2 ? 2 : 1))" "${message#*error: }"
+    while IFS= read -r line; do [[ -z $line ]] || warn "${line#warning: }"; done <<<"$message"
+}
+
+begin_run() {
+    local taken
+    check destination
+    while true; do
+        printf -v RUN '%(%Y%m%d_%H%M%S)T' -1
+        taken=("$DESTINATION"/*/*"$RUN"*)
+        ((${#taken[@]} > 0)) || break
+        sleep 0.2
+    done
+    printf -v STARTED '%(%FT%TZ)T' -1
+    WORK=$DEPLOY_DIR/storage/backup-staging/$RUN
+    RECORDED=$DRY_RUN WINDOW_SECONDS=0
+    log "run $RUN begins: $STRATEGY, quiesce $QUIESCE"
+}
+
+# Under the lock, what carries a run's name and is not this run's belongs to a dead one. Only partial files: a file with
+# its final name is never removed here.
+remove_leftovers() {
+    local containers leftover
+    containers=$(docker_call "$DOCKER_SECONDS" ps --all --quiet --filter label=tracker-backup.run) || die 1 'Docker does not answer'
+    for leftover in $containers; do
+        warn "removing the container of a dead run: $leftover"
+        docker_call "$DOCKER_SECONDS" rm --force "$leftover" >/dev/null
+    done
+    for leftover in "$DEPLOY_DIR"/storage/backup-staging/[0-9]*_[0-9]* "$DESTINATION"/{sqlite,mysql,config,runs}/*[0-9]_[0-9]*.partial; do
+        warn "removing what a dead run left: $leftover"
+        rm -rf -- "$leftover"
+    done
+}
+
+require_image() {
+    docker_call "$DOCKER_SECONDS" image inspect "$IMAGE" >/dev/null 2>&1 && return
+    [[ $DRY_RUN == no ]] || { log "the image $IMAGE is missing and would be made; stopping here"; exit 0; }
+    warn "the image $IMAGE is missing; $IMAGE_SOURCE, before the window"
+    if [[ $IMAGE_SOURCE == build ]]; then
+        docker_wait "$BUILD_SECONDS" build --tag "$IMAGE" "$DEPLOY_DIR/backup"
+    else
+        docker_wait "$BUILD_SECONDS" pull "$IMAGE"
+    fi || die 1 "the image $IMAGE could not be made ($IMAGE_SOURCE)"
+}
+
+# The ids of the containers of the service `tracker` in this deploy directory, one a line.
+tracker_ids() {
+    local id directory
+    docker_call "$DOCKER_SECONDS" ps --all --no-trunc --filter label=com.docker.compose.service=tracker \
+        --filter label=com.docker.compose.oneoff=False --format '{{.ID}} {{.Label "com.docker.compose.project.working_dir"}}' \
+        | while read -r id directory; do
+            [[ ! $directory -ef $DEPLOY_DIR ]] || printf '%s\n' "$id"
+        done 9>&-
+}
+
+find_tracker() {
+    local status=missing
+    TRACKER=$(tracker_ids) || die 1 'Docker does not list its containers'
+    [[ $TRACKER != *$'\n'* ]] || die 1 "more than one container of the service tracker in $DEPLOY_DIR"
+    [[ -z $TRACKER ]] || read -r status STARTED_AT < <(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}')
+    [[ $status != running ]] || return 0
+    [[ $FORCE == yes ]] || die 3 "skipped: the tracker is $status, not running; --force backs up anyway"
+    warn "the tracker is $status; backing up because of --force, and not starting it afterwards"
+    QUIESCE=left-$status
+}
+
+# The one container of this run, started before the window: starting one inside it would double a short window.
+start_container() {
+    CONTAINER=tracker-backup-$RUN
+    mkdir -m 0700 -- "$WORK"
+    tool expect "$WORK"
+    compose --profile backup run --detach --no-deps -T --name "$CONTAINER" --label "tracker-backup.run=$RUN" backup >/dev/null \
+        || die 1 'the backup container could not be started; the message is in the log'
+}
+
+# ---------------------------------------------------------------- the window
+
+open_window() {
+    [[ $QUIESCE == stop || $QUIESCE == pause ]] || return 0
+    inhibit_shutdown
+    write_marker
+    log "window opens: $QUIESCE the tracker"
+    WINDOW_OPENED=$(microseconds)
+    ACTION=$QUIESCE                     # before the call: what is interrupted here goes on in Docker
+    if [[ $QUIESCE == stop ]]; then
+        docker_call "$((STOP_TIMEOUT_SECONDS + 30))" stop -t "$STOP_TIMEOUT_SECONDS" "$TRACKER" >/dev/null || die 1 'the tracker could not be stopped'
+        [[ $(inspect_tracker '{{.State.ExitCode}}') != 137 ]] \
+            || log "the tracker did not end within $STOP_TIMEOUT_SECONDS s and was killed; a hot journal is to be expected"
+    else
+        docker_call "$DOCKER_SECONDS" pause "$TRACKER" >/dev/null || die 1 'the tracker could not be paused'
+    fi
+}
+
+# What --recover needs to bring the tracker back when this run cannot: on disk before the tracker is touched.
+write_marker() {
+    local opened=$EPOCHSECONDS
+    printf '%s\n' "$TRACKER $STARTED_AT $QUIESCE $opened $((opened + CAPTURE_SECONDS + OVERDUE_SECONDS)) $STOP_TIMEOUT_SECONDS $RUN" \
+        >"$MARKER.partial"
+    sync -- "$MARKER.partial"
+    mv -T -- "$MARKER.partial" "$MARKER"
+    sync -- "$STATE_DIR"
+}
+
+# Unattended upgrades reboot at night, too; a window is short enough to wait for.
+inhibit_shutdown() {
+    [[ -d /run/systemd/system ]] && command -v systemd-inhibit >/dev/null || return 0
+    local limit=$((CAPTURE_SECONDS + OVERDUE_SECONDS))
+    timeout "$limit" systemd-inhibit --what=shutdown --mode=block --who=tracker-backup --why='the tracker is stopped for its backup' \
+        tail --pid="$$" --follow /dev/null </dev/null >>"$LOG_FILE" 2>&1 9>&- &
+    INHIBITOR=$!
+}
+
+capture() {
+    local before='' since limit=$WORK_SECONDS method=copy
+    [[ $QUIESCE != none ]] || method=online
+    if [[ $ACTION != none ]]; then
+        limit=$((CAPTURE_SECONDS - ($(microseconds) - WINDOW_OPENED) / 1000000))
+        ((limit > 0)) || die 1 "the window's limit of $CAPTURE_SECONDS s for stopping and capturing is over"
+    fi
+    before=$(tracker_as_it_is) || die 1 'Docker does not answer'
+    since=$EPOCHREALTIME
+    [[ $method == online || ! $before =~ $'\n'(running|restarting)' ' ]] \
+        || die 1 "the tracker was started by somebody before the capture; nothing was captured"
+    in_container "$limit" capture "$method"
+    [[ $method == online ]] || look_again "$before" "$since"
+}
+
+tracker_as_it_is() {
+    tracker_ids
+    [[ -z $TRACKER ]] || inspect_tracker '{{.State.Status}} {{.State.StartedAt}} {{.State.FinishedAt}} {{.RestartCount}}'
+}
+
+# A copy taken while somebody started the tracker is torn, and no integrity_check sees it.
+look_again() {
+    local now events='' unknown='Docker does not say whether the tracker was changed during the capture; the copy is discarded'
+    now=$(tracker_as_it_is) || {
+        ! tracker_is_gone || unknown='the tracker was changed during the capture: its container is gone; the copy is discarded'
+        die 1 "$unknown"
+    }
+    [[ $now == "$1" ]] || die 1 "the tracker was changed during the capture (was: ${1//$'\n'/ }; is: ${now//$'\n'/ }); the copy is discarded"
+    [[ -z $TRACKER ]] || events=$(docker_call "$DOCKER_SECONDS" events --since "$2" --until "$EPOCHREALTIME" --filter "container=$TRACKER" \
+        --filter event=start --filter event=unpause --format '{{.Action}}') || die 1 "$unknown"
+    [[ -z $events ]] || die 1 "the tracker was changed during the capture (${events//$'\n'/ }); the copy is discarded"
+}
+
+# Starts or unpauses exactly what this run stopped or paused, whatever state it is found in; ACTION `none` afterwards says
+# that it is no longer ours to bring back.
+bring_back() {
+    local attempt status='' since patience=$((BRING_BACK_SECONDS + STOP_TIMEOUT_SECONDS)) began=$SECONDS
+    for ((attempt = 0; attempt <= patience && SECONDS - began <= patience; attempt++)); do
+        ((attempt == 0)) || sleep 1
+        # Of a container that is gone, Docker prints an empty line.
+        read -r status since < <(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}') || status=''
+        if [[ -z $status ]]; then
+            tracker_is_gone || continue
+            log 'the tracker container that this run stopped was removed by somebody; leaving things as they are'
+            ACTION=none
+            return 0
+        fi
+        case $status in
+            exited)
+                if [[ $ACTION == pause ]] && was_stopped_by_somebody; then
+                    log 'the tracker was stopped by somebody while it was paused; leaving it as it is'
+                    ACTION=none
+                    return 0
+                fi
+                docker_call "$DOCKER_SECONDS" start "$TRACKER" >/dev/null || continue
+                ;;
+            running)
+                # An interrupted stop goes on in Docker; a start before its end is lost.
+                [[ $ACTION != stop || $since != "$STARTED_AT" ]] || continue
+                break
+                ;;
+            paused) docker_call "$DOCKER_SECONDS" unpause "$TRACKER" >/dev/null || continue ;;
+            restarting) continue ;;
+            *) docker_call "$DOCKER_SECONDS" start "$TRACKER" >/dev/null || continue ;;
+        esac
+        status=$(inspect_tracker '{{.State.Status}}') && [[ $status == running ]] && break
+    done
+    [[ $status == running ]] || return 1            # still the same start: the stop never took effect
+    WINDOW_SECONDS=$(seconds_since "$WINDOW_OPENED")
+    log "window closed: the tracker runs again after $WINDOW_SECONDS s"
+}
+
+seconds_since() {
+    local elapsed=$((($(microseconds) - $1) / 1000))
+    printf '%d.%03d' "$((elapsed / 1000))" "$((elapsed % 1000))"
+}
+
+# The marker goes when the tracker has run steadily, or is no longer ours to bring back.
+close_window() {
+    local since
+    [[ $ACTION != none ]] || return 0
+    bring_back || { REASON="the tracker $TRACKER could not be brought back (docker start $TRACKER)${REASON:+; before that: $REASON}"; return 4; }
+    [[ -z $INHIBITOR ]] || kill "$INHIBITOR" 2>/dev/null || true
+    if [[ $ACTION != none ]]; then
+        ACTION=none
+        since=$(inspect_tracker '{{.State.StartedAt}}') || since=unknown
+        sleep "$STEADY_SECONDS"
+        [[ $(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}') == "running $since" ]] \
+            || { REASON="the tracker does not run steadily after the window (docker logs $TRACKER)${REASON:+; before that: $REASON}"; return 4; }
+    fi
+    rm -f -- "$MARKER"
+}
+
+# Takes over the window of a dead run, or of one past its deadline; nothing of the deploy directory is read.
+recover() {
+    local opened status since
+    read -r TRACKER STARTED_AT ACTION opened _ STOP_TIMEOUT_SECONDS RUN <"$MARKER" || { rm -f -- "$MARKER"; return 0; }
+    log "recovery: run $RUN left a window open ($ACTION); it is dead or past its deadline"
+    WINDOW_OPENED=${opened}000000
+    read -r status since < <(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}') || status=''
+    [[ -n $status ]] || tracker_is_gone || { ACTION=none; die 4 'Docker does not answer; recovery tries again within a minute'; }
+    if is_as_left "$status" "$since"; then
+        close_window || exit "$?"
+    else
+        log 'recovery: somebody has stopped, started or replaced the tracker since; leaving it as it is'
+        rm -f -- "$MARKER"
+    fi
+    ACTION=none RUN=''
+}
+
+# is_as_left STATUS START
+is_as_left() {
+    [[ $2 == "$STARTED_AT" ]] || return 1
+    case $ACTION-$1 in
+        stop-exited | stop-running | pause-paused) ;;
+        pause-exited) ! was_stopped_by_somebody ;;
+        *) return 1 ;;
+    esac
+}
+
+# A paused tracker is found exited when Docker died with SIGKILL, and then Docker was started after the window opened; or
+# when somebody stopped it, which Docker then tells.
+was_stopped_by_somebody() {
+    [[ ! $DOCKER_PID_FILE -nt $MARKER && -n $(docker_call "$DOCKER_SECONDS" events --since "${WINDOW_OPENED%??????}" --until "$EPOCHREALTIME" \
+        --filter "container=$TRACKER" --filter event=stop --filter event=kill --format '{{.Action}}') ]]
+}
+
+# ---------------------------------------------------------------- after the window
+
+# record RESULT CODE: the run manifest; written last, it is what makes this a backup.
+record() {
+    {
+        printf '%s\n' "id=$RUN" "started=$STARTED" "result=$1" "exit_code=$2" "reason=${REASON//$'\n'/ }" "quiesce=$QUIESCE" \
+            "window_seconds=$WINDOW_SECONDS"
+        ((${#WARNINGS[@]} == 0)) || printf 'warning=%s\n' "${WARNINGS[@]}"
+    } | tool record "$WORK"
+}
+
+finish() {
+    in_container "$WORK_SECONDS" finish
+    record success 0 || die 1 'the run manifest could not be written'
+    RECORDED=yes
+    tool prune || warn 'old backups could not be removed; see the line above'
+}
+
+on_exit() {
+    local code=$1
+    trap '' HUP INT TERM
+    trap - ERR EXIT
+    set +e
+    close_window || code=4
+    [[ -z $CHILD ]] || kill "$CHILD" 2>/dev/null
+    [[ -z $CONTAINER ]] || docker_call "$DOCKER_SECONDS" rm --force "$CONTAINER" >/dev/null 2>&1
+    if [[ $RECORDED == no && $code != 3 ]]; then
+        rm -f -- "$DESTINATION"/{sqlite,mysql,config}/*_"$RUN".*
+        record failed "$code"
+    fi
+    [[ -z $WORK ]] || rm -rf -- "$WORK"
+    case $code in
+        0) [[ -z $RUN || $DRY_RUN == yes ]] || log "run $RUN succeeded" ;;
+        3) log "WARNING: $REASON" ;;
+        *) log "ERROR: ${RUN:+run $RUN failed, }exit code $code: ${REASON:-unexpected}" ;;
+    esac
+    close_log
+    exit "$code"
+}
+
+run() {
+    trap 'REASON=${REASON:-"unexpected failure at line $LINENO"}' ERR
+    trap 'REASON="ended by a signal"; exit 129' HUP
+    trap 'REASON="ended by a signal"; exit 130' INT
+    trap 'REASON="ended by a signal"; exit 143' TERM
+    [[ ! -e $MARKER ]] || recover
+    [[ $RECOVER == no ]] || return 0
+    load_config
+    begin_run
+    remove_leftovers
+    check docker
+    find_tracker
+    check deployment
+    require_image
+    start_container
+    in_container "$PREFLIGHT_SECONDS" preflight "$([[ $QUIESCE == none ]] && printf online || printf copy)"
+    if [[ $DRY_RUN == yes ]]; then
+        log "dry run: everything is ready; would now $QUIESCE the tracker, capture, and publish to $DESTINATION"
+        return
+    fi
+    open_window
+    capture
+    close_window || exit "$?"
+    finish
+}
+
+main() {
+    parse_arguments "$@"
+    [[ $RECOVER == no || -e $MARKER || -e $RESTORE ]] || exit 0
+    open_log
+    trap 'on_exit "$?"' EXIT
+    [[ ! -e $HOLD ]] || die 3 "held: nothing is done while $HOLD is there"
+    [[ ! -e $RESTORE ]] || "$TOOL" rollback || die 4 'a restore that died could not be rolled back; see the lines above'
+    [[ $RECOVER == no || -e $MARKER ]] || exit 0
+    take_lock
+    run
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; fi

@@ -1,0 +1,73 @@
+"""Files and directories of root's: written whole or not at all, with exactly this mode."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from .log import say
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Writes a 0600 file so that after a power cut it is whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """One directory of root's with exactly this mode; its parent must be there."""
+    if not path.is_dir():
+        path.mkdir(mode=mode)
+    elif (path.stat().st_mode & 0o7777, path.stat().st_uid, path.stat().st_gid) == (mode, os.geteuid(), os.getegid()):
+        return
+    os.chown(path, os.geteuid(), os.getegid())
+    path.chmod(mode)
+    say(f"changed: {path}")
+
+
+def put(path: Path, content: bytes, mode: int) -> None:
+    """A file of root's with exactly this content and mode, replaced by rename when it differs."""
+    try:
+        facts = path.lstat()
+        same = path.read_bytes() == content and not path.is_symlink()
+        if same and facts.st_mode & 0o7777 == mode and (facts.st_uid, facts.st_gid) == (os.geteuid(), os.getegid()):
+            return
+    except FileNotFoundError:
+        pass
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fchmod(file.fileno(), mode)
+        os.fsync(file.fileno())
+    partial.rename(path)
+    say(f"changed: {path}")
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.exists() or path.is_symlink():
+        path.unlink()
+    else:
+        return
+    say(f"changed: {path} (removed)")

@@ -1,0 +1,63 @@
+"""`verify`: proves that a run can be restored, without touching the deployment."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from .destination import check_destination
+from .docker import container
+from .host import CONFIG, Host, Refused, utc_now
+from .log import say
+from .runs import Manifest, check_files, choose_run, read_runs
+from .server import Server, wait_for_server
+from .state import lock, write_state
+from .workshop import compare_rows, workshop
+
+
+def verify_import(host: Host, run: Manifest, dump: Path, image: str) -> list[str]:
+    """Imports the dump into a throw-away server without network; returns what differs from the run manifest."""
+    name = f"tracker-backup-server-{run['id']}"
+    local = ("--user=root", "--protocol=tcp", "--host=127.0.0.1")
+    with container(name, image, "--network", "none", "--env", "MYSQL_ALLOW_EMPTY_PASSWORD=yes"):
+        server = Server(name, ("mysql", *local), ("mysqldump", *local), host.backup_settings["DB_NAME"])
+        wait_for_server(server)
+        try:
+            server.recreate()
+            server.load(dump)
+            return compare_rows(run["tables"], server.count_rows())
+        except Refused as error:
+            return [str(error)]
+
+
+def verify(host: Host, run: Manifest, image: str) -> list[str]:
+    """Everything that can be proved of one run without touching the deployment; returns the problems found."""
+    if problems := check_files(host, run):
+        return problems
+    with workshop(host, "verify") as shop:
+        try:
+            problems = shop.unpack(run, {"database", "config"})
+            dump = shop.work / "database.sql"
+            if not problems and dump.exists():
+                server_image = image or run["images"].get("mysql", "")
+                if not server_image:
+                    raise Refused("not verified: the database is on an external server; name an image of its kind: --image (-e verify_image=...)")
+                problems = verify_import(host, run, dump, server_image)
+        finally:
+            shutil.rmtree(shop.work)
+    return problems
+
+
+def command_verify(arguments: argparse.Namespace) -> int:
+    host = Host.read(CONFIG)
+    with lock():
+        check_destination(host)
+        run = choose_run(read_runs(host), arguments.run)
+        problems = verify(host, run, arguments.image)
+        write_state("verified.json", {"run": run["id"], "at": utc_now(), "problems": problems})
+    for problem in problems:
+        say(f"PROBLEM: {run['id']}: {problem}")
+    if not problems:
+        say(f"verified {run['id']}: {', '.join(f'{name} {rows} rows' for name, rows in run['tables'].items())}")
+    return 1 if problems else 0

@@ -1,0 +1,77 @@
+"""Lists the backups of a Torrust Tracker, tells how they are, and installs or removes the backup itself.
+
+For operators:      list, status, verify, restore, acknowledge
+For the playbooks:  install, uninstall
+For the run:        check, expect, record, prune, rollback (maintenance-backup.sh calls these)
+
+Exit codes: 0 success; 1 failed, or the backups are not as they should be; 2 configuration error; 75 another run holds
+the lock. Source of all names and rules: the bundle that is installed; the newest run is the one with the highest
+sequence, whatever the clock said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from typing import Any
+
+from . import log
+from .host import Refused
+from .install import command_install, command_uninstall
+from .restore import command_restore, command_rollback
+from .retention import command_acknowledge, command_prune
+from .run import command_check, command_expect, command_record
+from .status import command_list, command_status
+from .verify import command_verify
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tracker-backup", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, call: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(call=call)
+        return command
+
+    add("list", command_list, "the runs, oldest first").add_argument("--json", action="store_true", help="their run manifests")
+    add("status", command_status, "last run, age, space; fails when backups are too old").add_argument("--json", action="store_true")
+    install = add("install", command_install, "put the uploaded bundle in its places; secrets as JSON on standard input")
+    install.add_argument("--take-over-destination", action="store_true", help="the machine that wrote there before is gone")
+    install.add_argument("--rebuild-image", action="store_true", help="build or pull the image again, for security updates")
+    verifying = add("verify", command_verify, "prove that a backup can be restored; touches nothing of the deployment")
+    verifying.add_argument("run", nargs="?", default="latest", metavar="RUN", help="a run's id, or latest")
+    verifying.add_argument("--image", default="", help="of an external MySQL server's kind, to import the dump into")
+    restoring = add("restore", command_restore, "put a backup back, here or onto an empty machine")
+    restoring.add_argument("run", metavar="RUN", help="a run's id, or latest")
+    restoring.add_argument("--only", choices=["database", "config"])
+    restoring.add_argument("--dry-run", action="store_true", help="say what would be done")
+    restoring.add_argument("--confirm", action="store_true", help="what is there now is replaced")
+    add("rollback", command_rollback, "undo a restore that died (maintenance-backup.sh --recover calls it)")
+    add("acknowledge", command_acknowledge, "let retention go on after you have looked at what suspended it")
+    add("uninstall", command_uninstall, "remove everything but the backups")
+    check = add("check", command_check, "for the run: is the destination ours, is Docker fit, is the deployment as installed")
+    check.add_argument("what", choices=["destination", "docker", "deployment"])
+    add("expect", command_expect, "for the run: what the last good run teaches").add_argument("work")
+    add("record", command_record, "for the run: write the run manifest").add_argument("work")
+    add("prune", command_prune, "for the run: remove what is older than the retention")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    arguments = parse(sys.argv[1:])
+    os.umask(0o077)
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    log.copying = arguments.command in ("restore", "verify")  # the rest shows, or is part of a run, whose output is there already
+    try:
+        return int(arguments.call(arguments))
+    except Refused as error:
+        log.complain(f"error: {error}")
+        return error.code
+    except OSError as error:
+        log.complain(f"error: {error}")
+        return 1

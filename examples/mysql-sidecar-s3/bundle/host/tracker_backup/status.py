@@ -1,0 +1,124 @@
+"""How the backups are: `list` and `status`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from .deployment import check_deployment
+from .destination import check_destination
+from .host import CONFIG, STATE, Host, Refused
+from .log import say
+from .retention import suspended
+from .runs import newest_success, read_runs, run_time
+from .state import read_state
+
+
+def command_list(arguments: argparse.Namespace) -> int:
+    runs = read_runs(Host.read(CONFIG))
+    if arguments.json:
+        say(json.dumps(runs, indent=2, ensure_ascii=False))
+        return 0
+    for run in runs:
+        size = sum(file["bytes"] for file in run["files"])
+        what = f"{size:>14,} bytes  window {run['window_seconds']:.1f} s" if run["files"] else run["reason"]
+        say(f"{run['sequence']:>5}  {run['id']}  {run['result']:<7}  {what}")
+    if not runs:
+        say("no run yet")
+    return 0
+
+
+def next_run(calendar: str, after: datetime.datetime) -> datetime.datetime | None:
+    """The first minute later than `after`, host's wall-clock time, that the calendar names; None when there is none in 40 years."""
+    *fields, days_taken = calendar.split()
+    minutes, hours, days, months, weekdays = ([int(number) for number in field.split(",")] for field in fields)
+    for offset in range(40 * 366):
+        day = after.date() + datetime.timedelta(days=offset)
+        in_days, in_weekdays = day.day in days, day.isoweekday() % 7 in weekdays
+        if day.month in months and (in_days and in_weekdays if days_taken == "both" else in_days or in_weekdays):
+            for hour in hours:
+                for minute in minutes:
+                    time_of_day = datetime.datetime.combine(day, datetime.time(hour, minute))
+                    if time_of_day > after:
+                        return time_of_day
+    return None
+
+
+def command_status(arguments: argparse.Namespace) -> int:
+    """How the backups are; docs/operations.md describes the JSON object."""
+    host = Host.read(CONFIG)
+    problems, drift, runs = [], [], []
+    free = None
+    try:
+        check_destination(host)
+        runs = read_runs(host)
+        free = shutil.disk_usage(host.destination).free
+    except (Refused, OSError) as error:
+        problems.append(str(error))
+    try:
+        drift = check_deployment(host)
+    except Refused as error:
+        problems.append(str(error))
+    last, success = (runs[-1] if runs else None), newest_success(runs)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    age = (now - run_time(success["id"])).total_seconds() if success else None
+    limit = 2 * host.longest_interval
+    if age is None:
+        problems.append("there is no successful backup yet")
+    elif age > limit:
+        problems.append(f"the last success is {age / 3600:.1f} hours old; the limit is {limit / 3600:.1f}")
+    suspension = list(suspended(host, runs).values())
+    if suspension:
+        problems.append("retention is suspended until `tracker-backup acknowledge`")
+    unfinished = [name for name in ("window", "restore.json") if (STATE / name).exists()]
+    upcoming = next_run(host.calendar, datetime.datetime.now())
+    status = {
+        "environment": host.environment,
+        "ok": not problems,
+        "problems": problems,
+        "schedule": host.schedule,
+        "next_run": upcoming.isoformat(timespec="minutes") if upcoming else None,
+        "last_run": {key: last[key] for key in ("id", "result", "exit_code", "reason", "warnings")} if last else None,
+        "last_success": {key: success[key] for key in ("id", "files", "tables", "window_seconds")} if success else None,
+        "last_verify": read_state("verified.json", {}) or None,
+        "age_seconds": age,
+        "age_limit_seconds": limit,
+        "runs": len(runs),
+        "bytes": sum(file["bytes"] for run in runs for file in run["files"]),
+        "free_bytes": free,
+        "hold": (STATE / "hold").exists(),
+        "unfinished": unfinished,
+        "retention_suspended": suspension,
+        "drift": drift,
+    }
+    if arguments.json:
+        say(json.dumps(status, indent=2, ensure_ascii=False))
+    else:
+        show_status(host, status)
+    return 1 if problems else 0
+
+
+def show_status(host: Host, status: Mapping[str, Any]) -> None:
+    last, success, verified = status["last_run"], status["last_success"], status["last_verify"]
+    say(f"environment   {host.environment}, destination {host.destination}")
+    say(f"schedule      {host.schedule}, next {status['next_run'] or 'never'}{', ON HOLD' if status['hold'] else ''}")
+    if last:
+        say(f"last run      {last['id']} {last['result']}" + (f": {last['reason']}" if last["reason"] else ""))
+        for warning in last["warnings"]:
+            say(f"  warning     {warning}")
+    if success:
+        say(f"last success  {success['id']}, {status['age_seconds'] / 3600:.1f} hours ago, window {success['window_seconds']:.1f} s")
+    if verified:
+        say(f"last verify   {verified['at']}, run {verified['run']}: {'; '.join(verified['problems']) or 'can be restored'}")
+    say(f"backups       {status['runs']} runs, {status['bytes']:,} bytes; {status['free_bytes'] or 0:,} bytes free")
+    for reason in status["retention_suspended"]:
+        say(f"  suspended   {reason}")
+    for text in status["drift"]:
+        say(f"  drift       {text}")
+    for name in status["unfinished"]:
+        say(f"  unfinished  {STATE / name}: under way, or for maintenance-backup.sh --recover")
+    say("OK" if status["ok"] else "PROBLEM: " + "; ".join(status["problems"]))

@@ -1,0 +1,127 @@
+"""`install` and `uninstall`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from .destination import claim_destination
+from .docker import check_docker, docker, make_image, remove_images, stack_containers
+from .files import make_directory, put, remove
+from .host import BUNDLE, CONFIG, ROOT, STATE, Host, Refused, config_path
+from .log import LOG, say
+from .runs import newest_success, read_runs
+from .secrets import named_secrets, put_secrets, read_secrets, require_secrets
+from .state import lock, refuse_while_unfinished
+
+LIBRARY = ROOT / "usr/local/lib/tracker-backup"
+
+
+def read_bundle(bundle: Path) -> dict[str, bytes]:
+    """Every file of the bundle, checked against its manifest; a torn upload is refused, strays are removed."""
+    try:
+        listed = json.loads((bundle / "manifest.json").read_bytes())["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"{bundle}/manifest.json cannot be read: upload the bundle again") from error
+    files = {}
+    for name, facts in listed:
+        content = (bundle / name).read_bytes() if (bundle / name).is_file() else b""
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise Refused(f"{bundle / name} is not as manifest.json says: upload the bundle again")
+        files[name] = content
+    for stray in [path for path in bundle.rglob("*") if path.is_file() and str(path.relative_to(bundle)) not in {*files, "manifest.json"}]:
+        stray.unlink()
+        say(f"changed: {stray} (removed)")
+    return files
+
+
+def placed(host: Host, names: Iterable[str]) -> dict[str, tuple[Path, int]]:
+    """Where on the host each file of the bundle goes, with its mode; in the order in which they are put there.
+
+    The schedule comes last: nothing runs before everything is in its place. Of `names`, the bundle's files, those of the
+    package are taken.
+    """
+    deploy = host.deploy_dir
+    return {
+        "docker-compose.backup.yml": (deploy / "docker-compose.backup.yml", 0o644),
+        "backup/Dockerfile": (deploy / "backup/Dockerfile", 0o644),
+        "backup/.dockerignore": (deploy / "backup/.dockerignore", 0o644),
+        "backup/lib.sh": (deploy / "backup/lib.sh", 0o644),
+        "backup/backup.sh": (deploy / "backup/backup.sh", 0o755),
+        "backup/restore.sh": (deploy / "backup/restore.sh", 0o755),
+        "backup/backup.conf": (deploy / "backup/backup.conf", 0o644),
+        "backup/backup-paths.txt": (deploy / "backup/backup-paths.txt", 0o644),
+        "host/tracker-backup.conf": (CONFIG, 0o644),
+        **{name: (LIBRARY / name.removeprefix("host/"), 0o644) for name in names if name.startswith("host/tracker_backup/")},
+        "host/tracker-backup": (ROOT / "usr/local/bin/tracker-backup", 0o755),
+        "host/maintenance-backup.sh": (ROOT / "usr/local/bin/maintenance-backup.sh", 0o755),
+        "host/tracker-backup.logrotate": (ROOT / "etc/logrotate.d/tracker-backup", 0o644),
+        "host/tracker-backup.cron": (ROOT / "etc/cron.d/tracker-backup", 0o644),
+    }
+
+
+def command_install(arguments: argparse.Namespace) -> int:
+    """Puts the bundle that this program lies in into its places; again, when it is there, changes nothing."""
+    files = read_bundle(BUNDLE)
+    host = Host.read(BUNDLE / "host/tracker-backup.conf")
+    secrets = read_secrets()
+    needed = named_secrets(BUNDLE / "backup/backup.conf")
+    require_secrets(host, needed, secrets)
+    check_docker(host, BUNDLE / "docker-compose.backup.yml")
+    places = placed(host, files)
+    with lock():
+        refuse_while_unfinished()
+        foreign = not CONFIG.exists()
+        make_image(host, BUNDLE / "backup", arguments.rebuild_image)
+        claim_destination(host, arguments.take_over_destination)
+        make_directory(host.staging, 0o700)
+        make_directory(host.deploy_dir / "backup", 0o755)
+        for directory in (LIBRARY, LIBRARY / "tracker_backup"):
+            make_directory(directory, 0o755)
+        for name, (path, mode) in places.items():
+            if name == "host/tracker-backup.conf":
+                put_secrets(host, needed, secrets)
+            if foreign and path.exists():
+                say(f"info: {path} was there before and is replaced")
+            put(path, files[name], mode)
+        for stray in sorted({*(LIBRARY / "tracker_backup").iterdir()} - {path for path, _mode in places.values()}):
+            remove(stray)
+        if not LOG.exists():
+            put(LOG, b"", 0o640)
+        remove_images(keep=host.image)
+    old = host.deploy_dir / "storage/backup/etc/backup.conf"
+    if old.exists():
+        say(f"warning: {old} is of an older backup and may hold a password that every user can read: remove it")
+    if newest_success(read_runs(host)) is None:
+        say("info: no backup yet")
+    return 0
+
+
+def command_uninstall(_: argparse.Namespace) -> int:
+    """Leaves the backups, and nothing else of ours; also after an installation that ended half-way."""
+    host = Host.read(config_path())
+    with lock():
+        refuse_while_unfinished()
+        for path, _mode in reversed(placed(host, ()).values()):
+            remove(path)
+        for directory in (LIBRARY, host.deploy_dir / "backup/secrets", host.staging):
+            remove(directory)
+        with contextlib.suppress(OSError):  # not empty: somebody else's files
+            (host.deploy_dir / "backup").rmdir()
+        for path in LOG.parent.glob(LOG.name + "*"):
+            remove(path)
+        try:
+            remove_images(keep="")
+            for project in {found["Config"]["Labels"]["com.docker.compose.project"] for found in stack_containers(host)}:
+                ours = ("label=com.docker.compose.network=backup_network", f"label=com.docker.compose.project={project}")
+                for network in docker("network", "ls", "--quiet", "--filter", ours[0], "--filter", ours[1]).split():
+                    docker("network", "rm", network)
+        except Refused as error:
+            say(f"warning: {error}")
+        remove(STATE)
+    say(f"info: the backups in {host.destination} were left alone")
+    return 0

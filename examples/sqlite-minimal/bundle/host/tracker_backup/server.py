@@ -1,0 +1,119 @@
+"""A MySQL server, asked as root: the stack's own, an external one, or a throw-away one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .docker import DOCKER_SECONDS, WORK_SECONDS, docker, service_of, stack_containers
+from .host import Host, Refused
+from .workshop import Workshop
+
+SERVER_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Server:
+    """How to reach a MySQL server as root: the container to run clients in, their names and first options."""
+
+    container: str
+    client: tuple[str, ...]
+    dump: tuple[str, ...]
+    database: str
+
+    def ask(self, statement: str, database: str = "") -> list[str]:
+        """The lines of the answer to one statement."""
+        words = ["--batch", "--skip-column-names", "--execute", statement, *([database] if database else [])]
+        return docker("exec", self.container, *self.client, *words).split("\n")[:-1]
+
+    def end_imports(self) -> None:
+        """Ends what a dead restore still does in the server: its client outlives it."""
+        name = self.database.replace("\\", "\\\\").replace("'", "''")
+        own = "user = substring_index(user(), '@', 1) AND id <> connection_id()"
+        for line in self.ask(f"SELECT id FROM information_schema.processlist WHERE db = '{name}' AND {own}"):
+            with contextlib.suppress(Refused):  # it may have ended by itself
+                self.ask(f"KILL {int(line)}")
+
+    def recreate(self) -> None:
+        self.ask(f"DROP DATABASE IF EXISTS {quote_name(self.database)}")
+        self.ask(f"CREATE DATABASE {quote_name(self.database)}")
+
+    def load(self, dump: Path) -> None:
+        """Imports a dump, without its first line, which MySQL's client does not know; no client command in it is obeyed."""
+        with dump.open("rb") as file:
+            first = file.readline()
+            os.lseek(file.fileno(), len(first) if first.startswith(b"/*M!999999") else 0, os.SEEK_SET)
+            done = subprocess.run(
+                ["docker", "exec", "--interactive", self.container, *self.client, "--binary-mode", self.database],
+                stdin=file, capture_output=True, text=True, timeout=WORK_SECONDS, check=False,
+            )  # fmt: skip
+        if done.returncode != 0:
+            raise Refused(f"importing the dump failed: {done.stderr.strip()[-400:]}")
+
+    def save(self, dump: Path) -> None:
+        """Dumps the database as it is, to be able to go back."""
+        options = ("--single-transaction", "--no-tablespaces", "--routines", "--triggers", "--events", "--hex-blob")
+        with open(os.open(dump, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            done = subprocess.run(
+                ["docker", "exec", self.container, *self.dump, *options, self.database],
+                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE, timeout=WORK_SECONDS, check=False,
+            )  # fmt: skip
+            os.fsync(file.fileno())
+        if done.returncode != 0:
+            raise Refused(f"the present database could not be saved first: {done.stderr.decode(errors='replace').strip()[-400:]}")
+
+    def count_rows(self) -> dict[str, int]:
+        tables = "SELECT table_name FROM information_schema.tables WHERE table_schema = database() AND table_type = 'BASE TABLE'"
+        names = self.ask(tables, self.database)
+        return {name: int(self.ask(f"SELECT count(*) FROM {quote_name(name)}", self.database)[0]) for name in names}
+
+
+def quote_name(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def wait_for_server(server: Server) -> None:
+    """Until it answers over TCP: while its image initialises it, it answers on its socket alone."""
+    deadline = time.monotonic() + SERVER_SECONDS
+    while True:
+        try:
+            server.ask("SELECT 1")
+            return
+        except Refused as error:
+            if time.monotonic() > deadline:
+                raise Refused(f"the MySQL server in {server.container} was not ready after {SERVER_SECONDS} s: {error}") from error
+            time.sleep(1)
+
+
+def stack_server(host: Host) -> Server:
+    """The stack's own MySQL, as root: by the secret db_root_password, else by what its container was started with."""
+    for found in stack_containers(host):
+        if service_of(found) == "mysql":
+            break
+    else:
+        raise Refused("the service mysql has no container: docker compose up -d mysql")
+    secret = host.deploy_dir / "backup/secrets/db_root_password"
+    environment = dict(pair.partition("=")[::2] for pair in found["Config"]["Env"] or [])
+    password = secret.read_text(encoding="utf-8") if secret.exists() else environment.get("MYSQL_ROOT_PASSWORD", "")
+    if not password:
+        raise Refused("MySQL's root password is neither a secret (tracker.core.database.root_password) nor in the service's environment")
+    quoted = password.replace("\\", "\\\\").replace('"', '\\"')
+    options = f'[client]\nuser=root\npassword="{quoted}"\nhost=127.0.0.1\nprotocol=tcp\n'
+    file = "/tmp/tracker-backup.cnf"
+    subprocess.run(
+        ["docker", "exec", "--interactive", found["Id"], "sh", "-c", f"umask 077; cat >{file}"],
+        input=options, text=True, timeout=DOCKER_SECONDS, check=True,
+    )  # fmt: skip
+    option = f"--defaults-extra-file={file}"
+    return Server(found["Id"], ("mysql", option), ("mysqldump", option, "--set-gtid-purged=OFF"), host.backup_settings["DB_NAME"])
+
+
+def external_server(shop: Workshop) -> Server:
+    """The external MySQL server, through the backup container's own client, by root's secret where there is one."""
+    shop.step("connect")
+    option = "--defaults-file=/tmp/client.cnf"
+    return Server(shop.container, ("mariadb", option), ("mariadb-dump", option), shop.host.backup_settings["DB_NAME"])

@@ -1,0 +1,100 @@
+"""What retention removes, and what suspends it until the operator has looked."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+
+from .host import CONFIG, Host
+from .log import say
+from .runs import Manifest, read_runs, run_files, run_time
+from .state import lock, read_state, write_state
+
+
+def expired(runs: list[Manifest], retention_days: int) -> tuple[list[str], list[str]]:
+    """(file paths, run ids) that retention removes after the newest run, by the times in their names.
+
+    A kind is touched only when the newest run itself added to it; the newest successful file of a kind stays, and a run
+    manifest goes with its last file. `runs` are in order of their sequence.
+    """
+    newest = runs[-1] if runs else None
+    if newest is None or newest["result"] != "success":
+        return [], []
+    limit = run_time(newest["id"]) - datetime.timedelta(days=retention_days)
+    kinds = {kind for kind, _ in run_files(newest)}
+    files, ids = [], []
+    for run in runs[:-1]:
+        if run_time(run["id"]) >= limit:
+            continue
+        old = [path for kind, path in run_files(run) if kind in kinds]
+        files += old
+        if len(old) == len(run_files(run)):
+            ids.append(run["id"])
+    return files, ids
+
+
+def suspicions(runs: list[Manifest], retention_days: int, longest_interval: int, now: datetime.datetime) -> dict[str, str]:
+    """Reasons not to trust the newest run enough to remove older ones, by a key that an acknowledgement names.
+
+    A clock that jumped, a database that lost its rows: both make good old backups look superfluous.
+    """
+    found = {}
+    for run in runs:
+        if run_time(run["id"]) > now + datetime.timedelta(minutes=1):
+            found[f"future {run['id']}"] = f"the run {run['id']} lies in the future: the clock was or is wrong"
+    good = [run for run in runs if run["result"] == "success"]
+    if len(good) >= 2:
+        before, newest = good[-2], good[-1]
+        pause = (run_time(newest["id"]) - run_time(before["id"])).total_seconds()
+        if pause > max(retention_days * 86400, 2 * longest_interval):
+            found[f"pause {newest['id']}"] = (
+                f"{newest['id']} came {pause / 86400:.0f} days after the success before it: the clock jumped, or backups paused"
+            )
+        for table, rows in before["tables"].items():
+            if 2 * newest["tables"].get(table, 0) < rows:
+                found[f"rows {newest['id']} {table}"] = (
+                    f"the table {table} has {newest['tables'].get(table, 0)} rows in {newest['id']} and had {rows} in {before['id']}"
+                )
+    return found
+
+
+def suspended(host: Host, runs: list[Manifest]) -> dict[str, str]:
+    """Why retention is suspended, by key; once a reason is there it stays until `tracker-backup acknowledge`."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    state = read_state("retention.json", {"acknowledged": [], "pending": {}})
+    reasons: dict[str, str] = {**state["pending"], **suspicions(runs, host.retention_days, host.longest_interval, now)}
+    verified = read_state("verified.json", {})
+    if verified.get("problems"):
+        reasons[f"verify {verified['at']}"] = f"verifying {verified['run']} failed: {'; '.join(verified['problems'])}"
+    return {key: reason for key, reason in reasons.items() if key not in state["acknowledged"]}
+
+
+def command_acknowledge(_: argparse.Namespace) -> int:
+    """The operator has looked at what suspended retention: go on."""
+    host = Host.read(CONFIG)
+    with lock():
+        reasons = suspended(host, read_runs(host))
+        state = read_state("retention.json", {"acknowledged": []})
+        write_state("retention.json", {"acknowledged": sorted({*state["acknowledged"], *reasons}), "pending": {}})
+    for reason in reasons.values():
+        say(f"changed: acknowledged: {reason}")
+    if not reasons:
+        say("retention is not suspended")
+    return 0
+
+
+def command_prune(_: argparse.Namespace) -> int:
+    host = Host.read(CONFIG)
+    runs = read_runs(host)
+    days = host.retention_days
+    reasons = suspended(host, runs)
+    write_state("retention.json", {**read_state("retention.json", {"acknowledged": []}), "pending": reasons})
+    for reason in reasons.values():
+        say(f"warning: retention is suspended, nothing is removed: {reason}")
+    if reasons:
+        return 0
+    files, ids = expired(runs, days)
+    for name in [*files, *(f"runs/{run_id}.json" for run_id in ids)]:
+        (host.destination / name).unlink(missing_ok=True)
+        say(f"retention: removed {name}, older than {days} days")
+    return 0

@@ -1,0 +1,254 @@
+#!/usr/bin/env bash
+# Captures, checks and publishes one backup, inside the backup container.
+#
+# maintenance-backup.sh calls it by `docker exec`, a step at a time; only `capture` is inside the window:
+#   backup.sh idle                    the container's own process: wait for the steps, for a day at most
+#   backup.sh preflight RUN METHOD    everything that can be found wrong before the tracker is touched
+#   backup.sh capture   RUN METHOD    METHOD: copy (the tracker is stopped or paused) or online
+#   backup.sh finish    RUN           check, count, archive, compress, publish; results in the run's staging
+# Exit codes: 0 success, 1 the backup failed, 2 configuration error.
+set -Eeuo pipefail
+shopt -s inherit_errexit nullglob
+umask 077
+export LC_ALL=C
+
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "${BASH_SOURCE[0]%/*}/lib.sh"
+
+readonly IDLE_SECONDS=86400
+readonly STALL_LIMIT_SECONDS=5
+
+# ---------------------------------------------------------------- paths
+
+# read_paths COMMAND: fills PATHS, DIRECTORIES and DATABASES (below $DATA, without it) from the path list; what is missing
+# and optional is reported by the command.
+read_paths() {
+    local line path kind optional file=${SETTING[BACKUP_PATHS_FILE]}
+    PATHS=() DIRECTORIES=() DATABASES=()
+    [[ -r $file ]] || die 2 "cannot read $file; install the bundle again"
+    while IFS= read -r line || [[ -n $line ]]; do
+        line=${line%$'\r'}
+        [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
+        optional=no kind=path path=$line
+        if [[ $path == '?'* ]]; then optional=yes path=${path#'?'}; fi
+        case $path in
+            sqlite:*) kind=sqlite path=${path#sqlite:} ;;
+            dir:*) kind=dir path=${path#dir:} ;;
+            *) ;;
+        esac
+        [[ $path == "$DATA"/* && $path/ != */../* ]] || die 2 "$file: $path is not below $DATA"
+        if [[ ! -e $path && ! -L $path ]]; then
+            [[ $optional == yes ]] || die 1 "$path is in $file and does not exist"
+            "$@" "optional path missing: $path"
+            continue
+        fi
+        refuse_symlink "$path"
+        [[ -r $path ]] || die 1 "$path is in $file and cannot be read"
+        case $kind in
+            sqlite) DATABASES+=("${path#"$DATA"/}") ;;
+            dir) DIRECTORIES+=("${path#"$DATA"/}") ;;
+            *) PATHS+=("${path#"$DATA"/}") ;;
+        esac
+    done <"$file"
+    ((${#PATHS[@]} > 0)) || die 2 "$file names no path"
+}
+
+# ---------------------------------------------------------------- preflight
+
+# Bytes that the run will write: into staging the database and the archive as they are, into the destination the same
+# compressed; before a first run has shown by how much that shrinks, reckon that it does not.
+check_space() {
+    local database=$1 config available needed
+    config=$(cd "$DATA" && du --bytes --summarize --total -- "${PATHS[@]}" "${DATABASES[@]}" | tail -n 1 | cut -f 1)
+    needed=$((database + config + 16777216))
+    log "database $((database / 1048576)) MiB, configuration $((config / 1048576)) MiB"
+    for directory in "$STAGING" "$DESTINATION"; do
+        available=$(df --block-size=1 --output=avail -- "$directory" | tail -n 1)
+        if [[ $directory == "$DESTINATION" && -s $WORK/expected-bytes ]]; then
+            needed=$(($(<"$WORK/expected-bytes") * 3 / 2 + 16777216))
+        elif [[ $directory == "$DESTINATION" && $(stat -c %d -- "$STAGING") == "$(stat -c %d -- "$DESTINATION")" ]]; then
+            needed=$((needed * 2))
+        fi
+        ((available > needed)) || die 1 "not enough space in $directory: $needed bytes needed, $available available"
+    done
+}
+
+probe_write() {
+    local probe=$1/.probe-$RUN
+    { printf 'probe\n' >"$probe" && sync -- "$probe" && rm -f -- "$probe"; } || die 1 "cannot write to $1 as the container's user"
+}
+
+# A writer in rollback-journal mode waits for the whole online copy; SQLite's drivers commonly give up after 5 s.
+refuse_writer_stall() {
+    local bytes=$1 started elapsed sample=67108864 estimate
+    [[ $(od -An -j 18 -N 1 -t u1 -- "${SETTING[DB_PATH]}") -ne 2 ]] || return 0
+    ((bytes > sample)) || return 0
+    started=${EPOCHREALTIME/[.,]/}
+    head -c "$sample" -- "${SETTING[DB_PATH]}" >"$WORK/sample"
+    elapsed=$((${EPOCHREALTIME/[.,]/} - started + 1))
+    rm -f -- "$WORK/sample"
+    estimate=$((bytes * elapsed / sample / 1000000))
+    log "an online copy would make the tracker's writes wait for about $estimate s"
+    if ((estimate > STALL_LIMIT_SECONDS)) && [[ ${SETTING[BACKUP_ALLOW_WRITER_STALL]} == false ]]; then
+        die 1 "the tracker's writes would wait for about $estimate s (limit $STALL_LIMIT_SECONDS s): choose quiesce 'pause' or 'stop', or set backup.allow_writer_stall"
+    fi
+}
+
+preflight() {
+    local method=$1 bytes tables table
+    load_config
+    read_paths :
+    if [[ ${SETTING[DB_TYPE]} == sqlite ]]; then
+        require_sqlite_file "${SETTING[DB_PATH]}"
+        bytes=$(du --bytes --total -- "${SETTING[DB_PATH]}"{,-journal,-wal} 2>/dev/null | tail -n 1 | cut -f 1) || true
+        [[ $method != online ]] || refuse_writer_stall "$bytes"
+    else
+        write_client_config
+        tables=$(query_mysql 'SHOW TABLES')
+        for table in "${REQUIRED_TABLES[@]}"; do
+            grep -qxF -- "$table" <<<"$tables" || die 1 "user ${SETTING[DB_USER]} sees no table $table in database ${SETTING[DB_NAME]}"
+        done
+        bytes=$(query_mysql 'SELECT coalesce(sum(data_length + index_length), 0) FROM information_schema.tables WHERE table_schema = database()')
+    fi
+    for directory in sqlite mysql config runs; do mkdir -p -- "$DESTINATION/$directory"; done
+    probe_write "$STAGING"
+    probe_write "$DESTINATION"
+    check_space "$bytes"
+}
+
+# ---------------------------------------------------------------- capture
+
+capture() {
+    local method=$1
+    load_config
+    case ${SETTING[DB_TYPE]}-$method in
+        sqlite-copy) capture_sqlite_files ;;
+        sqlite-online) online_copy "${SETTING[DB_PATH]}" "$WORK/database.db" ;;
+        mysql-*) capture_mysql ;;
+        *) die 2 "no such capture: ${SETTING[DB_TYPE]}, $method" ;;
+    esac
+}
+
+# ---------------------------------------------------------------- finish
+
+check_database() {
+    local database=$1 counts names table rows expected missing=()
+    "check_$2" "$database"
+    counts=$("count_$3" "$database")
+    names=$(cut -f 2 <<<"$counts")
+    mapfile -t expected < <(printf '%s\n' "${REQUIRED_TABLES[@]}"; cat -- "$WORK/expected-tables")
+    for table in "${expected[@]}"; do
+        grep -qxF -- "$table" <<<"$names" || missing+=("$table")
+    done
+    ((${#missing[@]} == 0)) || die 1 "the captured database lacks the tables: ${missing[*]}"
+    while IFS=$'\t' read -r rows table; do result table "$rows" "$table"; done <<<"$counts"
+}
+
+# Members are relative to the deploy directory, numeric owners, symlinks as such.
+archive_config() {
+    local archive=$WORK/config.tar relative member status=0
+    read_paths warn
+    for relative in "${DIRECTORIES[@]}" "${PATHS[@]}" "${DATABASES[@]}"; do result path "$relative"; done
+    ancestors "${DIRECTORIES[@]}" "${PATHS[@]}" "${DATABASES[@]}" >"$WORK/directories"
+    printf '%s\0' "${DIRECTORIES[@]}" >>"$WORK/directories"
+    printf '%s\0' "${PATHS[@]}" >"$WORK/paths"
+    tar --create --file "$archive" --numeric-owner --directory "$DATA" --null --verbatim-files-from \
+        --no-recursion --files-from "$WORK/directories" --recursion --files-from "$WORK/paths" || status=$?
+    ((status < 2)) || die 1 "tar failed with exit code $status; its message is in the log"
+    ((status == 0)) || warn "a configuration file changed while it was read (tar exit code 1)"
+    for relative in "${DATABASES[@]}"; do
+        require_sqlite_file "$DATA/$relative"
+        member=$WORK/members/$relative
+        online_copy "$DATA/$relative" "$WORK/member.db"
+        check_sqlite "$WORK/member.db"
+        mkdir -p -- "${member%/*}"
+        mv -T -- "$WORK/member.db" "$member"
+        # shellcheck disable=SC2046 # three words: uid, gid, mode
+        append_member "$archive" "$relative" $(stat -c '%u %g %a' -- "$DATA/$relative")
+    done
+}
+
+# The directories above the given paths, outermost first, so that an empty machine gets them with their owners.
+ancestors() {
+    local path
+    for path in "$@"; do
+        while [[ $path == */* ]]; do path=${path%/*} && printf '%s\n' "$path"; done
+    done | sort --unique | { printf '.\0' && tr '\n' '\0'; }
+}
+
+append_member() {
+    tar --append --file "$1" --numeric-owner --owner ":$3" --group ":$4" --mode "$5" --directory "$WORK/members" -- "$2"
+}
+
+# compress FROM KIND NAME: into the destination under a partial name, synced, and read back whole.
+compress() {
+    local from=$1 partial=$DESTINATION/$2/$3.partial
+    if [[ ${SETTING[BACKUP_COMPRESSION]} == gzip ]]; then
+        nice pigz --stdout <"$from" >"$partial" && sync -- "$partial" && pigz --test <"$partial"
+    else
+        nice zstd -T0 -q --stdout <"$from" >"$partial" && sync -- "$partial" && zstd -q --test <"$partial"
+    fi || die 1 "compressing into $2/$3 failed; the message is in the log"
+}
+
+# Final names appear only when everything is whole; each rename is durable before the next step counts on it.
+publish() {
+    local kind=$1 subdirectory=$2 name=$3 bytes sha256
+    local final=$DESTINATION/$subdirectory/$name
+    bytes=$(stat -c %s -- "$final.partial")
+    sha256=$(sha256sum <"$final.partial")
+    mv -T -- "$final.partial" "$final"
+    sync -- "$DESTINATION/$subdirectory"
+    result file "$kind" "$subdirectory/$name" "$bytes" "${sha256%% *}"
+}
+
+timed() {
+    local started=${EPOCHREALTIME/[.,]/} name=$1 elapsed
+    shift
+    "$@"
+    elapsed=$(((${EPOCHREALTIME/[.,]/} - started) / 1000))
+    result duration "$name" "$((elapsed / 1000)).$(printf '%03d' $((elapsed % 1000)))"
+}
+
+finish() {
+    local suffix=gz database name taken
+    load_config
+    [[ ${SETTING[BACKUP_COMPRESSION]} == gzip ]] || suffix=zst
+    if [[ ${SETTING[DB_TYPE]} == sqlite ]]; then
+        database=$WORK/database.db name=sqlite_$RUN.db.$suffix
+        timed check check_database "$database" sqlite sqlite_rows
+        result tool sqlite3 "$(sqlite3 --version | cut -d ' ' -f 1)"
+    else
+        database=$WORK/database.sql name=mysql_$RUN.sql.$suffix
+        timed check check_database "$database" mysql_dump mysql_rows
+        result tool mariadb-dump "$(mariadb-dump --version)"
+    fi
+    timed archive archive_config
+    timed compress compress "$database" "${SETTING[DB_TYPE]}" "$name"
+    timed compress_config compress "$WORK/config.tar" config "config_$RUN.tar.$suffix"
+    for taken in "$DESTINATION/${SETTING[DB_TYPE]}/$name" "$DESTINATION/config/config_$RUN.tar.$suffix"; do
+        [[ ! -e $taken ]] || die 1 "$taken is there already; nothing was published"
+    done
+    publish database "${SETTING[DB_TYPE]}" "$name"
+    publish config config "config_$RUN.tar.$suffix"
+}
+
+# ---------------------------------------------------------------- main
+
+idle() {
+    trap 'exit 0' TERM INT
+    sleep "$IDLE_SECONDS" &
+    wait
+}
+
+main() {
+    local step=${1-}
+    [[ $step != idle ]] || { idle; exit; }
+    [[ $step =~ ^(preflight|capture|finish)$ && ${2-} =~ ^[0-9]{8}_[0-9]{6}$ ]] \
+        || die 2 "usage: backup.sh idle | preflight RUN METHOD | capture RUN METHOD | finish RUN"
+    readonly RUN=$2
+    WORK=$STAGING/$RUN
+    [[ -d $WORK ]] || die 2 "$WORK is not there: maintenance-backup.sh makes it"
+    "$step" "${@:3}"
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; fi

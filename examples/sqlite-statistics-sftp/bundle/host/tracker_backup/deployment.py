@@ -1,0 +1,100 @@
+"""The deployment as it is now: its services, and the database that the tracker uses."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .docker import service_of, stack_containers
+from .host import Host, Refused
+
+
+def stack_facts(host: Host) -> tuple[dict[str, str], dict[str, Any]]:
+    """Image ids by service, and owner and mode of each directory of the deployment that a service mounts."""
+    images: dict[str, str] = {}
+    directories: dict[str, Any] = {}
+    for found in stack_containers(host):
+        images[service_of(found)] = found["Image"]
+        for mount in found["Mounts"]:
+            source = Path(mount.get("Source", ""))
+            if source.is_relative_to(host.deploy_dir) and source.is_dir():
+                directories[str(source.relative_to(host.deploy_dir))] = owner_and_mode(source)
+    for name in (".", "storage"):
+        directories[name] = owner_and_mode(host.deploy_dir / name)
+    return images, directories
+
+
+def owner_and_mode(path: Path) -> dict[str, Any]:
+    facts = path.stat()
+    return {"uid": facts.st_uid, "gid": facts.st_gid, "mode": f"{facts.st_mode & 0o7777:04o}"}
+
+
+def tracker_database(host: Host, environment: Mapping[str, str]) -> tuple[str, str]:
+    """(driver, path) that the tracker uses: its environment first, then tracker.toml, as the tracker itself reads them."""
+    toml = environment.get("TORRUST_TRACKER_CONFIG_TOML", "")
+    if not toml:
+        toml = read_plain_file(host.deploy_dir / "storage/tracker/etc/tracker.toml")
+    section = re.search(r"^\s*\[core\.database\]\s*$(.*?)(?=^\s*\[|\Z)", toml, re.MULTILINE | re.DOTALL)
+
+    def value(key: str) -> str:
+        override = environment.get(f"TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__{key.upper()}", "")
+        found = re.search(rf"""^\s*{key}\s*=\s*(["'])(.*?)\1""", section[1] if section else "", re.MULTILINE)
+        return override or (found[2] if found else "")
+
+    return value("driver").lower(), value("path")
+
+
+def read_plain_file(path: Path) -> str:
+    """At most 1 MiB of a file that a service can replace: neither a link nor a pipe is followed; empty when it is not there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    with open(descriptor, "rb") as file:
+        return file.read(1 << 20).decode(errors="replace") if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
+
+
+def expected_database(settings: Mapping[str, str]) -> tuple[str, str]:
+    """(driver, database) of backup.conf, in the tracker's words."""
+    if settings.get("DB_TYPE") == "sqlite":
+        return "sqlite3", Path(settings["DB_PATH"]).name
+    if settings.get("DB_TYPE") == "mysql":
+        return "mysql", f"{settings['DB_HOST']}:{settings['DB_PORT']}/{settings['DB_NAME']}"
+    raise Refused(f"backup.conf: DB_TYPE='{settings.get('DB_TYPE', '')}'; allowed: sqlite mysql", 2)
+
+
+def check_deployment(host: Host) -> list[str]:
+    """The tracker's database is the one that backup.conf names, otherwise Refused; returns what else is not as installed."""
+    warnings = []
+    settings = host.backup_settings
+    containers = stack_containers(host)
+    for container in containers:
+        if service_of(container) != "tracker":
+            continue
+        pairs = (pair.partition("=") for pair in container["Config"]["Env"] or [])
+        driver, path = tracker_database(host, {key: value for key, _, value in pairs})
+        if driver == "mysql":
+            uses = re.sub(r"^([^:/]+)/", r"\1:3306/", path.removeprefix("mysql://").rpartition("@")[2])
+        else:
+            uses = Path(path).name
+        expected = expected_database(settings)
+        if (driver and driver != expected[0]) or (path and uses != expected[1]):
+            raise Refused(
+                f"the tracker uses {driver} {uses}, backup.conf says {' '.join(expected)}: correct the environment JSON, generate and install again"
+            )
+        if not (driver and path):
+            warnings.append("what database the tracker uses cannot be read from its environment or tracker.toml")
+        mounted = {mount.get("Destination"): mount.get("Source") for mount in container["Mounts"]}
+        library = str(host.deploy_dir.resolve() / "storage/tracker/lib")
+        if driver == "sqlite3" and mounted.get("/var/lib/torrust/tracker") not in (None, library):
+            raise Refused(f"the tracker's database directory is {mounted['/var/lib/torrust/tracker']}, not {library}")
+    services = {service_of(container) for container in containers}
+    listed = (host.deploy_dir / "backup/backup-paths.txt").read_text(encoding="utf-8")
+    for service in ("prometheus", "grafana", "caddy"):
+        if service in services and f"/data/storage/{service}/" not in listed:
+            warnings.append(f"the service {service} runs here, and nothing of it is in the backup: add it to the environment JSON")
+    return warnings

@@ -1,0 +1,112 @@
+"""This host: where its files are, and what /etc/tracker-backup.conf says of it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG = Path(os.environ.get("TRACKER_BACKUP_CONFIG", "/etc/tracker-backup.conf"))
+STATE = Path(os.environ.get("TRACKER_BACKUP_STATE_DIR", "/var/lib/tracker-backup"))
+ROOT = Path(os.environ.get("TRACKER_BACKUP_ROOT", "/"))  # where the host's own files are, for tests
+BUNDLE = Path(__file__).resolve().parents[2]  # the upload, when a command is run from it
+
+
+def utc_now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Refused(Exception):
+    """What is wrong, where, and how to fix it; ends the command with `code`."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def read_settings(path: Path) -> dict[str, str]:
+    """KEY='value' lines as a dictionary; nothing is executed."""
+    settings = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"cannot read {path} ({error}); install the bundle again", 2) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        key, _, quoted = line.partition("=")
+        try:
+            (settings[key],) = shlex.split(quoted)
+        except ValueError as error:
+            raise Refused(f"{path}, line {number}: expected KEY='value'", 2) from error
+    return settings
+
+
+def config_path() -> Path:
+    """The installed configuration; the uploaded bundle's own where nothing is installed, or only half."""
+    return CONFIG if CONFIG.exists() else BUNDLE / "host/tracker-backup.conf"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What /etc/tracker-backup.conf says; lengths of time in seconds."""
+
+    environment: str
+    deploy_dir: Path
+    destination: Path
+    strategy: str
+    schedule: str
+    longest_interval: int
+    calendar: str  # the schedule as lists of numbers: minutes hours days months weekdays, then `both` or `either`
+    image: str
+    image_source: str
+
+    @classmethod
+    def read(cls, path: Path) -> Host:
+        settings = read_settings(path)
+        try:
+            return cls(
+                environment=settings["ENVIRONMENT"],
+                deploy_dir=Path(settings["DEPLOY_DIR"]),
+                destination=Path(settings["DESTINATION"]),
+                strategy=settings["STRATEGY"],
+                schedule=settings["SCHEDULE"],
+                longest_interval=int(settings["LONGEST_INTERVAL_SECONDS"]),
+                calendar=settings["CALENDAR"],
+                image=settings["IMAGE"],
+                image_source=settings["IMAGE_SOURCE"],
+            )
+        except KeyError as error:
+            raise Refused(f"{path}: {error.args[0]} is missing; install the bundle again", 2) from error
+        except ValueError as error:
+            raise Refused(f"{path}: {error}", 2) from error
+
+    @property
+    def backup_settings(self) -> dict[str, str]:
+        """The container's configuration, backup.conf."""
+        return read_settings(self.configuration / "backup.conf")
+
+    @property
+    def configuration(self) -> Path:
+        """The directory of backup.conf and the build context; the uploaded bundle's own where nothing is installed."""
+        installed = self.deploy_dir / "backup"
+        return installed if (installed / "backup.conf").exists() else BUNDLE / "backup"
+
+    @property
+    def retention_days(self) -> int:
+        days = self.backup_settings.get("BACKUP_RETENTION_DAYS", "")
+        if not re.fullmatch("[1-9][0-9]{0,3}", days):
+            raise Refused(f"{self.configuration}/backup.conf: BACKUP_RETENTION_DAYS='{days}'; a number of days from 1; nothing is removed", 2)
+        return int(days)
+
+    @property
+    def in_stack(self) -> bool:
+        """Whether the database server is the stack's own service `mysql`."""
+        return self.backup_settings.get("DB_HOST") == "mysql"
+
+    @property
+    def staging(self) -> Path:
+        return self.deploy_dir / "storage/backup-staging"

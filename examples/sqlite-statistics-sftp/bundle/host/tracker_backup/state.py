@@ -1,0 +1,58 @@
+"""What outlives a command in /var/lib/tracker-backup: facts, and the lock of all that changes anything."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .files import make_directory, write_durably
+from .host import STATE, Refused
+
+LOCK_SECONDS = 60
+
+
+def read_state(name: str, default: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(json.loads((STATE / name).read_bytes()))
+    except FileNotFoundError:
+        return default
+
+
+def write_state(name: str, value: dict[str, Any]) -> None:
+    write_durably(STATE / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+class LockHeld(Refused):
+    pass
+
+
+@contextlib.contextmanager
+def lock(wait: float = LOCK_SECONDS) -> Iterator[None]:
+    """The one lock of all that changes anything; a run that holds it is waited for, for so many seconds."""
+    make_directory(STATE, 0o700)
+    deadline = time.monotonic() + wait
+    while True:
+        with open(STATE / "lock", "a", encoding="ascii") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise LockHeld("a backup is running; nothing was changed: try again when it is over", 75) from error
+                time.sleep(0.5)
+                continue
+            if (STATE / "lock").exists() and os.path.samestat(os.fstat(file.fileno()), (STATE / "lock").stat()):
+                yield
+                return
+        make_directory(STATE, 0o700)  # an uninstallation removed it meanwhile
+
+
+def refuse_while_unfinished() -> None:
+    """Nothing is taken away from under a run or a restore that died and is still to be recovered."""
+    for name in ("window", "restore.json"):
+        if (STATE / name).exists():
+            raise Refused(f"a run or a restore died and left {STATE / name}: run maintenance-backup.sh --recover first")

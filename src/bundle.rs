@@ -1,0 +1,301 @@
+//! The bundle in memory: embedded templates, quoting, file modes, manifest.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use include_dir::{Dir, include_dir};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tera::{Context, Kwargs, State, Tera, Value};
+
+use crate::backup::Secret;
+use crate::environment::Environment;
+use crate::error::Error;
+use crate::plan::BackupPlan;
+
+/// The output tree: `.tera` is rendered and drops its suffix, the rest is copied byte for byte.
+static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/bundle-templates");
+
+const TEMPLATE: &str = ".tera";
+
+/// The file that is written last, and says what belongs to the bundle.
+pub const MANIFEST: &str = "manifest.json";
+/// The directory that is in no manifest, no diff and no repository.
+pub const SECRETS: &str = "secrets";
+
+/// What a directory holds when the bundle is written.
+#[derive(Debug)]
+pub struct Bundle {
+    /// By path relative to the bundle, the manifest among them.
+    pub files: BTreeMap<String, File>,
+    /// By name in `secrets/`.
+    pub secrets: BTreeMap<&'static str, Secret>,
+}
+
+/// A file of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct File {
+    pub content: Cow<'static, [u8]>,
+    pub executable: bool,
+}
+
+/// `manifest.json`: what a bundle consists of, without secrets.
+#[derive(Debug, Deserialize, Serialize)]
+#[allow(missing_docs)]
+pub struct Manifest {
+    pub format: u32,
+    pub generator: String,
+    /// SHA-256 of what was read of the environment file, without its secrets: with them it could
+    /// be used to guess a password.
+    pub input_digest: String,
+    pub files: BTreeMap<String, Entry>,
+}
+
+/// A file as the manifest knows it.
+#[derive(Debug, Deserialize, Serialize)]
+#[allow(missing_docs)]
+pub struct Entry {
+    pub sha256: String,
+    pub executable: bool,
+}
+
+/// The manifest's `format` that this program writes and reads.
+pub const FORMAT: u32 = 1;
+
+impl File {
+    fn new(content: Cow<'static, [u8]>) -> Self {
+        Self {
+            executable: content.starts_with(b"#!"),
+            content,
+        }
+    }
+}
+
+impl Bundle {
+    /// Renders everything, and checks what was rendered.
+    pub fn render(environment: &Environment, plan: &BackupPlan) -> Result<Self, Error> {
+        let mut files = rendered(plan)?;
+        files.extend(copied().map(|(path, content)| (path.to_owned(), File::new(content.into()))));
+        let manifest = Manifest {
+            format: FORMAT,
+            generator: concat!("gen-backup-bundle ", env!("CARGO_PKG_VERSION")).to_owned(),
+            input_digest: sha256(json(environment).as_bytes()),
+            files: files
+                .iter()
+                .map(|(path, file)| (path.clone(), file.into()))
+                .collect(),
+        };
+        files.insert(
+            MANIFEST.to_owned(),
+            File::new(json(&manifest).into_bytes().into()),
+        );
+        let secrets = environment.secrets().into_iter().collect();
+        Ok(Self { files, secrets })
+    }
+}
+
+impl From<&File> for Entry {
+    fn from(file: &File) -> Self {
+        Self {
+            sha256: sha256(&file.content),
+            executable: file.executable,
+        }
+    }
+}
+
+/// The tag of the image that is built from the bundle: it changes when what it is built from does.
+///
+/// That is `.dockerignore`, the files that it lets through, and the packages.
+#[must_use]
+pub fn image_tag(packages: &[&str]) -> String {
+    const IGNORE: &str = "backup/.dockerignore";
+    let files: BTreeMap<_, _> = embedded().into_iter().collect();
+    let ignore = files.get(IGNORE).copied().unwrap_or_default();
+    let let_through = String::from_utf8_lossy(ignore);
+    let let_through = let_through
+        .lines()
+        .filter_map(|line| line.strip_prefix('!'));
+    let mut paths: Vec<String> = let_through.map(|name| format!("backup/{name}")).collect();
+    paths.push(IGNORE.to_owned());
+    paths.sort();
+    let mut hash = Sha256::new();
+    for path in paths {
+        let template = format!("{path}{TEMPLATE}");
+        let content = files
+            .get(path.as_str())
+            .or_else(|| files.get(template.as_str()));
+        hash.update(
+            [
+                path.as_bytes(),
+                b"\0",
+                content.copied().unwrap_or_default(),
+                b"\0",
+            ]
+            .concat(),
+        );
+    }
+    hash.update(packages.join(" "));
+    format!("gen-backup-bundle/backup:{}", &hex(&hash.finalize())[..12])
+}
+
+/// Lower-case hexadecimal SHA-256.
+#[must_use]
+pub fn sha256(content: &[u8]) -> String {
+    hex(&Sha256::digest(content))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Indented, keys in the order of the types, one final newline.
+///
+/// # Panics
+///
+/// Over a map whose keys are no texts; nothing of ours has one.
+#[must_use]
+pub fn json(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(value).expect("plain data serialises");
+    text.push('\n');
+    text
+}
+
+/// Every embedded file, by its path in the template tree.
+fn embedded() -> Vec<(&'static str, &'static [u8])> {
+    fn collect(directory: &'static Dir<'static>, files: &mut Vec<(&'static str, &'static [u8])>) {
+        for file in directory.files() {
+            files.push((file.path().to_str().unwrap_or_default(), file.contents()));
+        }
+        for directory in directory.dirs() {
+            collect(directory, files);
+        }
+    }
+    let mut files = Vec::new();
+    collect(&TEMPLATES, &mut files);
+    files
+}
+
+/// Files that are copied as they are.
+fn copied() -> impl Iterator<Item = (&'static str, &'static [u8])> {
+    embedded()
+        .into_iter()
+        .filter(|(path, _)| path.strip_suffix(TEMPLATE).is_none())
+}
+
+/// Output path and text of every template.
+pub fn templates() -> impl Iterator<Item = (&'static str, Cow<'static, str>)> {
+    embedded().into_iter().filter_map(|(path, content)| {
+        Some((
+            path.strip_suffix(TEMPLATE)?,
+            String::from_utf8_lossy(content),
+        ))
+    })
+}
+
+fn rendered(plan: &BackupPlan) -> Result<BTreeMap<String, File>, Error> {
+    let fail = |file: &str, source| Error::Render {
+        file: file.to_owned(),
+        source,
+    };
+    let mut tera = Tera::new();
+    tera.autoescape_on(Vec::<&str>::new());
+    tera.register_filter("sh", |value: &Value, _: Kwargs, _: &State<'_>| {
+        sh(&value.to_string())
+    });
+    tera.register_filter("yaml", |value: &Value, _: Kwargs, _: &State<'_>| {
+        yaml(&value.to_string())
+    });
+    tera.register_filter("compose", |value: &Value, _: Kwargs, _: &State<'_>| {
+        compose(&value.to_string())
+    });
+    tera.register_filter("md", |value: &Value, _: Kwargs, _: &State<'_>| {
+        md(&value.to_string())
+    });
+    tera.register_filter("code", |value: &Value, _: Kwargs, _: &State<'_>| {
+        code(&value.to_string())
+    });
+    tera.add_raw_templates(templates())
+        .map_err(|error| fail("the templates", error.into()))?;
+    let context = Context::from_serialize(plan).map_err(|error| fail("the plan", error.into()))?;
+    let render = |path: &str| {
+        let text = tera
+            .render(path, &context)
+            .map_err(|error| fail(path, error.into()))?;
+        if path.strip_suffix(".yml").is_some() {
+            serde_yaml::from_str::<serde_yaml::Value>(&text)
+                .map_err(|error| fail(path, error.into()))?;
+        }
+        Ok((path.to_owned(), File::new(text.into_bytes().into())))
+    };
+    templates().map(|(path, _)| render(path)).collect()
+}
+
+/// A value for a shell: always in single quotes, where only `'` itself is special.
+#[must_use]
+pub fn sh(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// A value for YAML 1.1 and 1.2: one quoted scalar on one line.
+///
+/// Single quotes, unless a character is there that some parser refuses or folds: then double ones.
+#[must_use]
+pub fn yaml(text: &str) -> String {
+    let is_plain = |c: char| {
+        !c.is_control()
+            && !matches!(
+                c,
+                '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
+            )
+    };
+    if text.chars().all(is_plain) {
+        return format!("'{}'", text.replace('\'', "''"));
+    }
+    let escaped = text.chars().fold(String::new(), |mut escaped, c| {
+        let _ = match c {
+            '"' | '\\' => write!(escaped, "\\{c}"),
+            c if is_plain(c) => write!(escaped, "{c}"),
+            c => write!(escaped, "\\u{:04X}", u32::from(c)),
+        };
+        escaped
+    });
+    format!("\"{escaped}\"")
+}
+
+/// A value for a compose file, which replaces `$NAME` even in quotes.
+#[must_use]
+pub fn compose(text: &str) -> String {
+    yaml(&text.replace('$', "$$"))
+}
+
+/// Text inside a line or a table cell of Markdown: what could be markup is escaped.
+#[must_use]
+pub fn md(text: &str) -> String {
+    text.chars().fold(String::new(), |mut escaped, c| {
+        match c {
+            // Tables are cut into cells before backslashes are looked at.
+            '|' => escaped.push_str("&#124;"),
+            '\\' | '`' | '*' | '_' | '{' | '}' | '[' | ']' | '<' | '>' | '(' | ')' | '#' | '!'
+            | '~' | '&' | '$' | '@' => {
+                escaped.extend(['\\', c]);
+            }
+            c => escaped.push(c),
+        }
+        escaped
+    })
+}
+
+/// Text in a code span, inside a line or a table cell of Markdown.
+#[must_use]
+pub fn code(text: &str) -> String {
+    if text.contains(['`', '|', '\\']) || text.trim() != text {
+        format!("<code>{}</code>", md(text))
+    } else {
+        format!("`{text}`")
+    }
+}

@@ -1,0 +1,357 @@
+//! Reads an environment file: JSON, schema, domain types, rules across keys; all problems at once.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::backup::{
+    BackupConfig, Database, DatabaseName, HostName, HostPath, ImageReference, KeyPath, Line,
+    Refusal, Secret, UserName, no_control_characters,
+};
+use crate::error::{Error, Problem};
+use crate::json;
+use crate::restic::{Repository, Restic, VariableName};
+use crate::rules::contradictions;
+use crate::schedule::{CronSchedule, ScheduleError};
+use crate::schema::{Schema, nearest};
+use crate::topology::{EnabledServices, Service};
+
+/// What we take from the deployer's file, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Environment {
+    pub identity: Identity,
+    pub ssh: SshCredentials,
+    pub database: Database,
+    pub services: EnabledServices,
+    pub backup: BackupConfig,
+}
+
+/// The section `environment`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[allow(missing_docs)]
+pub struct Identity {
+    pub name: Line,
+    pub instance_name: Option<Line>,
+    pub description: Option<Line>,
+}
+
+/// The section `ssh_credentials`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[allow(missing_docs)]
+pub struct SshCredentials {
+    pub private_key_path: KeyPath,
+    #[serde(default = "default_username")]
+    pub username: UserName,
+    #[serde(default = "default_port")]
+    pub port: u16,
+}
+
+fn default_username() -> UserName {
+    "torrust".parse().expect("the default user name is valid")
+}
+
+const fn default_port() -> u16 {
+    22
+}
+
+/// The parts of the file that we read, in the file's own shape.
+#[derive(Deserialize)]
+struct Document {
+    environment: Identity,
+    ssh_credentials: SshCredentials,
+    tracker: Tracker,
+    prometheus: Option<Value>,
+    grafana: Option<Proxied>,
+    https: Option<Value>,
+    backup: BackupConfig,
+}
+
+#[derive(Deserialize)]
+struct Tracker {
+    core: Core,
+    http_trackers: Option<Vec<Proxied>>,
+    http_api: Option<Proxied>,
+    health_check_api: Option<Proxied>,
+}
+
+#[derive(Deserialize)]
+struct Core {
+    database: Database,
+}
+
+#[derive(Deserialize)]
+struct Proxied {
+    use_tls_proxy: Option<bool>,
+}
+
+impl Document {
+    fn services(&self) -> EnabledServices {
+        let proxied = (self.tracker.http_trackers.iter().flatten())
+            .chain(&self.tracker.http_api)
+            .chain(&self.tracker.health_check_api)
+            .chain(&self.grafana)
+            .any(|service| service.use_tls_proxy == Some(true));
+        let others = [
+            (
+                self.tracker.core.database.service() == Some(Service::Mysql),
+                Service::Mysql,
+            ),
+            (self.prometheus.is_some(), Service::Prometheus),
+            (self.grafana.is_some(), Service::Grafana),
+            (self.https.is_some() && proxied, Service::Caddy),
+        ];
+        EnabledServices::with_tracker(
+            others
+                .into_iter()
+                .filter_map(|(enabled, service)| enabled.then_some(service)),
+        )
+    }
+}
+
+impl Environment {
+    /// Name and value of each secret that a backup needs, sorted by name.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<(&'static str, Secret)> {
+        let mut secrets = self.database.secrets();
+        secrets.extend(self.backup.restic.iter().flat_map(Restic::secrets));
+        secrets
+    }
+
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let bytes = fs::read(path).map_err(|source| Error::Read {
+            path: path.into(),
+            source,
+        })?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| {
+            let line = bytes[..error.valid_up_to()].split(|&b| b == b'\n').count();
+            Error::NotUtf8 {
+                path: path.into(),
+                line,
+            }
+        })?;
+        // Some editors put a byte order mark first; it is no part of the JSON.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let (document, duplicates) = json::parse(text).map_err(|source| Error::Syntax {
+            path: path.into(),
+            source,
+        })?;
+        Self::check(document, duplicates).map_err(|problems| Error::Invalid {
+            path: path.into(),
+            problems,
+        })
+    }
+
+    /// Checks a parsed file, and goes on after a problem to find the others.
+    fn check(mut document: Value, duplicates: Vec<String>) -> Result<Self, Vec<Problem>> {
+        let mut problems: Vec<Problem> = duplicates.into_iter().map(duplicate).collect();
+        problems.extend(not_enabled(&document));
+        problems.extend(control_characters(&document));
+        problems.extend(not_yet(&document));
+        let schema = Schema::published();
+        problems.extend(schema.problems(&document));
+        problems.extend(malformed_texts(&document));
+        problems.extend(malformed_variables(&document));
+        let mut seen = BTreeSet::new();
+        problems.retain(|problem| seen.insert(problem.path.clone()));
+
+        // With examples in place of the wrong values, the rules across the other keys can be looked at.
+        for path in &seen {
+            json::replace(&mut document, path, schema.example(path));
+        }
+        match serde_json::from_value::<Document>(document) {
+            Ok(document) => {
+                problems.extend(contradictions(
+                    &document.backup,
+                    &document.tracker.core.database,
+                    &seen,
+                ));
+                if problems.is_empty() {
+                    return Ok(Self {
+                        services: document.services(),
+                        identity: document.environment,
+                        ssh: document.ssh_credentials,
+                        database: document.tracker.core.database,
+                        backup: document.backup,
+                    });
+                }
+            }
+            Err(error) if problems.is_empty() => problems.push(Problem {
+                path: "(the whole file)".to_owned(),
+                found: error.to_string(),
+                allowed: "what schemas/environment.schema.json describes".to_owned(),
+                fix: "report this as a defect: the schema accepts what the program does not"
+                    .to_owned(),
+            }),
+            Err(_) => {}
+        }
+        problems.sort_by(|a, b| a.path.cmp(&b.path));
+        Err(problems)
+    }
+}
+
+fn duplicate(path: String) -> Problem {
+    Problem {
+        path,
+        found: "the same key twice".to_owned(),
+        allowed: "each key once".to_owned(),
+        fix: "remove one of the two".to_owned(),
+    }
+}
+
+fn not_enabled(document: &Value) -> Option<Problem> {
+    let sections = document.as_object()?;
+    let found = match sections.get("backup") {
+        Some(Value::Null) => "null: backups are not enabled".to_owned(),
+        Some(_) => return None,
+        None => match nearest("backup", sections.keys()) {
+            Some(other) => format!("nothing, but a section {}", json::quoted(other)),
+            None => "nothing: backups are not enabled".to_owned(),
+        },
+    };
+    Some(Problem {
+        path: "backup".to_owned(),
+        found,
+        allowed: "an object".to_owned(),
+        fix: "add \"backup\": {} beside \"environment\" to enable backups with every default"
+            .to_owned(),
+    })
+}
+
+fn control_characters(document: &Value) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for section in ["environment", "ssh_credentials", "tracker", "backup"] {
+        let Some(value) = document.get(section) else {
+            continue;
+        };
+        json::each_string(value, section, &mut |path, text| {
+            if let Err(refusal) = no_control_characters(text) {
+                problems.push(refused(path, text, refusal));
+            }
+        });
+    }
+    problems
+}
+
+/// Known options of later versions: refused, since ignoring one would promise what we do not do.
+const NOT_YET: [(&str, &str); 2] = [
+    (
+        "backup.notify",
+        "remove it; watch the run's exit status or `tracker-backup status` meanwhile",
+    ),
+    (
+        "backup.metrics",
+        "remove it; watch `tracker-backup status --json` meanwhile",
+    ),
+];
+
+fn not_yet(document: &Value) -> Vec<Problem> {
+    let asked = |(path, _): &&(&str, &str)| json::get(document, path).is_some();
+    let problem = |(path, fix): &(&str, &str)| Problem {
+        path: (*path).to_owned(),
+        found: "this key".to_owned(),
+        allowed: "not supported yet".to_owned(),
+        fix: (*fix).to_owned(),
+    };
+    NOT_YET.iter().filter(asked).map(problem).collect()
+}
+
+type Check = fn(&str) -> Result<(), Refusal>;
+
+/// The texts that have rules of their own, each with the type that knows them.
+const TEXTS: [(&str, Check); 21] = [
+    ("environment.name", check::<Line>),
+    ("environment.instance_name", check::<Line>),
+    ("environment.description", check::<Line>),
+    ("ssh_credentials.private_key_path", check::<KeyPath>),
+    ("ssh_credentials.public_key_path", check::<KeyPath>),
+    ("ssh_credentials.username", check::<UserName>),
+    ("tracker.core.database.database_name", check::<DatabaseName>),
+    ("backup.schedule", check_schedule),
+    ("backup.verify_schedule", check_schedule),
+    ("backup.destination", check::<HostPath>),
+    ("backup.deploy_dir", check::<HostPath>),
+    ("backup.image", check::<ImageReference>),
+    ("backup.database_tls.ca_file", check::<HostPath>),
+    ("backup.restic.repository", check::<Repository>),
+    ("backup.restic.password", check::<Secret>),
+    ("backup.restic.ssh_private_key_path", check::<KeyPath>),
+    ("backup.restic.ssh_known_hosts_path", check::<KeyPath>),
+    ("tracker.core.database.host", check::<HostName>),
+    ("tracker.core.database.username", check::<Line>),
+    ("tracker.core.database.password", check::<Secret>),
+    ("tracker.core.database.root_password", check::<Secret>),
+];
+
+/// Those that nobody reads when the database is a file.
+const SERVER: [&str; 4] = [
+    "tracker.core.database.host",
+    "tracker.core.database.username",
+    "tracker.core.database.password",
+    "tracker.core.database.root_password",
+];
+
+fn check<T: std::str::FromStr<Err = Refusal>>(text: &str) -> Result<(), Refusal> {
+    text.parse::<T>().map(drop)
+}
+
+fn check_schedule(text: &str) -> Result<(), Refusal> {
+    let refusal = |error: ScheduleError| Refusal {
+        allowed: format!("five fields as cron reads them ({error})"),
+        fix: error.hint(),
+    };
+    text.parse::<CronSchedule>().map(drop).map_err(refusal)
+}
+
+fn malformed_texts(document: &Value) -> Vec<Problem> {
+    let driver = json::get(document, "tracker.core.database.driver");
+    let is_read = |path: &str| match driver.and_then(Value::as_str) {
+        Some("sqlite3") => !SERVER.contains(&path),
+        _ => true,
+    };
+    let problem = |(path, check): &(&str, Check)| {
+        let text = json::get(document, path)?.as_str()?;
+        Some(refused(path, text, check(text).err()?))
+    };
+    TEXTS
+        .iter()
+        .filter(|(path, _)| is_read(path))
+        .filter_map(problem)
+        .collect()
+}
+
+/// Here the keys are the operator's own.
+fn malformed_variables(document: &Value) -> Vec<Problem> {
+    const PATH: &str = "backup.restic.environment";
+    let variables = json::get(document, PATH).and_then(Value::as_object);
+    let mut problems = Vec::new();
+    for (name, value) in variables.into_iter().flatten() {
+        let path = json::child(PATH, name);
+        if let Err(Refusal { allowed, fix }) = check::<VariableName>(name) {
+            let found = format!("the variable {}", json::quoted(name));
+            problems.push(Problem {
+                path,
+                found,
+                allowed,
+                fix,
+            });
+        } else if let Some(Err(refusal)) = value.as_str().map(check::<Secret>) {
+            problems.push(refused(&path, "", refusal));
+        }
+    }
+    problems
+}
+
+fn refused(path: &str, text: &str, refusal: Refusal) -> Problem {
+    let Refusal { allowed, fix } = refusal;
+    Problem {
+        path: path.to_owned(),
+        found: json::found_text(path, text),
+        allowed,
+        fix,
+    }
+}

@@ -1,0 +1,168 @@
+//! What can go wrong: messages say what, sources say why, hints say what to do.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Every failure of the library, each with the path that it is about.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the messages say it
+pub enum Error {
+    #[error("cannot read {path}", path = path.display())]
+    Read { path: PathBuf, source: io::Error },
+
+    #[error("{path} is not UTF-8: line {line} has a byte that is no part of a character", path = path.display())]
+    NotUtf8 { path: PathBuf, line: usize },
+
+    #[error("{path} is not valid JSON", path = path.display())]
+    Syntax {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+
+    #[error("{path} has {problems}", path = path.display(), problems = Problems(problems))]
+    Invalid {
+        path: PathBuf,
+        problems: Vec<Problem>,
+    },
+
+    #[error("cannot render {file}", file = file)]
+    Render {
+        file: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    #[error("{out} holds what would be lost:{list}", out = out.display(), list = Listed(lost))]
+    Refused {
+        out: PathBuf,
+        lost: Vec<(PathBuf, &'static str)>,
+    },
+
+    #[error("cannot {action} {path}", path = path.display())]
+    Output {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+
+    #[error("{out} differs in {files} {noun}", out = out.display(), noun = noun(*files, "file"))]
+    Differs {
+        out: PathBuf,
+        files: usize,
+        diff: String,
+        command: String,
+    },
+}
+
+impl Error {
+    /// The exit status, as `--help` and docs/configuration.md list them.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Differs { .. } => 1,
+            Self::Read { .. }
+            | Self::NotUtf8 { .. }
+            | Self::Syntax { .. }
+            | Self::Invalid { .. } => 3,
+            Self::Refused { .. } => 4,
+            Self::Render { .. } | Self::Output { .. } => 5,
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                "give the path of the environment JSON file".to_owned()
+            }
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::IsADirectory => {
+                "give the environment JSON file itself, not its directory".to_owned()
+            }
+            Self::Read { .. } => "make the file readable for this user".to_owned(),
+            Self::NotUtf8 { .. } => "save the file as UTF-8".to_owned(),
+            Self::Syntax { .. } => "mend the file there, or just before it".to_owned(),
+            Self::Invalid { .. } => {
+                "docs/configuration.md lists every key; nothing was written".to_owned()
+            }
+            Self::Render { .. } => "this is a defect of gen-backup-bundle: please report it".to_owned(),
+            Self::Refused { .. } => {
+                "look with --check, move what you need, or overwrite with --force; nothing was written"
+                    .to_owned()
+            }
+            Self::Output { .. } => "mend the cause and run again: that completes the bundle".to_owned(),
+            Self::Differs { command, .. } => format!("bring it up to date with: {command}"),
+        }
+    }
+
+    /// Says which file an operation on the output directory failed for.
+    pub(crate) fn output(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Output {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+/// One mistake in the environment file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Where, such as `backup.retention_days`.
+    pub path: String,
+    /// What stands there.
+    pub found: String,
+    /// What may stand there.
+    pub allowed: String,
+    /// How to mend it.
+    pub fix: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            path,
+            found,
+            allowed,
+            fix,
+        } = self;
+        write!(
+            f,
+            "  {path}\n    found:   {found}\n    allowed: {allowed}\n    fix:     {fix}"
+        )
+    }
+}
+
+struct Problems<'a>(&'a [Problem]);
+
+impl fmt::Display for Problems<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}:", self.0.len(), noun(self.0.len(), "problem"))?;
+        self.0
+            .iter()
+            .try_for_each(|problem| write!(f, "\n{problem}"))
+    }
+}
+
+struct Listed<'a>(&'a [(PathBuf, &'static str)]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .iter()
+            .try_for_each(|(path, why)| write!(f, "\n  {}: {why}", path.display()))
+    }
+}
+
+/// `file` or `files`.
+pub(crate) fn noun(count: usize, singular: &str) -> String {
+    if count == 1 {
+        singular.to_owned()
+    } else {
+        format!("{singular}s")
+    }
+}

@@ -1,0 +1,304 @@
+//! Rules across keys: what is right by itself, and wrong beside another value.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::backup::{BackupConfig, Database, MysqlServer, Quiesce, Strategy};
+use crate::error::Problem;
+use crate::restic::{Repository, Restic, VariableName};
+
+/// Directories of the host that a backup must neither lie in nor contain: the destination is made
+/// 0700 for root, and these belong to others or do not outlive a restart.
+const SYSTEM: [&str; 11] = [
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/proc",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/usr",
+    "/var/lib/tracker-backup",
+];
+/// Directories that it must not be, although it may lie in them.
+const SHARED: [&str; 7] = ["/home", "/media", "/mnt", "/opt", "/root", "/srv", "/tmp"];
+/// What lies in the deploy directory and is not the backups' place.
+const TAKEN: [&str; 7] = [
+    "backup",
+    "storage/backup-staging",
+    "storage/caddy",
+    "storage/grafana",
+    "storage/mysql",
+    "storage/prometheus",
+    "storage/tracker",
+];
+
+const DRIVER: &str = "tracker.core.database.driver";
+const HOST: &str = "tracker.core.database.host";
+
+/// What contradicts itself, as far as it can be told: a rule that reads a value with a problem of
+/// its own, one of `broken`, is left out.
+pub fn contradictions(
+    backup: &BackupConfig,
+    database: &Database,
+    broken: &BTreeSet<String>,
+) -> Vec<Problem> {
+    let mut rules = Rules {
+        broken,
+        problems: Vec::new(),
+    };
+    times(backup, database, &mut rules);
+    places(backup, &mut rules);
+    sidecar(backup, &mut rules);
+    if let Some(restic) = &backup.restic {
+        remote(backup, restic, &mut rules);
+    }
+    match database {
+        Database::Sqlite { .. } => file(backup, &mut rules),
+        Database::Mysql(server) => mysql(backup, database, server, &mut rules),
+    }
+    rules.problems
+}
+
+struct Rules<'a> {
+    broken: &'a BTreeSet<String>,
+    problems: Vec<Problem>,
+}
+
+impl Rules<'_> {
+    /// The problem is the first path's; the rule has read all of them.
+    fn refuse(&mut self, reads: &[&str], found: String, allowed: &str, fix: &str) {
+        let below = |outer: &str, inner: &str| {
+            inner
+                .strip_prefix(outer)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let is_broken = |path: &&str| {
+            self.broken
+                .iter()
+                .any(|bad| below(bad, path) || below(path, bad))
+        };
+        if !reads.iter().any(is_broken) {
+            let (path, allowed, fix) = (reads[0].to_owned(), allowed.to_owned(), fix.to_owned());
+            self.problems.push(Problem {
+                path,
+                found,
+                allowed,
+                fix,
+            });
+        }
+    }
+}
+
+fn times(backup: &BackupConfig, database: &Database, rules: &mut Rules<'_>) {
+    let quiesce = backup.quiesce(database);
+    let stop = backup.stop_timeout_seconds.get();
+    let window = backup.window_timeout_seconds.get();
+    if quiesce == Quiesce::Stop && window * 2 / 3 <= stop {
+        rules.refuse(
+            &[
+                "backup.window_timeout_seconds",
+                "backup.stop_timeout_seconds",
+                "backup.quiesce",
+                DRIVER,
+            ],
+            format!(
+                "{window}, of which two thirds are for stopping and capturing, while stopping alone may take {stop} (stop_timeout_seconds)"
+            ),
+            "more than one and a half times stop_timeout_seconds",
+            "raise window_timeout_seconds, or lower stop_timeout_seconds",
+        );
+    }
+}
+
+fn places(backup: &BackupConfig, rules: &mut Rules<'_>) {
+    let deploy_dir = backup.deploy_dir.as_str();
+    if let Some(system) = SYSTEM.iter().find(|system| overlap(deploy_dir, system)) {
+        rules.refuse(
+            &["backup.deploy_dir"],
+            format!("{deploy_dir:?}, which overlaps {system}"),
+            "a directory of the deployment's own",
+            "write the directory that holds docker-compose.yml, for example \"/opt/torrust\"",
+        );
+    }
+    let destination = backup.destination();
+    let destination = destination.as_str();
+    let system = SYSTEM.map(str::to_owned).into_iter();
+    let other = system
+        .chain(TAKEN.map(|taken| format!("{deploy_dir}/{taken}")))
+        .find(|other| overlap(destination, other))
+        .or_else(|| {
+            SHARED
+                .contains(&destination)
+                .then(|| destination.to_owned())
+        });
+    if let Some(other) = other {
+        rules.refuse(
+            &["backup.destination", "backup.deploy_dir"],
+            format!("{destination:?}, which overlaps {other}, used by others"),
+            "a directory for the backups alone: only root can look into it afterwards",
+            "write for example \"/mnt/backup/torrust\", or leave the key out for <deploy_dir>/storage/backup",
+        );
+    }
+}
+
+/// Whether one of two normal paths is the other, or lies in it.
+fn overlap(a: &str, b: &str) -> bool {
+    let contains = |outer: &str, inner: &str| {
+        inner
+            .strip_prefix(outer)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    contains(a, b) || contains(b, a)
+}
+
+fn sidecar(backup: &BackupConfig, rules: &mut Rules<'_>) {
+    let touches_tracker = backup
+        .quiesce
+        .is_some_and(|quiesce| quiesce != Quiesce::None);
+    if backup.strategy == Strategy::Sidecar && touches_tracker {
+        rules.refuse(
+            &["backup.quiesce", "backup.strategy"],
+            "what a sidecar cannot do: it has no way to the tracker".to_owned(),
+            "\"none\" with strategy \"sidecar\"",
+            "remove it, or choose strategy \"maintenance-window\"",
+        );
+    }
+}
+
+fn remote(backup: &BackupConfig, restic: &Restic, rules: &mut Rules<'_>) {
+    const REPOSITORY: &str = "backup.restic.repository";
+    const KEY: &str = "backup.restic.ssh_private_key_path";
+    const KNOWN_HOSTS: &str = "backup.restic.ssh_known_hosts_path";
+    if let Some(directory) = restic.repository.directory() {
+        let (directory, destination) = (directory.as_str(), backup.destination());
+        let taken = [destination.as_str(), backup.deploy_dir.as_str()];
+        let other = SYSTEM
+            .iter()
+            .chain(&taken)
+            .find(|other| overlap(directory, other));
+        if let Some(other) = other.or_else(|| SHARED.iter().find(|shared| **shared == directory)) {
+            rules.refuse(
+                &[REPOSITORY, "backup.destination", "backup.deploy_dir"],
+                format!("a directory that overlaps {other}"),
+                "a directory for the repository alone, best on another disk",
+                "write for example \"/mnt/restic/torrust\"",
+            );
+        }
+    }
+    let is_sftp = matches!(restic.repository, Repository::Sftp(_));
+    let keys = [
+        (
+            KEY,
+            &restic.ssh_private_key_path,
+            "add a private key without a passphrase, made for this (ssh-keygen -t ed25519)",
+        ),
+        (
+            KNOWN_HOSTS,
+            &restic.ssh_known_hosts_path,
+            "add what `ssh-keyscan HOST` writes, compared with the server's own keys",
+        ),
+    ];
+    for (path, value, fix) in keys {
+        if is_sftp && value.is_none() {
+            rules.refuse(
+                &[path, REPOSITORY],
+                "nothing, with a repository behind SSH".to_owned(),
+                "a path that begins with `/` or `~/`, of a file where Ansible runs",
+                fix,
+            );
+        } else if !is_sftp && value.is_some() {
+            rules.refuse(
+                &[path, REPOSITORY],
+                "a file that nothing reads: the repository is not behind SSH".to_owned(),
+                "nothing, or a repository \"sftp:...\"",
+                "remove it",
+            );
+        }
+    }
+    let given: Vec<_> = restic
+        .environment
+        .keys()
+        .map(VariableName::as_str)
+        .collect();
+    let required = restic.repository.required_variables();
+    for missing in required.iter().filter(|name| !given.contains(name)) {
+        rules.refuse(
+            &["backup.restic.environment", REPOSITORY],
+            format!("no variable {missing}, which this repository needs"),
+            &required.join(" and "),
+            "add it",
+        );
+    }
+    if [restic.keep_daily, restic.keep_weekly, restic.keep_monthly]
+        .iter()
+        .all(|keep| keep.get() == 0)
+    {
+        rules.refuse(
+            &[
+                "backup.restic.keep_daily",
+                "backup.restic.keep_weekly",
+                "backup.restic.keep_monthly",
+            ],
+            "0 everywhere: no snapshot would be kept".to_owned(),
+            "at least one of keep_daily, keep_weekly and keep_monthly above 0",
+            "write for example 7",
+        );
+    }
+}
+
+fn file(backup: &BackupConfig, rules: &mut Rules<'_>) {
+    if backup.database_tls.is_some() {
+        rules.refuse(
+            &["backup.database_tls", DRIVER],
+            "settings for a server, with driver \"sqlite3\"".to_owned(),
+            "nothing: a file is not reached over a network",
+            "remove it",
+        );
+    }
+}
+
+fn mysql(backup: &BackupConfig, database: &Database, server: &MysqlServer, rules: &mut Rules<'_>) {
+    let host = server.host.as_str();
+    if host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
+    {
+        rules.refuse(
+            &[HOST],
+            format!("{host:?}, which in a container is that container itself"),
+            "\"mysql\" for the stack's own server, or the name or address of another one",
+            "write the name or address that the tracker's container reaches the server by",
+        );
+    }
+    if backup.allow_writer_stall {
+        rules.refuse(
+            &["backup.allow_writer_stall", DRIVER],
+            "true, with driver \"mysql\"".to_owned(),
+            "false: a dump does not make the tracker wait",
+            "remove it",
+        );
+    }
+    let Some(tls) = &backup.database_tls else {
+        return;
+    };
+    if tls.verify && tls.ca_file.is_none() && !database.is_elsewhere() {
+        rules.refuse(
+            &["backup.database_tls", HOST],
+            "verification of the stack's own server, whose certificate is its own".to_owned(),
+            "with \"ca_file\", the authority that signed the server's certificate; or \"verify\": false",
+            "add \"ca_file\", or remove database_tls",
+        );
+    }
+    if !tls.verify && tls.ca_file.is_some() {
+        rules.refuse(
+            &["backup.database_tls.ca_file", "backup.database_tls.verify"],
+            "a file that nothing reads, since \"verify\" is false".to_owned(),
+            "nothing, or \"verify\": true",
+            "remove one of the two",
+        );
+    }
+}

@@ -1,0 +1,206 @@
+//! The published schema, and its verdicts in our words.
+
+use jsonschema::error::{ValidationError, ValidationErrorKind};
+use serde_json::Value;
+
+use crate::error::Problem;
+use crate::json;
+
+/// What keys there are, of which type and range; written for users.
+const SCHEMA: &str = include_str!("../schemas/environment.schema.json");
+
+/// The schema, parsed.
+pub struct Schema(Value);
+
+impl Schema {
+    /// The published one.
+    pub fn published() -> Self {
+        Self(serde_json::from_str(SCHEMA).expect("the published schema is JSON"))
+    }
+
+    /// Everything that it has against a document.
+    pub fn problems(&self, document: &Value) -> Vec<Problem> {
+        let validator = jsonschema::validator_for(&self.0).expect("the published schema is valid");
+        validator
+            .iter_errors(document)
+            .flat_map(|error| self.in_our_words(&error))
+            .collect()
+    }
+
+    /// A good value for a place in the file, when the schema gives one.
+    pub fn example(&self, path: &str) -> Option<&Value> {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        self.at(&pointer).get("examples")?.get(0)
+    }
+
+    /// The part of the schema that describes a place in the file.
+    fn at(&self, pointer: &str) -> &Value {
+        pointer.split('/').skip(1).fold(&self.0, |fragment, key| {
+            let part = match fragment.get("items") {
+                Some(items) => items,
+                None => property(fragment, key),
+            };
+            let definition = part["$ref"]
+                .as_str()
+                .and_then(|name| self.0.pointer(name.trim_start_matches('#')));
+            definition.unwrap_or(part)
+        })
+    }
+
+    fn in_our_words(&self, error: &ValidationError<'_>) -> Vec<Problem> {
+        let path = json::dotted(error.instance_path().as_str());
+        let child = |key: &str| json::child(&path, key);
+        let fragment = self.at(error.instance_path().as_str());
+        match error.kind() {
+            ValidationErrorKind::AdditionalProperties { unexpected } => unexpected
+                .iter()
+                .map(|key| unknown_key(child(key), key, fragment))
+                .collect(),
+            ValidationErrorKind::Required { property: missing } => {
+                let key = missing.as_str().unwrap_or_default();
+                vec![missing_key(child(key), key, property(fragment, key))]
+            }
+            _ => vec![Problem {
+                found: found(error.instance(), fragment, &path),
+                allowed: describe(fragment),
+                fix: mend(error.instance(), fragment),
+                path: if path.is_empty() {
+                    "(the whole file)".to_owned()
+                } else {
+                    path
+                },
+            }],
+        }
+    }
+}
+
+fn property<'a>(fragment: &'a Value, key: &str) -> &'a Value {
+    [&fragment["properties"], &fragment["then"]["properties"]]
+        .into_iter()
+        .find_map(|properties| properties.get(key))
+        .unwrap_or(&fragment["additionalProperties"])
+}
+
+fn missing_key(path: String, key: &str, wanted: &Value) -> Problem {
+    let example = &wanted["examples"][0];
+    let fix = if example.is_null() {
+        "add this section".to_owned()
+    } else {
+        format!("add it, for example {}: {example}", json::quoted(key))
+    };
+    Problem {
+        path,
+        found: "nothing".to_owned(),
+        allowed: describe(wanted),
+        fix,
+    }
+}
+
+fn unknown_key(path: String, key: &str, fragment: &Value) -> Problem {
+    let known = fragment["properties"]
+        .as_object()
+        .into_iter()
+        .flat_map(serde_json::Map::keys);
+    let fix = match nearest(key, known.clone()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => "remove it".to_owned(),
+    };
+    let known: Vec<&str> = known.map(String::as_str).collect();
+    Problem {
+        path,
+        found: "an unknown key".to_owned(),
+        allowed: known.join(", "),
+        fix,
+    }
+}
+
+/// The known word that the wanted one was probably meant to be.
+pub fn nearest<'a>(wanted: &str, known: impl Iterator<Item = &'a String>) -> Option<&'a str> {
+    let closeness = |key: &str| strsim::jaro_winkler(&wanted.to_lowercase(), key);
+    known
+        .map(|key| (closeness(key), key.as_str()))
+        .filter(|(closeness, _)| *closeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, key)| key)
+}
+
+/// Types that a fragment accepts.
+fn types(fragment: &Value) -> Vec<&str> {
+    match &fragment["type"] {
+        Value::Array(types) => types.iter().filter_map(Value::as_str).collect(),
+        one => one.as_str().into_iter().collect(),
+    }
+}
+
+fn describe(fragment: &Value) -> String {
+    let words = |kind: &str| match kind {
+        "integer" => match (&fragment["minimum"], &fragment["maximum"]) {
+            (Value::Number(low), Value::Number(high)) => {
+                format!("a whole number from {low} to {high}")
+            }
+            _ => "a whole number".to_owned(),
+        },
+        "string" if fragment["minLength"] == 1 => "text that is not empty".to_owned(),
+        "string" => "text".to_owned(),
+        "boolean" => "true or false".to_owned(),
+        "object" => "an object".to_owned(),
+        "array" => "a list".to_owned(),
+        other => other.to_owned(),
+    };
+    match fragment["enum"].as_array() {
+        Some(values) => values
+            .iter()
+            .map(Value::to_string)
+            .collect::<Vec<_>>()
+            .join(" or "),
+        None => types(fragment)
+            .into_iter()
+            .map(words)
+            .collect::<Vec<_>>()
+            .join(" or "),
+    }
+}
+
+/// The value as it stands there: escaped, cut short, never a password or what may hold one.
+fn found(value: &Value, fragment: &Value, path: &str) -> String {
+    if json::is_secret(path) {
+        return json::NOT_SHOWN.to_owned();
+    }
+    match value {
+        Value::Object(_) => "an object".to_owned(),
+        Value::Array(_) => "a list".to_owned(),
+        Value::String(_)
+            if !fragment["enum"].is_array()
+                && types(fragment)
+                    .iter()
+                    .all(|kind| matches!(*kind, "object" | "array")) =>
+        {
+            "text".to_owned()
+        }
+        Value::String(text) => json::found_text(path, text),
+        other => other.to_string(),
+    }
+}
+
+fn mend(value: &Value, fragment: &Value) -> String {
+    let default = &fragment["default"];
+    let example = if default.is_null() {
+        &fragment["examples"][0]
+    } else {
+        default
+    };
+    let wants_text = types(fragment).contains(&"string") || fragment["enum"].is_array();
+    if let (Value::String(text), false) = (value, wants_text)
+        && serde_json::from_str::<Value>(text)
+            .is_ok_and(|bare| bare.is_number() || bare.is_boolean())
+    {
+        return format!("write it without quotes: {text}");
+    }
+    match (example.is_null(), default.is_null()) {
+        (true, _) => "write that instead".to_owned(),
+        (false, true) => format!("write for example {example}"),
+        (false, false) => {
+            format!("write for example {example}, which is the default without this key")
+        }
+    }
+}

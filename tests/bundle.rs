@@ -1,0 +1,573 @@
+//! What the files of a bundle mean, read back by others: bash, shlex, a YAML parser.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use common::{CASES, HOSTILE, Scratch, example};
+use gen_backup_bundle::bundle::{code, compose, md, sh, yaml};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use serde_yaml::Value as Yaml;
+
+/// An example with hostile text wherever text may be; what must come out is in the second part.
+fn hostile(text: &str) -> (Value, BTreeMap<&'static str, String>) {
+    let mut environment = example("mysql-full-stack");
+    let line = text.to_owned();
+    let user = format!("u{}", text.split_whitespace().collect::<String>());
+    let name = text.replace('/', "").replace("..", "");
+    let path = format!("/srv/{}", text.replace('/', "").replace("..", ""));
+    environment["environment"] = json!({"name": line, "instance_name": line, "description": line});
+    environment["ssh_credentials"] =
+        json!({"private_key_path": format!("~/{line}"), "username": user});
+    let database = &mut environment["tracker"]["core"]["database"];
+    database["database_name"] = json!(name);
+    database["username"] = json!(line);
+    database["password"] = json!(line);
+    environment["backup"] = json!({
+        "deploy_dir": format!("{path}/deploy"),
+        "destination": format!("{path}/destination"),
+        "database_tls": {"ca_file": format!("{path}/ca.pem")},
+    });
+    let expected = [
+        ("line", line.clone()),
+        ("user", user),
+        ("name", name),
+        ("key", format!("~/{line}")),
+        ("deploy", format!("{path}/deploy")),
+        ("destination", format!("{path}/destination")),
+        ("ca", format!("{path}/ca.pem")),
+    ];
+    (environment, expected.into())
+}
+
+/// Lets bash source a file, in a directory where `touch` would show, and print some variables.
+fn sourced(file: &Path, names: &[&str]) -> Vec<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "set -eu; source \"$1\"; shift; for name; do printf '%s\\0' \"${!name}\"; done";
+    let output = Command::new("bash")
+        .args(["--norc", "-c", script, "bash"])
+        .arg(file)
+        .args(names)
+        .current_dir(directory.path())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(
+        directory.path().read_dir().unwrap().count(),
+        0,
+        "a value was executed"
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_terminator('\0').map(str::to_owned).collect()
+}
+
+/// The KEY='value' lines of a file, each unquoted by shlex.
+fn settings(text: &str) -> BTreeMap<String, String> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let words = lines.map(|line| <[String; 1]>::try_from(shlex::split(line).unwrap()).unwrap());
+    words
+        .map(|[word]| {
+            word.split_once('=')
+                .map(|(key, value)| (key.into(), value.into()))
+                .unwrap()
+        })
+        .collect()
+}
+
+fn parsed(text: &str) -> Yaml {
+    serde_yaml::from_str(text).unwrap()
+}
+
+fn untagged(value: &Yaml) -> &str {
+    match value {
+        Yaml::Tagged(tagged) => {
+            assert_eq!(tagged.tag, "unsafe");
+            tagged.value.as_str().unwrap()
+        }
+        other => panic!("{other:?} is not marked unsafe: Ansible would template it"),
+    }
+}
+
+fn service(scratch: &Scratch) -> (Yaml, Yaml) {
+    let file = parsed(&scratch.read("out/docker-compose.backup.yml"));
+    let Yaml::Tagged(backup) = &file["services"]["backup"] else {
+        panic!("not marked !override")
+    };
+    assert_eq!(backup.tag, "override");
+    (backup.value.clone(), file)
+}
+
+fn sources(service: &Yaml) -> BTreeMap<String, (String, bool)> {
+    let volumes = service["volumes"].as_sequence().unwrap().iter();
+    volumes
+        .map(|volume| {
+            assert_eq!(volume["type"], "bind");
+            assert_eq!(volume["bind"]["create_host_path"], false);
+            let text = |key: &str| volume[key].as_str().unwrap().to_owned();
+            (
+                text("target"),
+                (
+                    text("source"),
+                    volume["read_only"].as_bool().unwrap_or(false),
+                ),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn hostile_values_come_through_every_file() {
+    for text in HOSTILE {
+        let (environment, expected) = hostile(text);
+        let scratch = Scratch::new(&environment);
+        scratch.generate();
+
+        let conf = ["DB_USER", "DB_NAME", "DB_TLS_CA_FILE", "DB_PASSWORD_FILE"];
+        let values = sourced(&scratch.path("out/backup/backup.conf"), &conf);
+        assert_eq!(
+            values,
+            [
+                expected["line"].as_str(),
+                &expected["name"],
+                "/etc/backup/ca.pem",
+                "/run/secrets/db_password"
+            ]
+        );
+        let host = ["ENVIRONMENT", "DEPLOY_DIR", "DESTINATION"];
+        let values = sourced(&scratch.path("out/host/tracker-backup.conf"), &host);
+        assert_eq!(
+            values,
+            [
+                &expected["line"],
+                &expected["deploy"],
+                &expected["destination"]
+            ]
+            .map(String::as_str)
+        );
+        assert_eq!(
+            settings(&scratch.read("out/backup/backup.conf"))["DB_USER"],
+            expected["line"]
+        );
+        assert_eq!(
+            settings(&scratch.read("out/host/tracker-backup.conf"))["ENVIRONMENT"],
+            expected["line"]
+        );
+
+        let variables = parsed(&scratch.read("out/variables.yml"));
+        for (variable, name) in [
+            ("backup_environment", "line"),
+            ("backup_ssh_user", "user"),
+            ("backup_ssh_private_key", "key"),
+            ("backup_deploy_dir", "deploy"),
+            ("backup_destination", "destination"),
+        ] {
+            assert_eq!(untagged(&variables[variable]), expected[name], "{variable}");
+        }
+        assert_eq!(variables["backup_host"], parsed("!unsafe ''"));
+        assert_eq!(variables["backup_ssh_port"], 22);
+
+        let sources = sources(&service(&scratch).0);
+        let (destination, writable) = &sources["/backups"];
+        assert_eq!(
+            (destination.replace("$$", "$"), writable),
+            (expected["destination"].clone(), &false)
+        );
+        assert_eq!(
+            destination.matches('$').count(),
+            2 * expected["destination"].matches('$').count()
+        );
+        assert_eq!(
+            sources["/etc/backup/ca.pem"].0.replace("$$", "$"),
+            expected["ca"]
+        );
+        assert_eq!(scratch.read("out/secrets/db_password"), expected["line"]);
+    }
+}
+
+#[test]
+fn no_secret_is_anywhere_but_in_its_file() {
+    let text = |name: &str| format!("{name}-s3cret");
+    let bundle = |password: &str, root: &str| {
+        let mut environment = example("mysql-full-stack");
+        environment["tracker"]["core"]["database"]["password"] = json!(password);
+        environment["tracker"]["core"]["database"]["root_password"] = json!(root);
+        environment["tracker"]["http_api"]["admin_token"] = json!(text("token"));
+        let scratch = Scratch::new(&environment);
+        scratch.generate();
+        let check = scratch.run(&["--check"]);
+        assert!(!check.stdout.contains("s3cret") && !check.stderr.contains("s3cret"));
+        scratch.tree()
+    };
+    let tree = bundle(&text("db"), &text("root"));
+    for (path, (_, content)) in &tree {
+        let is_secret = path.starts_with("secrets/") && !path.ends_with('/');
+        assert_eq!(
+            String::from_utf8_lossy(content).contains("s3cret"),
+            is_secret,
+            "{path}"
+        );
+    }
+    // Nothing that is committed, the manifest's digests included, tells one password from another.
+    let other = bundle("another", "one");
+    for (path, file) in tree
+        .iter()
+        .filter(|(path, _)| !path.starts_with("secrets/"))
+    {
+        assert_eq!(other[path], *file, "{path}");
+    }
+}
+
+#[test]
+fn the_networks_and_dependencies_are_what_the_database_needs() {
+    for (case, network, depends_on, own) in [
+        ("sqlite-minimal", None, None, None),
+        ("sqlite-monitoring", None, None, None),
+        (
+            "mysql-minimal",
+            Some("database_network"),
+            Some("mysql"),
+            None,
+        ),
+        (
+            "mysql-full-stack",
+            Some("database_network"),
+            Some("mysql"),
+            None,
+        ),
+        (
+            "mysql-external-host",
+            Some("backup_network"),
+            None,
+            Some("backup_network"),
+        ),
+    ] {
+        let (backup, file) = service(&Scratch::generated(case));
+        match network {
+            None => assert_eq!(backup["network_mode"], "none", "{case}"),
+            Some(name) => assert_eq!(backup["networks"], parsed(&format!("[{name}]")), "{case}"),
+        }
+        assert_eq!(
+            backup.get("network_mode").is_some(),
+            backup.get("networks").is_none()
+        );
+        assert_eq!(backup["ports"], parsed("[]"));
+        let healthy =
+            depends_on.map(|name| parsed(&format!("{{{name}: {{condition: service_healthy}}}}")));
+        assert_eq!(backup.get("depends_on").cloned(), healthy, "{case}");
+        let bridge = own.map(|name| parsed(&format!("{{{name}: {{driver: bridge}}}}")));
+        assert_eq!(file.get("networks").cloned(), bridge, "{case}");
+    }
+}
+
+#[test]
+fn the_container_may_write_to_its_own_places_alone() {
+    for case in CASES {
+        let scratch = Scratch::generated(case);
+        let (backup, file) = service(&scratch);
+        let is_sidecar = case.contains("sidecar");
+        // A run's container is started by the run alone, a sidecar stays up; cron needs SETGID.
+        let (profiles, restart, capabilities) = if is_sidecar {
+            ("null", "unless-stopped", "[DAC_OVERRIDE, SETGID]")
+        } else {
+            ("[backup]", "'no'", "[DAC_OVERRIDE]")
+        };
+        for (key, value) in [
+            ("profiles", profiles),
+            ("restart", restart),
+            ("user", "'0:0'"),
+            ("read_only", "true"),
+            ("cap_drop", "[ALL]"),
+            ("cap_add", capabilities),
+            ("security_opt", "['no-new-privileges:true']"),
+        ] {
+            let found = backup.get(key).unwrap_or(&Yaml::Null);
+            assert_eq!(*found, parsed(value), "{case}: {key}");
+        }
+        let writable: Vec<_> = sources(&backup)
+            .into_iter()
+            .filter(|(_, (_, read_only))| !read_only)
+            .collect();
+        let writable: Vec<_> = writable.iter().map(|(target, _)| target.as_str()).collect();
+        let mut expected = vec!["/backups", "/staging"];
+        if is_sidecar {
+            expected.push("/var/lib/tracker-backup");
+        }
+        if case == "sqlite-sidecar" {
+            expected.insert(1, "/restic");
+        }
+        assert_eq!(writable, expected, "{case}");
+        // Every secret of the service is declared, handed to the playbooks, and there.
+        let names = |list: &Yaml| -> Vec<String> {
+            list.as_sequence()
+                .into_iter()
+                .flatten()
+                .map(|name| name.as_str().unwrap().into())
+                .collect()
+        };
+        let secrets = names(&backup["secrets"]);
+        assert_eq!(
+            names(&parsed(&scratch.read("out/variables.yml"))["backup_secrets"]),
+            secrets
+        );
+        for secret in &secrets {
+            let place = format!("./backup/secrets/{secret}");
+            assert_eq!(file["secrets"][secret.as_str()]["file"], place.as_str());
+            let is_file_of_the_operator =
+                ["restic_known_hosts", "restic_ssh_key"].contains(&secret.as_str());
+            assert_eq!(
+                scratch.path("out/secrets").join(secret).exists(),
+                !is_file_of_the_operator
+            );
+        }
+        let needs_none = ["sqlite-minimal", "sqlite-monitoring"].contains(&case);
+        assert_eq!(secrets.is_empty(), needs_none);
+    }
+}
+
+#[test]
+fn backup_conf_says_what_to_capture() {
+    for (case, expected) in [
+        (
+            "sqlite-minimal",
+            "BACKUP_ALLOW_WRITER_STALL=false BACKUP_COMPRESSION=gzip BACKUP_MODE=single \
+             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=7 BACKUP_SCOPE=full \
+             DB_PATH=/data/storage/tracker/lib/database/tracker.db DB_TYPE=sqlite",
+        ),
+        (
+            "mysql-external-host",
+            "BACKUP_ALLOW_WRITER_STALL=false BACKUP_COMPRESSION=gzip BACKUP_MODE=single \
+             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=7 BACKUP_SCOPE=full \
+             DB_HOST=db.example.org DB_NAME=torrust_tracker DB_PASSWORD_FILE=/run/secrets/db_password DB_PORT=3307 \
+             DB_TLS=verified DB_TLS_CA_FILE=/etc/backup/ca.pem DB_TYPE=mysql DB_USER=tracker_user",
+        ),
+        (
+            "mysql-sidecar-s3",
+            "BACKUP_ALLOW_WRITER_STALL=false BACKUP_COMPRESSION=gzip BACKUP_MODE=single \
+             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=7 BACKUP_SCOPE=exclude-statistics \
+             DB_HOST=mysql DB_NAME=torrust_tracker DB_PASSWORD_FILE=/run/secrets/db_password DB_PORT=3306 \
+             DB_TLS=unverified DB_TYPE=mysql DB_USER=tracker_user RESTIC_CHECK=true \
+             RESTIC_ENVIRONMENT_FILE=/run/secrets/restic_environment RESTIC_KEEP_DAILY=14 RESTIC_KEEP_MONTHLY=6 \
+             RESTIC_KEEP_WEEKLY=4 RESTIC_PASSWORD_FILE=/run/secrets/restic_password \
+             RESTIC_REPOSITORY_FILE=/run/secrets/restic_repository",
+        ),
+        (
+            "mysql-full-stack",
+            "BACKUP_ALLOW_WRITER_STALL=false BACKUP_COMPRESSION=zstd BACKUP_MODE=single \
+             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=90 BACKUP_SCOPE=full \
+             DB_HOST=mysql DB_NAME=torrust_tracker DB_PASSWORD_FILE=/run/secrets/db_password DB_PORT=3306 \
+             DB_ROOT_PASSWORD_FILE=/run/secrets/db_root_password DB_TLS=unverified DB_TYPE=mysql DB_USER=tracker_user",
+        ),
+    ] {
+        let settings = settings(&Scratch::generated(case).read("out/backup/backup.conf"));
+        let pairs: Vec<_> = settings
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        assert_eq!(pairs.join(" "), expected, "{case}");
+    }
+}
+
+#[test]
+fn the_services_are_those_that_the_deployer_would_start() {
+    let paths = |change: &dyn Fn(&mut Value)| {
+        let mut environment = example("mysql-full-stack");
+        change(&mut environment);
+        let scratch = Scratch::new(&environment);
+        scratch.generate();
+        let list = scratch.read("out/backup/backup-paths.txt");
+        ["mysql", "prometheus", "grafana", "caddy"]
+            .map(|service| list.contains(&format!("/data/storage/{service}/")))
+    };
+    assert_eq!(paths(&|_| ()), [true, true, true, true]);
+    assert_eq!(
+        paths(&|e| e["tracker"]["core"]["database"]["host"] = json!("db.example.org")),
+        [false, true, true, true]
+    );
+    assert_eq!(
+        paths(&|e| e["prometheus"] = json!(null)),
+        [true, false, true, true]
+    );
+    assert_eq!(
+        paths(&|e| drop(e.as_object_mut().unwrap().remove("grafana"))),
+        [true, true, false, true]
+    );
+    assert_eq!(
+        paths(&|e| drop(e.as_object_mut().unwrap().remove("https"))),
+        [true, true, true, false]
+    );
+    // An older file's section `caddy` adds no service, nor does `https` that nobody is behind.
+    assert_eq!(
+        paths(&|e| {
+            e["tracker"] =
+                json!({"core": e["tracker"]["core"], "http_trackers": [{"use_tls_proxy": false}]});
+            e["grafana"] = json!({});
+            e["caddy"] = json!({"enabled": true});
+        }),
+        [true, true, true, false]
+    );
+}
+
+#[test]
+fn quiesce_and_host_reach_their_files() {
+    for (case, quiesce) in [
+        ("sqlite-minimal", "stop"),
+        ("sqlite-monitoring", "pause"),
+        ("mysql-minimal", "none"),
+    ] {
+        let settings = settings(&Scratch::generated(case).read("out/host/tracker-backup.conf"));
+        assert_eq!(settings["QUIESCE"], quiesce);
+        assert_eq!(settings["IMAGE_SOURCE"], "build");
+    }
+    let external = Scratch::of("mysql-external-host");
+    assert_eq!(external.run(&["--host", "2001:db8::7"]).status, 0);
+    let settings = settings(&external.read("out/host/tracker-backup.conf"));
+    assert_eq!(
+        (
+            settings["IMAGE_SOURCE"].as_str(),
+            settings["IMAGE"].as_str()
+        ),
+        ("pull", "registry.example.org/torrust/tracker-backup:1.0")
+    );
+    assert_eq!(
+        untagged(&parsed(&external.read("out/variables.yml"))["backup_host"]),
+        "2001:db8::7"
+    );
+    assert!(
+        external
+            .read("out/README.md")
+            .contains("| Host | `2001:db8::7` |")
+    );
+}
+
+#[test]
+fn the_cron_file_is_one_that_cron_reads() {
+    for case in CASES {
+        let cron = Scratch::generated(case).read("out/host/tracker-backup.cron");
+        assert!(cron.ends_with("2>&1\n") && !cron.contains('%') && !cron.contains('\r'));
+        let jobs: Vec<_> = cron
+            .lines()
+            .filter(|line| line.contains(" root "))
+            .collect();
+        if case.contains("sidecar") {
+            // What keeps the sidecar there, and verification: the schedule is the sidecar's.
+            assert!(jobs[0].starts_with("* * * * * root /usr/local/bin/tracker-backup sidecar "));
+            assert_eq!(jobs.len(), 2);
+            continue;
+        }
+        // The run, recovery at boot and every minute, and verification unless it is disabled.
+        assert_eq!(
+            jobs.len(),
+            if case == "mysql-external-host" { 3 } else { 4 }
+        );
+        assert_eq!(jobs[0].split_whitespace().nth(5), Some("root"));
+        assert!(jobs[1].starts_with("@reboot root ") && jobs[2].starts_with("* * * * * root "));
+    }
+}
+
+#[test]
+fn the_manifest_names_every_file_but_itself_and_the_secrets() {
+    let scratch = Scratch::generated("mysql-full-stack");
+    let manifest: Value = serde_json::from_str(&scratch.read("out/manifest.json")).unwrap();
+    let named: Vec<_> = manifest["files"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect();
+    let is_listed = |path: &String| {
+        !path.ends_with('/') && !path.starts_with("secrets/") && path != "manifest.json"
+    };
+    let tree = scratch.tree();
+    assert_eq!(
+        named,
+        tree.keys()
+            .filter(|path| is_listed(path))
+            .cloned()
+            .collect::<Vec<_>>()
+    );
+    for path in named {
+        let (mode, content) = &tree[&path];
+        let entry = &manifest["files"][&path];
+        assert_eq!(
+            entry["sha256"],
+            gen_backup_bundle::bundle::sha256(content),
+            "{path}"
+        );
+        assert_eq!(entry["executable"], mode & 0o100 != 0, "{path}");
+    }
+    assert_eq!(manifest["format"], 1);
+    assert_eq!(
+        manifest["generator"],
+        concat!("gen-backup-bundle ", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn every_text_file_ends_in_one_newline_and_has_no_line_ends_of_windows() {
+    for case in CASES {
+        for (path, (_, content)) in Scratch::generated(case).tree() {
+            if path.ends_with('/') || path.starts_with("secrets/") {
+                continue;
+            }
+            let text = String::from_utf8(content).unwrap();
+            assert!(
+                text.ends_with('\n') && !text.ends_with("\n\n") && !text.contains('\r'),
+                "{case}: {path}"
+            );
+        }
+    }
+}
+
+#[test]
+fn hostile_names_do_not_break_the_readme() {
+    for text in HOSTILE {
+        let (environment, _) = hostile(text);
+        let scratch = Scratch::new(&environment);
+        scratch.generate();
+        let readme = scratch.read("out/README.md");
+        // The same lines, table rows and fences as with a harmless name.
+        let shape = |text: &str| -> Vec<(bool, usize)> {
+            let cells = |line: &str| line.matches('|').count();
+            text.lines()
+                .map(|line| (line.starts_with("```"), cells(line)))
+                .collect()
+        };
+        let (harmless, _) = hostile("harmless");
+        let other = Scratch::new(&harmless);
+        other.generate();
+        assert_eq!(
+            shape(&readme),
+            shape(&other.read("out/README.md")),
+            "{text}"
+        );
+    }
+    assert_eq!(md("a|b *c* <d> `e` \\"), r"a&#124;b \*c\* \<d\> \`e\` \\");
+    assert_eq!(code("plain"), "`plain`");
+    assert_eq!(code("a|`b`"), r"<code>a&#124;\`b\`</code>");
+}
+
+proptest! {
+    #[test]
+    fn sh_is_read_back_by_shlex(text in "\\PC*|[ -~]*|.*") {
+        let text = text.replace('\0', "");
+        prop_assert_eq!(shlex::split(&sh(&text)), Some(vec![text]));
+    }
+
+    #[test]
+    fn yaml_is_one_line_and_read_back(text in "\\PC*|[ -~]*|.*") {
+        let quoted = yaml(&text);
+        let has_break = quoted.contains(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']);
+        prop_assert!(!has_break);
+        let list = parsed(&format!("- {quoted}\n"));
+        prop_assert_eq!(list[0].as_str(), Some(text.as_str()));
+        let doubled = parsed(&compose(&text));
+        prop_assert_eq!(doubled.as_str().map(|text| text.replace("$$", "$")), Some(text));
+    }
+}

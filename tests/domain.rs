@@ -1,0 +1,363 @@
+//! The domain's types, the schema that describes them, the templates that print them, and the layers.
+
+mod common;
+
+use std::fs;
+
+use common::{CASES, example, root};
+use gen_backup_bundle::backup::{
+    BackupConfig, HostName, HostPath, ImageReference, KeyPath, Secret, UserName,
+};
+use gen_backup_bundle::bundle::templates;
+use gen_backup_bundle::environment::Environment;
+use gen_backup_bundle::plan::BackupPlan;
+use serde_json::Value;
+
+fn schema() -> Value {
+    let path = root().join("schemas/environment.schema.json");
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn plan(case: &str) -> Value {
+    let environment =
+        Environment::read(&root().join("examples").join(case).join("environment.json")).unwrap();
+    serde_json::to_value(BackupPlan::new(&environment, None, |_| "built".to_owned())).unwrap()
+}
+
+#[test]
+fn host_names() {
+    for good in [
+        "tracker",
+        "tracker.example.org",
+        "10.0.0.1",
+        "2001:db8::1",
+        "my_host-1",
+        "1st.example",
+        &"a".repeat(63),
+    ] {
+        assert!(good.parse::<HostName>().is_ok(), "{good}");
+    }
+    for bad in [
+        "",
+        ".",
+        "a..b",
+        "a.",
+        "-a",
+        "a-",
+        "a b",
+        "a/b",
+        "a@b",
+        "a:22",
+        "[::1]",
+        "1.2.3",
+        "1.2.3.256",
+        "10",
+        "é.org",
+        "a\n",
+        "$(x)",
+        "{{x}}",
+        &"a".repeat(64),
+        &"a.".repeat(127),
+    ] {
+        assert!(bad.parse::<HostName>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn paths() {
+    for good in ["/a", "/opt/torrust", "/mnt/back up/ü", "/a/..b", "/a/.b"] {
+        assert!(good.parse::<HostPath>().is_ok(), "{good}");
+    }
+    for (bad, fix) in [
+        ("/a/", "write `/a`"),
+        ("//a", "write `/a`"),
+        ("/a/./b", "write `/a/b`"),
+        ("/", "name a directory below `/`"),
+    ] {
+        assert_eq!(bad.parse::<HostPath>().unwrap_err().fix, fix);
+    }
+    for good in ["/k", "~/k", "~/.ssh/../k"] {
+        assert!(good.parse::<KeyPath>().is_ok(), "{good}");
+    }
+}
+
+#[test]
+fn users() {
+    for good in ["torrust", "a.b", "DOMAIN\\user", "u$"] {
+        assert!(good.parse::<UserName>().is_ok(), "{good}");
+    }
+    for bad in ["", "-l", "a b", "a\tb", "a\u{a0}b"] {
+        assert!(bad.parse::<UserName>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn images() {
+    let digest = format!("@sha256:{}", "0a".repeat(32));
+    for good in [
+        "debian",
+        "debian:trixie-slim",
+        "library/debian",
+        "localhost/x",
+        "localhost:5000/x:1",
+        "registry.example.org/a/b-c_d.e:V1.0_x",
+        "registry.example.org:443/a",
+        "10.0.0.1:5000/a:b",
+        &format!("a{digest}"),
+        &format!("a:1{digest}"),
+    ] {
+        assert!(good.parse::<ImageReference>().is_ok(), "{good}");
+    }
+    for bad in [
+        "",
+        "-x",
+        "A",
+        "a/B",
+        "a b",
+        "a:",
+        ":a",
+        "a:-x",
+        "a//b",
+        "/a",
+        "a/",
+        "a:b:c",
+        "a@sha256:0a",
+        "a@md5:0a",
+        "a$x",
+        "https://example.org/a",
+        "a:b/c",
+        &format!("a:{}", "x".repeat(129)),
+    ] {
+        assert!(bad.parse::<ImageReference>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_secret_does_not_show_itself() {
+    let secret: Secret = "s3cret".parse().unwrap();
+    assert_eq!(format!("{secret:?}"), "***");
+}
+
+#[test]
+fn the_schema_states_the_defaults_of_the_program() {
+    let program: Value = serde_json::to_value(BackupConfig::default()).unwrap();
+    let schema = schema();
+    let properties = schema["properties"]["backup"]["properties"]
+        .as_object()
+        .unwrap();
+    let stated = properties
+        .iter()
+        .filter_map(|(key, property)| Some((key, property.get("default")?)));
+    let in_program = program
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(_, value)| !value.is_null());
+    assert_eq!(stated.collect::<Vec<_>>(), in_program.collect::<Vec<_>>());
+    // And it knows the same keys, but for what is not supported yet.
+    let later = ["notify", "metrics"];
+    let keys: Vec<_> = properties
+        .keys()
+        .filter(|key| !later.contains(&key.as_str()))
+        .collect();
+    assert_eq!(
+        keys,
+        program.as_object().unwrap().keys().collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn the_schema_states_the_defaults_outside_the_backup_section_too() {
+    let schema = schema();
+    let minimal = plan("sqlite-minimal");
+    let ssh = &schema["properties"]["ssh_credentials"]["properties"];
+    assert_eq!(ssh["username"]["default"], minimal["ssh_user"]);
+    assert_eq!(ssh["port"]["default"], minimal["ssh_port"]);
+    let database = &schema["properties"]["tracker"]["properties"]["core"]["properties"]["database"];
+    let mut environment = example("mysql-minimal");
+    environment["tracker"]["core"]["database"]
+        .as_object_mut()
+        .unwrap()
+        .remove("port");
+    let scratch = common::Scratch::new(&environment);
+    scratch.generate();
+    let port = database["then"]["properties"]["port"]["default"].to_string();
+    assert!(
+        scratch
+            .read("out/backup/backup.conf")
+            .contains(&format!("DB_PORT='{port}'\n"))
+    );
+}
+
+#[test]
+fn the_schema_describes_and_exemplifies_every_key_and_accepts_its_examples() {
+    fn walk(schema: &Value, root: &Value, path: &str, seen: &mut usize) {
+        for properties in [&schema["properties"], &schema["then"]["properties"]] {
+            for (key, property) in properties.as_object().into_iter().flatten() {
+                let path = format!("{path}/{key}");
+                *seen += 1;
+                let property = match property["$ref"].as_str() {
+                    Some(reference) => root.pointer(&reference[1..]).unwrap(),
+                    None => property,
+                };
+                for word in ["title", "description"] {
+                    assert!(
+                        property[word].as_str().is_some_and(|text| text.len() > 2),
+                        "{path}: {word}"
+                    );
+                }
+                // A section with required keys of its own is exemplified by them.
+                if property.get("required").is_none() {
+                    let examples = property["examples"]
+                        .as_array()
+                        .unwrap_or_else(|| panic!("{path}: examples"));
+                    assert!(!examples.is_empty(), "{path}");
+                }
+                let mut alone = property.clone();
+                alone["$defs"] = root["$defs"].clone();
+                let validator = jsonschema::validator_for(&alone).unwrap();
+                let examples = property["examples"].as_array().into_iter().flatten();
+                for example in examples.chain(property.get("default")) {
+                    assert!(validator.is_valid(example), "{path}: {example}");
+                }
+                walk(property, root, &path, seen);
+            }
+        }
+    }
+    let schema = schema();
+    let mut seen = 0;
+    walk(&schema, &schema, "", &mut seen);
+    assert!(seen > 40);
+    assert!(jsonschema::meta::is_valid(&schema));
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    for case in CASES {
+        assert!(validator.is_valid(&example(case)), "{case}");
+    }
+}
+
+#[test]
+fn every_key_of_the_backup_section_is_in_the_docs() {
+    let docs = fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let schema = schema();
+    for (key, property) in schema["properties"]["backup"]["properties"]
+        .as_object()
+        .unwrap()
+    {
+        let row = docs
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{key}` |")));
+        let row = row.unwrap_or_else(|| panic!("{key}"));
+        if let Some(default) = property.get("default") {
+            assert!(row.contains(&format!("| `{default}` |")), "{key}");
+        }
+    }
+}
+
+/// In Tera an unknown name in `{% if %}` is silently false, so every name must be one of the plan's.
+#[test]
+fn templates_print_loop_and_test_a_bool_of_the_plan() {
+    for case in CASES {
+        let plan = plan(case);
+        for (path, text) in templates() {
+            let mut items = vec!["loop".to_owned()];
+            for tag in text.split("{%").skip(1) {
+                let tag = tag.split("%}").next().unwrap().trim_matches(['-', ' ']);
+                match tag.split_whitespace().collect::<Vec<_>>()[..] {
+                    ["if", "loop.first"] | ["else" | "endif" | "endfor"] => {}
+                    ["if", name] => assert!(plan[name].is_boolean(), "{path}: {tag}"),
+                    ["for", item, "in", name] => {
+                        assert!(plan[name].is_array(), "{path}: {tag}");
+                        items.push(item.to_owned());
+                    }
+                    _ => panic!("{path}: {{% {tag} %}} does more than print, loop or test a bool"),
+                }
+            }
+            for print in text.split("{{").skip(1) {
+                let print = print.split("}}").next().unwrap().trim();
+                let name = print.split(['|', '.', ' ']).next().unwrap();
+                assert!(
+                    plan.get(name).is_some() || items.iter().any(|item| item == name),
+                    "{path}: {print}"
+                );
+            }
+        }
+        // Absence is an empty list or a bool, never nothing.
+        assert!(
+            plan.as_object()
+                .unwrap()
+                .values()
+                .all(|value| !value.is_null())
+        );
+    }
+}
+
+#[test]
+fn every_key_of_the_plan_is_printed_or_tested_somewhere() {
+    let texts: String = templates().map(|(_, text)| text.into_owned()).collect();
+    let words: Vec<_> = texts
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .collect();
+    for key in plan("sqlite-minimal").as_object().unwrap().keys() {
+        assert!(words.contains(&key.as_str()), "{key}");
+    }
+}
+
+#[test]
+fn the_domain_knows_no_engine_no_disk_and_no_command_line() {
+    let source = |file: &str| fs::read_to_string(root().join("src").join(file)).unwrap();
+    for file in [
+        "backup.rs",
+        "restic.rs",
+        "topology.rs",
+        "schedule.rs",
+        "plan.rs",
+        "explain.rs",
+        "explain/advice.rs",
+    ] {
+        for foreign in [
+            "tera::",
+            "include_dir",
+            "std::fs",
+            "clap::",
+            "serde_json",
+            "chrono::Local",
+            "Utc::now",
+            "SystemTime",
+            "crate::bundle",
+            "crate::output",
+        ] {
+            assert!(!source(file).contains(foreign), "{file}: {foreign}");
+        }
+    }
+    for file in ["backup.rs", "restic.rs", "topology.rs", "schedule.rs"] {
+        let ours = source(file);
+        let ours = ours
+            .lines()
+            .filter_map(|line| line.strip_prefix("use crate::"));
+        for used in ours {
+            let module = used.split([':', ';']).next().unwrap();
+            assert!(
+                ["backup", "restic", "topology", "schedule"].contains(&module),
+                "{file}: {used}"
+            );
+        }
+    }
+    let below = |directory: &str| {
+        let entries = fs::read_dir(root().join("src").join(directory)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names
+            .map(|name| format!("{directory}{name}"))
+            .collect::<Vec<_>>()
+    };
+    for file in [below(""), below("explain/")].concat() {
+        if file == "explain" {
+            continue;
+        }
+        let touches_the_disk = source(&file).contains("std::fs");
+        assert_eq!(
+            touches_the_disk,
+            ["environment.rs", "output.rs"].contains(&file.as_str()),
+            "{file}"
+        );
+    }
+}

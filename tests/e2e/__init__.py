@@ -1,0 +1,1 @@
+"""End-to-end tests: the built bundle on a real, disposable host."""

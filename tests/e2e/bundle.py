@@ -1,0 +1,100 @@
+"""The product under test, used as an operator does: the generator's binary and plain `ansible-playbook`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PLAYBOOK_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended, with everything it printed."""
+
+    code: int
+    output: str
+
+    @property
+    def changed(self) -> int:
+        """How many tasks a playbook reported as changed, over all hosts."""
+        recap = self.output.partition("PLAY RECAP")[2]
+        return sum(int(count) for count in re.findall(r"\bchanged=(\d+)", recap))
+
+    def succeeded(self) -> Outcome:
+        """Itself, when the exit code is 0; otherwise the test fails and shows the output."""
+        assert self.code == 0, f"ended with {self.code}:\n{self.output}"
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A directory made by the generator for one host."""
+
+    directory: Path
+
+    @classmethod
+    def generate(cls, environment: dict[str, Any], directory: Path, address: str) -> Bundle:
+        """Writes the environment JSON beside `directory` and runs the generator on it; again on the same directory updates it."""
+        source = directory.with_suffix(".json")
+        source.write_text(json.dumps(environment, ensure_ascii=False, indent=2), encoding="utf-8")
+        _run([_generator(), "--host", address, str(source), str(directory)], seconds=60).succeeded()
+        return cls(directory)
+
+    def playbook(self, name: str, *options: str) -> Outcome:
+        """Applies one of the bundle's playbooks, without an inventory, from a directory that is not the bundle's."""
+        home = self.directory.parent / "ansible"
+        environment = os.environ | {
+            "ANSIBLE_HOME": str(home),
+            "ANSIBLE_HOST_KEY_CHECKING": "False",
+            "ANSIBLE_NOCOLOR": "1",
+            # Every host is new at an address that another one had.
+            "ANSIBLE_SSH_COMMON_ARGS": "-o UserKnownHostsFile=/dev/null",
+        }
+        command = [_ansible_playbook(), str(self.directory / f"{name}.yml"), *options]
+        return _run(command, seconds=PLAYBOOK_SECONDS, environment=environment, directory=self.directory.parent)
+
+
+def ssh_key(directory: Path) -> Path:
+    """A new private key; its public half stands beside it."""
+    key = directory / "torrust"
+    _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "end-to-end tests", "-f", str(key)], seconds=60).succeeded()
+    return key
+
+
+def _generator() -> str:
+    return _found("GEN_BACKUP_BUNDLE", "gen-backup-bundle", REPOSITORY / "target/release", REPOSITORY / "target/debug")
+
+
+def _ansible_playbook() -> str:
+    return _found("ANSIBLE_PLAYBOOK", "ansible-playbook", REPOSITORY / "target/venv/bin")
+
+
+def _found(variable: str, name: str, *folders: Path) -> str:
+    """A program: where the environment variable says, else in the first folder that has it, else on PATH."""
+    candidates = [os.environ.get(variable), *(shutil.which(name, path=str(folder)) for folder in folders), shutil.which(name)]
+    for candidate in candidates:
+        if candidate:
+            return candidate
+    raise FileNotFoundError(f"no {name} in {', '.join(map(str, folders))} or on PATH: run scripts/test, or name it in {variable}")
+
+
+def _run(command: list[str], *, seconds: float, environment: dict[str, str] | None = None, directory: Path | None = None) -> Outcome:
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=seconds,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout.decode(errors="replace"))

@@ -1,0 +1,248 @@
+"""The disposable host: a container with systemd, Docker Engine, sshd and cron, treated by the tests as a server they can cut the power of."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from e2e.images import PREFIX, host_image, stack_images
+
+USER = "torrust"
+BOOT_SECONDS = 90
+LOAD_SECONDS = 600
+
+# On cgroup v1 in sandboxes without SYS_RESOURCE `--privileged` fails and this does not; on cgroup v2 only a privileged container may
+# write to its own part of the hierarchy.
+_RIGHTS = {
+    "1": (
+        *("--env", "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"),
+        *("--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--security-opt", "seccomp=unconfined"),
+        *("--security-opt", "apparmor=unconfined", "--security-opt", "systempaths=unconfined"),
+        *("--device-cgroup-rule", "b 7:* rwm", "--device-cgroup-rule", "c 10:237 rwm"),  # loop devices
+    ),
+    "2": ("--privileged", "--cgroupns", "private"),
+}
+
+_CLONE = ("cp", "--archive", "/store/.", "/var/lib/docker/")
+
+# Run on the outer machine: what is frozen dies without running again, which SIGKILL alone does not achieve on cgroup v1.
+_KILL_FROZEN = """
+for id in "$@"; do
+    group=/sys/fs/cgroup/freezer/docker/$id
+    [ -d "$group" ] || continue
+    xargs -r kill -KILL <"$group/cgroup.procs"
+    echo THAWED >"$group/freezer.state"
+done
+"""
+
+
+@dataclass(frozen=True)
+class Container:
+    """What of an inner container shows that somebody touched it."""
+
+    id: str
+    started: str
+    status: str
+
+
+class Host:
+    """A running host; leaving the `with` block removes it, with everything in it."""
+
+    def __init__(self, name: str, *, buildkit: bool = True) -> None:
+        """`buildkit` False takes buildx away, so that `docker build` falls back to the legacy builder."""
+        self.name = name
+        self.address = ""
+        self._buildkit = buildkit
+
+    def __enter__(self) -> Host:
+        store = _image_store()
+        try:
+            self._create("/var/lib/docker")
+            _docker("run", "--rm", f"--volumes-from={self.name}", f"--volume={store}:/store:ro", host_image(), *_CLONE, seconds=300)
+            self._start()
+            if not self._buildkit:
+                self.run("rm", "/usr/libexec/docker/cli-plugins/docker-buildx")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def run(self, *command: str, stdin: str | bytes | None = None, check: bool = True, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+        """Runs a command as root, without a login; raises with its output when it fails and `check` is left on."""
+        return _docker("exec", "--interactive", self.name, *command, stdin=stdin, check=check, seconds=seconds)
+
+    def sh(self, script: str, *, check: bool = True, seconds: float = 120) -> str:
+        """Standard output of a shell script run as root."""
+        return self.run("bash", "-c", script, check=check, seconds=seconds).stdout
+
+    def spawn(self, *command: str) -> subprocess.Popen[str]:
+        """Starts a command as root and does not wait for it; both of its streams arrive in `stdout`."""
+        return subprocess.Popen(
+            ["docker", "exec", "--interactive", self.name, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def ssh(self, command: str, key: Path, *, check: bool = True, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+        """Runs a shell command as the deployer's user, over SSH as an operator would."""
+        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes", "ConnectTimeout=10")
+        flags = [part for option in options for part in ("-o", option)]
+        return _checked(["ssh", "-i", str(key), *flags, f"{USER}@{self.address}", command], None, seconds, check)
+
+    def authorize(self, public_key: str) -> None:
+        """Lets the holder of a key log in as the deployer's user."""
+        home = f"home/{USER}/.ssh"
+        self.unpack({home: None, f"{home}/authorized_keys": public_key}, owner=1000, modes={home: 0o700, f"{home}/authorized_keys": 0o600})
+
+    def unpack(
+        self, tree: Mapping[str, str | None], *, owner: int = 0, modes: Mapping[str, int] | None = None, owners: Mapping[str, int] | None = None
+    ) -> None:
+        """Writes files (path relative to the root directory to content) and directories (None), 0644 and 0755 unless said otherwise."""
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for path, content in tree.items():
+                member = tarfile.TarInfo(path)
+                member.uid = member.gid = (owners or {}).get(path, owner)
+                member.mtime = int(time.time())
+                if content is None:
+                    member.type = tarfile.DIRTYPE
+                data = (content or "").encode()
+                member.size = len(data)
+                member.mode = (modes or {}).get(path, 0o755 if content is None else 0o644)
+                tar.addfile(member, io.BytesIO(data))
+        self.run("tar", "--extract", "--preserve-permissions", "--numeric-owner", "--directory=/", "--file=-", stdin=archive.getvalue())
+
+    def read(self, path: str) -> str:
+        """Content of a text file."""
+        return self.run("cat", path).stdout
+
+    def stat(self, path: str) -> str:
+        """Owner, group and mode, as in `root:root 644`."""
+        return self.run("stat", "--format=%U:%G %a", path).stdout.strip()
+
+    def exists(self, path: str) -> bool:
+        """Whether something, a dangling link included, stands at a path."""
+        return self.run("test", "-e", path, "-o", "-L", path, check=False).returncode == 0
+
+    def containers(self) -> dict[str, Container]:
+        """The inner engine's containers by name, those that stand still included."""
+        script = "docker ps --all --quiet --no-trunc | xargs --no-run-if-empty docker inspect --format '{{.Name}} {{.Id}} {{.State.StartedAt}} {{.State.Status}}'"
+        rows = (line.split() for line in self.sh(script).splitlines())
+        return {name.lstrip("/"): Container(identity, started, status) for name, identity, started, status in rows}
+
+    def reboot(self) -> None:
+        """An orderly reboot: services are stopped, `/run` is empty afterwards, `@reboot` lines of cron run."""
+        _docker("restart", "--time", "60", self.name, seconds=120)
+        self._booted()
+
+    def power_cut(self) -> None:
+        """Every process dies at once and the host boots again; what was written but not synced survives."""
+        self._kill()
+        self._start()
+
+    def stop(self) -> None:
+        """Removes the host and all that it wrote; safe to call on what is half made."""
+        if _docker("inspect", self.name, check=False).returncode == 0:
+            self._kill()
+            _docker("rm", "--force", "--volumes", self.name)
+
+    def _create(self, data: str) -> None:
+        """`data` is a volume of the inner engine's: a path for one of its own, or NAME:PATH."""
+        cgroups = _docker("info", "--format", "{{.CgroupVersion}}").stdout.strip()
+        _docker(
+            *("create", "--name", self.name, "--hostname", self.name, "--label", PREFIX),
+            *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec", "--volume", data),
+            *_RIGHTS[cgroups],
+            host_image(),
+        )
+
+    def _start(self) -> None:
+        _docker("start", self.name)
+        self._booted()
+
+    def _booted(self) -> None:
+        services = "docker.service ssh.service cron.service"
+        wait_until("the host's Docker, sshd and cron", lambda: self._answers("systemctl", "is-active", *services.split()), BOOT_SECONDS)
+        self.address = _docker("inspect", "--format", "{{.NetworkSettings.IPAddress}}", self.name).stdout.strip()
+
+    def _answers(self, *command: str) -> bool:
+        return self.run(*command, check=False).returncode == 0
+
+    def _kill(self) -> None:
+        frozen = self.run("docker", "ps", "--quiet", "--no-trunc", "--filter", "status=paused", check=False, seconds=30).stdout.split()
+        if frozen:
+            killing = ("sh", "-c", _KILL_FROZEN, "kill-frozen", *frozen)
+            _docker("run", "--rm", "--pid=host", "--volume=/sys/fs/cgroup:/sys/fs/cgroup", host_image(), *killing)
+        _docker("kill", self.name, check=False)
+
+
+def wait_until(what: str, ready: Callable[[], bool], seconds: float) -> None:
+    """Asks again and again, for at most so many seconds, then fails naming what did not come."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:.0f} s in vain for {what}")
+        time.sleep(0.1)
+
+
+def _image_store() -> str:
+    """Name of the volume that holds an inner engine's data with all images of the stack loaded; made once for a set of images."""
+    images = stack_images()
+    digest = hashlib.sha256("\0".join(f"{name} {source}" for name, source in images.items()).encode())
+    volume = f"{PREFIX}-store-{digest.hexdigest()[:12]}"
+    if _in_volume(volume, "test", "-e", "/store/complete").returncode == 0:
+        return volume
+    print(f"host: loading the stack's images into the volume {volume} once", flush=True)
+    _docker("volume", "rm", volume, check=False)
+    loader = Host(f"{PREFIX}-loader-{os.getpid()}")
+    try:
+        loader._create(f"{volume}:/var/lib/docker")
+        loader._start()
+        saving = ["docker", "save", *images.values()]
+        with subprocess.Popen(saving, stdout=subprocess.PIPE) as save:
+            loading = ["docker", "exec", "--interactive", loader.name, "docker", "load"]
+            subprocess.run(loading, stdin=save.stdout, stdout=subprocess.DEVNULL, timeout=LOAD_SECONDS, check=True)
+        for published, source in images.items():
+            loader.run("docker", "tag", source, published)
+            loader.run("docker", "rmi", source)
+        loader.run("systemctl", "stop", "docker.socket", "docker.service")
+        loader.run("touch", "/var/lib/docker/complete")
+    finally:
+        loader.stop()
+    older = set(_docker("volume", "ls", "--quiet", "--filter", f"name={PREFIX}-store-").stdout.split()) - {volume}
+    for store in older:
+        _docker("volume", "rm", store, check=False)  # refused while another run clones it
+    return volume
+
+
+def _in_volume(volume: str, *command: str) -> subprocess.CompletedProcess[str]:
+    return _docker("run", "--rm", f"--volume={volume}:/store", host_image(), *command, check=False)
+
+
+def _docker(*arguments: str, stdin: str | bytes | None = None, check: bool = True, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    return _checked(["docker", *arguments], stdin, seconds, check)
+
+
+def _checked(command: list[str], stdin: str | bytes | None, seconds: float, check: bool) -> subprocess.CompletedProcess[str]:
+    """Runs a command of the outer machine to its end; a failure that was not expected says what was printed."""
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    raw = subprocess.run(
+        command, input=data, stdin=None if data is not None else subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+    )
+    done = subprocess.CompletedProcess(command, raw.returncode, raw.stdout.decode(errors="replace"), raw.stderr.decode(errors="replace"))
+    if check and done.returncode != 0:
+        raise AssertionError(f"{' '.join(command)[:500]} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    return done

@@ -1,0 +1,417 @@
+"""A backup that was verified comes back as it was: in place, onto an empty machine, through no symlink, and not at all when it is cut short."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from e2e import faults
+from e2e.bundle import Outcome
+from e2e.conftest import STACKS
+from e2e.deployment import CONFIG, DESTINATION, STAGING, Deployment, Run
+from e2e.faults import DIE, KILL, picture, recover, rows, strike
+from e2e.host import Host, wait_until
+from e2e.stack import DATABASE, DEPLOY_DIR, HOSTILE_PASSWORD, SQLITE_FILE, mysql, untouched, wait_for_tracker
+
+TOOL = "tracker-backup"
+GRAFANA = f"{DEPLOY_DIR}/storage/grafana/data/grafana.db"
+BUNDLE = "/var/lib/tracker-backup/bundle"
+
+FILL = """
+DELETE FROM whitelist; DELETE FROM torrents; DELETE FROM `keys`;
+INSERT INTO whitelist (info_hash) VALUES ('0000000000000000000000000000000000000001'), ('0000000000000000000000000000000000000002');
+INSERT INTO torrents (info_hash, completed) VALUES ('00000000000000000000000000000000000000a1', 7), ('00000000000000000000000000000000000000a2', 0);
+INSERT INTO `keys` (`key`, valid_until) VALUES ('YZSl4lMZupRuOpSRC3krIKR5BPB14nrJ', 1900000000);
+"""
+SPOIL = """
+DELETE FROM whitelist; DELETE FROM `keys`; UPDATE torrents SET completed = 99;
+INSERT INTO torrents (info_hash, completed) VALUES ('00000000000000000000000000000000000000ff', 1);
+"""
+# Only root may import this back: the server logs binary, and the tracker's user has no SUPER.
+TRIGGER = "DROP TRIGGER IF EXISTS probe; CREATE TRIGGER probe BEFORE INSERT ON whitelist FOR EACH ROW SET NEW.info_hash = lower(NEW.info_hash);"
+SPOIL_CONFIG = f"""
+cd {DEPLOY_DIR}
+printf '# spoilt\\n' >>.env; chmod 0600 .env; chown 0:0 .env
+printf '# spoilt\\n' >>storage/tracker/etc/tracker.toml
+rm -f storage/caddy/etc/Caddyfile
+rm -rf storage/prometheus/etc
+"""
+
+
+@dataclass(frozen=True)
+class Good:
+    """A backup, and what the deployment was when it was made."""
+
+    run: Run
+    rows: str
+    picture: dict[str, str]
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return str(self.run["id"])
+
+
+def tool(host: Host, *words: str, program: str = TOOL) -> Outcome:
+    """One command of the operator's tool."""
+    done = host.run(program, *words, check=False, seconds=600)
+    return Outcome(done.returncode, done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="module")
+def good(deployment: Deployment) -> Iterator[Good]:
+    """One good backup of a deployment that has rows in every table; the module leaves the deployment as the backup has it."""
+    deployment.query(FILL)
+    if deployment.stack.driver == "mysql":
+        deployment.query(TRIGGER)
+    with deployment.configured(QUIESCE="pause"):
+        deployment.run().succeeded()
+    yield Good(deployment.last_run(), rows(deployment), picture(deployment.host, databases=False))
+    if deployment.stack.driver == "mysql":
+        deployment.query("DROP TRIGGER IF EXISTS probe")
+    # What these tests did to the rows would suspend the retention of later ones.
+    with deployment.configured(QUIESCE="none"):
+        deployment.run().succeeded()
+    tool(deployment.host, "acknowledge").succeeded()
+    deployment.host.run("rm", "-rf", f"{STAGING}/before-restore")
+
+
+def fast_restore(deployment: Deployment, *words: str) -> Outcome:
+    """A restore, in which stopping takes one second instead of ten."""
+    return strike(deployment.host, TOOL, "restore", *words).outcome
+
+
+def as_backed_up(deployment: Deployment, good: Good, *, config: bool = True) -> None:
+    """The rows, and every file's content, owner and mode, are those of the backup; the tracker answers."""
+    wait_for_tracker(deployment.host)
+    assert rows(deployment) == good.rows
+    if config:
+        now = picture(deployment.host, databases=False)
+        assert {path: (good.picture.get(path), facts) for path, facts in now.items() if good.picture.get(path) != facts} == {}
+        assert now.keys() == good.picture.keys()
+    assert faults.leftovers(deployment.host) == []
+    assert not deployment.host.exists(f"{faults.STATE}/restore.json")
+
+
+# ---------------------------------------------------------------- verify
+
+
+def test_verify_proves_a_good_backup_and_touches_nothing(deployment: Deployment, good: Good) -> None:
+    before = deployment.host.containers()
+    verified = tool(deployment.host, "verify").succeeded()
+    assert f"verified {good.id}" in verified.output
+    for table, count in good.run["tables"].items():
+        assert f"{table} {count} rows" in verified.output
+    assert untouched(before, deployment.host.containers())
+    assert picture(deployment.host, databases=False) == good.picture
+    assert faults.leftovers(deployment.host) == []
+
+
+@pytest.fixture
+def verified_again(deployment: Deployment) -> Iterator[None]:
+    """Forgets that verifying failed, which would suspend the retention of later tests."""
+    yield
+    deployment.host.run("rm", "-f", f"{faults.STATE}/verified.json")
+
+
+@pytest.mark.usefixtures("verified_again")
+@pytest.mark.parametrize("kind", ["database", "config"])
+def test_verify_names_the_file_with_a_flipped_byte(deployment: Deployment, good: Good, kind: str) -> None:
+    file = deployment.file(good.run, kind)
+    flip = f"f = open({file!r}, 'r+b'); d = f.read(); f.seek(len(d) // 2); f.write(bytes([d[len(d) // 2] ^ 1]))"
+    before = deployment.host.containers()
+    deployment.host.run("python3", "-c", flip)
+    try:
+        verified = tool(deployment.host, "verify", good.id)
+        restored = tool(deployment.host, "restore", good.id, "--confirm")
+    finally:
+        deployment.host.run("python3", "-c", flip)
+    assert verified.code == restored.code == 1, verified.output + restored.output
+    assert f"PROBLEM: {good.id}: {file.removeprefix(DESTINATION + '/')}" in verified.output
+    assert f"{good.id} is not restored: {file.removeprefix(DESTINATION + '/')}" in restored.output
+    assert untouched(before, deployment.host.containers())
+    as_backed_up(deployment, good)
+
+
+@pytest.mark.usefixtures("verified_again")
+def test_verify_names_the_table_whose_rows_are_not_those_of_the_run_manifest(deployment: Deployment, good: Good) -> None:
+    path = f"{DESTINATION}/runs/{good.id}.json".lstrip("/")
+    tables = good.run["tables"] | {"whitelist": 3}
+    try:
+        deployment.host.unpack({path: json.dumps(good.run | {"tables": tables})}, modes={path: 0o600})
+        verified = tool(deployment.host, "verify", good.id)
+    finally:
+        deployment.host.unpack({path: json.dumps(good.run)}, modes={path: 0o600})
+    assert verified.code == 1
+    assert "table whitelist: 2 rows, 3 in the run manifest" in verified.output
+
+
+# ---------------------------------------------------------------- restore in place
+
+
+def test_restore_asks_before_it_replaces_anything(deployment: Deployment, good: Good) -> None:
+    before, files = deployment.host.containers(), faults.backups(deployment.host)
+    asked = tool(deployment.host, "restore", "latest")
+    planned = tool(deployment.host, "restore", "latest", "--dry-run")
+    unknown = tool(deployment.host, "restore", "20000101_000000", "--confirm")
+    assert (asked.code, planned.code, unknown.code) == (2, 0, 1), asked.output + planned.output + unknown.output
+    assert "--confirm" in asked.output
+    assert good.id in planned.output
+    assert deployment.host.containers() == before
+    assert faults.backups(deployment.host) == files
+    as_backed_up(deployment, good)
+
+
+def test_restore_in_place_brings_back_rows_and_files_with_owners_and_modes(deployment: Deployment, good: Good) -> None:
+    host = deployment.host
+    has_grafana = "grafana" in deployment.stack.services
+    deployment.query(SPOIL)
+    host.sh(SPOIL_CONFIG)
+    if has_grafana:
+        faults.sqlite(host, GRAFANA, "UPDATE dashboard SET title = 'spoilt';")
+    before = host.containers()
+    restored = fast_restore(deployment, "latest", "--confirm").succeeded()
+    assert f"changed: restored config and database of {good.id}" in restored.output
+    as_backed_up(deployment, good)
+    if has_grafana:
+        assert faults.sqlite(host, GRAFANA, "SELECT * FROM dashboard;") == "1|Torrust tracker\n"
+    after = host.containers()
+    assert {name: (one.id, one.status) for name, one in after.items()} == {name: (one.id, "running") for name, one in before.items()}
+    assert "# spoilt" in host.read(f"{STAGING}/before-restore/.env")
+
+
+def test_restore_of_one_half_leaves_the_other(deployment: Deployment, good: Good) -> None:
+    deployment.query(SPOIL)
+    deployment.host.sh(SPOIL_CONFIG)
+    spoilt_files = picture(deployment.host, databases=False)
+    assert spoilt_files != good.picture
+    fast_restore(deployment, good.id, "--only", "database", "--confirm").succeeded()
+    wait_for_tracker(deployment.host)
+    assert rows(deployment) == good.rows
+    assert picture(deployment.host, databases=False) == spoilt_files
+
+    later = "00000000000000000000000000000000000000aa"
+    deployment.query(f"INSERT INTO torrents (info_hash, completed) VALUES ('{later}', 1);")
+    fast_restore(deployment, good.id, "--only", "config", "--confirm").succeeded()
+    wait_for_tracker(deployment.host)
+    assert later in rows(deployment)
+    deployment.query(f"DELETE FROM torrents WHERE info_hash = '{later}';")
+    as_backed_up(deployment, good)
+
+
+@pytest.mark.only("sqlite3")
+def test_restore_puts_no_database_beside_the_hot_journal_of_another(deployment: Deployment, good: Good) -> None:
+    crash = f"""
+import os, sqlite3
+db = sqlite3.connect({SQLITE_FILE!r}, isolation_level=None)
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN")
+db.executemany("INSERT INTO torrents (info_hash, completed) VALUES (?, 1)", [(f"e{{n:039x}}",) for n in range(20000)])
+db.execute("UPDATE torrents SET completed = 5")
+os._exit(0)
+"""
+    with faults.tracker_started_again(deployment):
+        deployment.host.run("docker", "kill", "tracker")
+        deployment.host.run("python3", "-c", crash)
+        assert deployment.host.exists(f"{SQLITE_FILE}-journal"), "the crash left no journal behind"
+        fast_restore(deployment, good.id, "--only", "database", "--confirm").succeeded()
+        assert not deployment.host.exists(f"{SQLITE_FILE}-journal")
+        assert faults.sqlite(deployment.host, SQLITE_FILE, "PRAGMA integrity_check;").strip() == "ok"
+        assert deployment.tracker().status == "exited", "a tracker that did not run before does not run after it"
+    as_backed_up(deployment, good)
+    assert deployment.host.exists(f"{STAGING}/before-restore/storage/tracker/lib/database/{DATABASE['sqlite3']}-journal")
+
+
+# ---------------------------------------------------------------- symlinks
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symlink that a taken-over service plants in the place of something in its own directory."""
+
+    path: str  # below the deploy directory
+    target: str
+    restores: bool  # whether a restore goes on, the link itself being what it replaces
+
+    def __str__(self) -> str:
+        return f"{self.path.removeprefix('storage/')}->{self.target}"
+
+
+# Where a service can plant one: below the root of one of its own mounts.
+LINKS = (
+    Link("storage/tracker/lib/database", "/etc", False),
+    Link(f"storage/tracker/lib/database/{DATABASE['sqlite3']}", "/etc/shadow", True),
+    Link("storage/tracker/etc/tracker.toml", "/etc/shadow", True),
+    Link("storage/grafana/data/grafana.db", "/etc/shadow", True),
+    Link("storage/caddy/data/caddy/pki", "/etc", False),
+)
+# A link inside a directory that is archived whole may be archived as a link: nothing is read through it.
+ARCHIVED = ("storage/tracker/etc/tracker.toml", "storage/caddy/data/caddy/pki")
+
+
+@pytest.mark.only("sqlite3")
+@pytest.mark.parametrize("link", LINKS, ids=str)
+def test_no_symlink_of_a_service_leads_a_capture_or_a_restore_out_of_its_directory(deployment: Deployment, good: Good, link: Link) -> None:
+    host, planted = deployment.host, f"{DEPLOY_DIR}/{link.path}"
+    targets = (
+        "stat -c '%n %U:%G %a %s %Y %Z' /etc /etc/shadow /etc/passwd /opt/torrust/backup /opt/torrust/backup/*; sha256sum /etc/shadow; ls -A /etc"
+    )
+    # /etc/tracker-backup.conf is edited by the test itself.
+    with deployment.configured(QUIESCE="none"):
+        host.run("mv", planted, "/root/moved-away")
+        host.run("ln", "-s", link.target, planted)
+        before, files = host.sh(targets), faults.backups(host)
+        try:
+            captured = deployment.run()
+            if captured.code != 0 or link.path not in ARCHIVED:
+                assert captured.code == 1, captured.output
+                assert re.search("symlink|not a regular file", captured.output), captured.output
+                assert set(deployment.published()) - {path.removeprefix("./") for path in files} == {f"runs/{deployment.last_run()['id']}.json"}
+            else:
+                listed = host.sh(f"tar --list --verbose --file {deployment.file(deployment.last_run(), 'config')}")
+                assert re.search(rf"^l.* {re.escape(link.path)} -> {re.escape(link.target)}$", listed, re.MULTILINE)
+                assert f"{link.path}/" not in listed
+            for secret in host.sh(
+                f"find {DESTINATION} -newer {DESTINATION}/runs/{good.id}.json -name '*.gz' -exec zcat {{}} + | grep -ac '^root:' || true"
+            ).split():
+                assert secret == "0"
+            restored = fast_restore(deployment, good.id, "--confirm")
+            assert host.sh(targets) == before
+            if link.restores:
+                restored.succeeded()
+                assert host.run("test", "-L", planted, check=False).returncode != 0
+                host.run("rm", "-rf", "/root/moved-away")
+            else:
+                assert restored.code == 1, restored.output
+                assert re.search(rf"{re.escape(link.path)} is a symlink", restored.output), restored.output
+        finally:
+            if host.exists("/root/moved-away"):
+                # Not while the tracker makes a directory of its own there, at each of its starts.
+                host.run("docker", "stop", "--time", "1", "tracker", "grafana", "caddy")
+                host.run("rm", "-rf", planted)
+                host.run("mv", "/root/moved-away", planted)
+                host.run("docker", "start", "tracker", "grafana", "caddy")
+    as_backed_up(deployment, good)
+
+
+# ---------------------------------------------------------------- onto an empty machine
+
+
+def test_restore_onto_an_empty_machine(deployment: Deployment, good: Good) -> None:
+    """Docker, the images, the backups and the bundle are all there is; nothing of ours was ever installed."""
+    stack = STACKS[deployment.stack.driver]
+    with Host(f"gen-backup-bundle-e2e-empty-{stack.driver}-{os.getpid()}", buildkit=stack.driver == "mysql") as empty:
+        image = re.search(r"^IMAGE='(.*)'$", deployment.host.read(CONFIG), re.MULTILINE)
+        assert image
+        # Building it needs the network and half a minute; the installation has proved that both builders do.
+        _pipe(deployment.host, f"docker save {image[1]}", empty, "docker load")
+        _pipe(deployment.host, f"tar -C {DESTINATION} -c .", empty, f"mkdir -p {DESTINATION} && tar -C {DESTINATION} -x")
+        local = subprocess.run(
+            ["tar", "-C", str(deployment.bundle.directory), "--owner=0", "--group=0", "--exclude=./secrets", "--exclude=./.gitignore", "-c", "."],
+            capture_output=True,
+            check=True,
+        )
+        empty.run("bash", "-c", f"mkdir -p -m 0700 {BUNDLE} && tar -C {BUNDLE} -x", stdin=local.stdout)
+        restored = tool(empty, "restore", good.id, "--confirm", program=f"{BUNDLE}/host/tracker-backup").succeeded()
+        assert f"restored config and database of {good.id}" in restored.output
+        if stack.driver == "mysql":
+            # The stack's `.env` does not have the password that the tracker uses; a deployer's does.
+            mysql(empty, f"ALTER USER tracker_user@'%' IDENTIFIED BY '{_escaped(HOSTILE_PASSWORD)}'")
+        wait_for_tracker(empty)
+        assert rows(_elsewhere(deployment, empty)) == good.rows
+        now = picture(empty, databases=False)
+        ours = {path for path in good.picture if path.startswith("./backup") or path == "./docker-compose.backup.yml"}
+        different = {path: (good.picture.get(path), now.get(path)) for path in good.picture.keys() - ours if good.picture.get(path) != now.get(path)}
+        assert different == {}
+        wait_until("the stack to run", lambda: {one.status for one in empty.containers().values()} == {"running"}, 60)
+        assert empty.containers().keys() == deployment.host.containers().keys()
+        if "grafana" in stack.services:
+            assert faults.sqlite(empty, GRAFANA, "SELECT * FROM dashboard;") == "1|Torrust tracker\n"
+        assert json.loads(empty.read(f"{DESTINATION}/.tracker-backup.json"))["machine_id"] == empty.read("/etc/machine-id").strip()
+
+
+def _pipe(source: Host, reading: str, target: Host, writing: str) -> None:
+    """Standard output of a command on one host into a command on another."""
+    with subprocess.Popen(["docker", "exec", source.name, "bash", "-c", reading], stdout=subprocess.PIPE) as read:
+        subprocess.run(["docker", "exec", "-i", target.name, "bash", "-c", writing], stdin=read.stdout, check=True, timeout=300)
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _elsewhere(deployment: Deployment, host: Host) -> Deployment:
+    return Deployment(host, deployment.stack, deployment.bundle, deployment.key, deployment.before, deployment.checked, deployment.installed)
+
+
+# ---------------------------------------------------------------- killed
+
+
+# Slowed down to where the container has a hundredth of a CPU, then killed when three files have been moved.
+HALF_WAY = (
+    "docker update --cpus=0.02 {container} >/dev/null; "
+    f"(until (($(find {STAGING}/*/old ! -type d 2>/dev/null | wc -l) >= 3)); do sleep 0.02; done; {KILL}) </dev/null >/dev/null 2>&1 &"
+).format(container="$(docker ps --quiet --filter label=tracker-backup.run)")
+
+KILLED = {
+    "sqlite3": [
+        ("before the stop", "^stop", DIE, "before", 1),
+        ("while Docker stops the tracker", "^stop", KILL, "before", 1),
+        ("before the files are swapped", "restore.sh apply", DIE, "before", 1),
+        ("while the files are swapped", "restore.sh apply", HALF_WAY, "before", 1),
+        ("after the files were swapped", "restore.sh apply", KILL, "after", 1),
+        ("before the start", "^start", DIE, "before", 1),
+        ("after the start", "^start", KILL, "after", 4),
+    ],
+    "mysql": [
+        ("after the stop", "^stop", KILL, "after", 1),
+        ("while the present database is saved", "mysqldump", KILL, "before", 1),
+        ("before the database is dropped", "DROP DATABASE", DIE, "before", 1),
+        ("after it was dropped", "DROP DATABASE", KILL, "after", 1),
+        ("while the dump is imported", "binary-mode", KILL, "before", 1),
+        ("after the import", "binary-mode", KILL, "after", 1),
+        ("before the start", "^start", DIE, "before", 1),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def spoilt(deployment: Deployment, good: Good) -> Iterator[Good]:
+    """The deployment as it was changed since the backup, which is what a roll-back must bring back; in the end the backup is restored after all."""
+    deployment.query(SPOIL)
+    deployment.host.sh(f"cd {DEPLOY_DIR} && printf '# mine\\n' | tee -a .env >>storage/tracker/etc/tracker.toml")
+    yield Good(good.run, rows(deployment), picture(deployment.host, databases=False))
+    fast_restore(deployment, good.id, "--confirm").succeeded()
+    as_backed_up(deployment, good)
+
+
+@pytest.mark.parametrize("step", range(7))
+def test_a_restore_killed_at_any_step_is_rolled_back(deployment: Deployment, spoilt: Good, step: int) -> None:
+    name, at, do, when, nth = KILLED[deployment.stack.driver][step]
+    host, before = deployment.host, deployment.host.containers()
+    killed = strike(host, TOOL, "restore", spoilt.id, "--confirm", at=at, do=do, when=when, nth=nth)
+    assert killed.code == 137, f"{name}: {killed.output}\n" + "\n".join(killed.calls)
+    recover(host)
+    wait_until("the roll-back", lambda: not host.exists(f"{faults.STATE}/restore.json"), 100)
+    as_backed_up(deployment, spoilt)
+    after = host.containers()
+    assert {one: (now.id, now.status) for one, now in after.items()} == {one: (then.id, "running") for one, then in before.items()}, name
+    assert recover(host) == Outcome(0, ""), "there is nothing more to recover"
+
+
+@pytest.mark.only("sqlite3")
+def test_a_power_cut_while_files_are_swapped_is_rolled_back_after_the_boot(deployment: Deployment, spoilt: Good) -> None:
+    host = deployment.host
+    with faults.striking(host, TOOL, "restore", spoilt.id, "--confirm", at="restore.sh apply", do=HALF_WAY.replace(KILL, "kill -STOP $FAULT_PID")):
+        wait_until("the swap to be half done", lambda: int(host.sh(f"find {STAGING}/*/old ! -type d 2>/dev/null | wc -l || true")) >= 3, 60)
+        host.power_cut()
+    if not faults.has_recovery_in_cron(host):
+        recover(host).succeeded()
+    wait_until("the roll-back", lambda: not host.exists(f"{faults.STATE}/restore.json"), 120)
+    as_backed_up(deployment, spoilt)

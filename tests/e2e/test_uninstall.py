@@ -1,0 +1,28 @@
+"""Uninstalling; last in the alphabet, for it leaves the host without what the other tests look at."""
+
+from __future__ import annotations
+
+from e2e.deployment import DESTINATION, Deployment
+from e2e.stack import untouched
+
+
+def test_uninstalling_leaves_the_backups_and_nothing_else_of_ours(deployment: Deployment) -> None:
+    backups, containers = deployment.published(), deployment.host.containers()
+    assert backups
+    said = deployment.bundle.playbook("uninstall-backup", "--check").succeeded()
+    assert said.changed == 0
+    deployment.bundle.playbook("uninstall-backup").succeeded()
+    assert deployment.published() == backups
+    left = {entry for entry in Deployment.inventory(deployment.host) - deployment.before if not entry.startswith(DESTINATION)}
+    assert left == set()
+    assert untouched(containers, deployment.host.containers())
+    again = deployment.bundle.playbook("uninstall-backup").succeeded()
+    assert again.changed == 0
+
+
+def test_what_was_left_serves_a_new_installation(deployment: Deployment) -> None:
+    backups = deployment.published()
+    deployment.bundle.playbook("uninstall-backup").succeeded()
+    deployment.bundle.playbook("install-backup", "-e", "backup_on_install=false").succeeded()
+    assert deployment.published() == backups
+    assert deployment.runs()

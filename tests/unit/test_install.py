@@ -1,0 +1,406 @@
+"""Installing, installing again, and removing: what is where with which mode, and what is refused before anything changes."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from unit.sandbox import IMAGE, Sandbox, mode
+
+SECRETS = {"db_password": "p\"a'ss $(x) é", "db_root_password": "root"}
+
+
+def snapshot(host: Sandbox) -> dict[str, tuple[str, bytes, int]]:
+    """Everything on the host but the stub's own records: mode, content, time of change."""
+    return {
+        str(path.relative_to(host.path)): (
+            mode(path),
+            path.read_bytes() if path.is_file() else b"",
+            path.lstat().st_mtime_ns if path.is_file() else 0,
+        )
+        for path in host.path.rglob("*")
+        if not path.is_relative_to(host.stub) and path != host.state / "lock"
+    }
+
+
+# ---------------------------------------------------------------- places, modes, idempotence
+
+
+def test_everything_is_in_its_place_with_its_mode(sandbox: Sandbox) -> None:
+    outcome = sandbox.install(secrets=SECRETS)
+    assert outcome.code == 0
+    deploy, root = sandbox.deploy, sandbox.root
+    assert {
+        str(path.relative_to(sandbox.path)): mode(path)
+        for path in (
+            deploy / "docker-compose.backup.yml", deploy / "backup", deploy / "backup/Dockerfile", deploy / "backup/.dockerignore",
+            deploy / "backup/backup.sh", deploy / "backup/backup.conf", deploy / "backup/backup-paths.txt", deploy / "backup/secrets",
+            deploy / "backup/secrets/db_password", deploy / "backup/secrets/db_root_password", deploy / "storage/backup-staging",
+            deploy / "storage/backup", deploy / "storage/backup/sqlite", deploy / "storage/backup/mysql", deploy / "storage/backup/config",
+            deploy / "storage/backup/runs", deploy / "storage/backup/.tracker-backup.json", root / "etc/tracker-backup.conf",
+            root / "etc/cron.d/tracker-backup", root / "etc/logrotate.d/tracker-backup", root / "usr/local/bin/tracker-backup",
+            root / "usr/local/bin/maintenance-backup.sh", root / "var/log/tracker-backup.log", root / "var/lib/tracker-backup",
+        )
+    } == {
+        "deploy/docker-compose.backup.yml": "0644", "deploy/backup": "0755", "deploy/backup/Dockerfile": "0644", "deploy/backup/.dockerignore": "0644",
+        "deploy/backup/backup.sh": "0755", "deploy/backup/backup.conf": "0644", "deploy/backup/backup-paths.txt": "0644", "deploy/backup/secrets": "0700",
+        "deploy/backup/secrets/db_password": "0600", "deploy/backup/secrets/db_root_password": "0600", "deploy/storage/backup-staging": "0700",
+        "deploy/storage/backup": "0700", "deploy/storage/backup/sqlite": "0700", "deploy/storage/backup/mysql": "0700",
+        "deploy/storage/backup/config": "0700", "deploy/storage/backup/runs": "0700", "deploy/storage/backup/.tracker-backup.json": "0600",
+        "root/etc/tracker-backup.conf": "0644", "root/etc/cron.d/tracker-backup": "0644", "root/etc/logrotate.d/tracker-backup": "0644",
+        "root/usr/local/bin/tracker-backup": "0755", "root/usr/local/bin/maintenance-backup.sh": "0755", "root/var/log/tracker-backup.log": "0640",
+        "root/var/lib/tracker-backup": "0700",
+    }  # fmt: skip
+
+
+def test_content_is_the_bundles_own(host: Sandbox) -> None:
+    for name, placed in {
+        "docker-compose.backup.yml": host.deploy / "docker-compose.backup.yml", "backup/backup.sh": host.deploy / "backup/backup.sh",
+        "backup/backup.conf": host.deploy / "backup/backup.conf", "host/tracker-backup.conf": host.config, "host/tracker-backup.cron": host.cron,
+        "host/tracker-backup": host.root / "usr/local/bin/tracker-backup",
+    }.items():  # fmt: skip
+        assert placed.read_bytes() == (host.bundle / name).read_bytes()
+
+
+def test_installing_again_changes_nothing(host: Sandbox) -> None:
+    before = snapshot(host)
+    outcome = host.install()
+    assert outcome.code == 0
+    assert outcome.changes == []
+    assert snapshot(host) == before
+    assert not [call for call in host.calls if call.startswith(("docker build", "docker pull"))]
+
+
+def test_what_was_edited_by_hand_is_put_right_again(host: Sandbox) -> None:
+    host.cron.write_text("* * * * * root true\n")
+    host.config.chmod(0o666)
+    (host.secrets / "db_password").chmod(0o644)
+    (host.deploy / "backup/backup.sh").unlink()
+    outcome = host.install()
+    assert len(outcome.changes) == 4
+    assert host.cron.read_bytes() == (host.bundle / "host/tracker-backup.cron").read_bytes()
+    assert mode(host.config) == "0644"
+    assert mode(host.secrets / "db_password") == "0600"
+    assert host.install().changes == []
+
+
+def test_directories_that_are_too_open_are_closed(host: Sandbox) -> None:
+    closed = [
+        host.secrets,
+        host.deploy / "storage/backup-staging",
+        host.destination / "sqlite",
+        host.destination / "runs",
+        host.destination,
+        host.state,
+    ]
+    for path in closed:
+        path.chmod(0o755)
+    assert host.install().code == 0
+    assert {str(path): mode(path) for path in closed} == {str(path): "0700" for path in closed}
+
+
+def test_a_symlink_in_a_files_place_is_replaced_and_not_followed(sandbox: Sandbox) -> None:
+    victim = sandbox.path / "victim"
+    victim.write_text("precious")
+    (sandbox.deploy / "docker-compose.backup.yml").symlink_to(victim)
+    sandbox.cron.symlink_to(victim)
+    assert sandbox.install().code == 0
+    assert victim.read_text() == "precious"
+    assert not sandbox.cron.is_symlink()
+
+
+def test_the_operators_own_files_are_left_alone(host: Sandbox) -> None:
+    assert (host.deploy / "docker-compose.yml").read_text() == "services: {}\n"
+    assert (host.deploy / ".env").read_text() == "SECRET=1\n"
+
+
+def test_the_log_is_not_emptied(host: Sandbox) -> None:
+    (host.root / "var/log/tracker-backup.log").write_text("yesterday\n")
+    host.install()
+    assert (host.root / "var/log/tracker-backup.log").read_text() == "yesterday\n"
+
+
+def test_the_schedule_comes_last(sandbox: Sandbox) -> None:
+    (sandbox.root / "usr/local/bin").rmdir()
+    assert sandbox.install().code == 1
+    assert not sandbox.cron.exists()
+
+
+def test_the_first_installation_says_that_there_is_no_backup_yet(sandbox: Sandbox) -> None:
+    assert "no backup yet" in sandbox.install().out
+    sandbox.add_run("20260101_030000", 1)
+    assert "no backup yet" not in sandbox.install().out
+
+
+# ---------------------------------------------------------------- the upload
+
+
+@pytest.mark.parametrize("name", ["backup/backup.sh", "host/tracker-backup.cron", "docker-compose.backup.yml"])
+def test_a_torn_upload_is_refused_and_changes_nothing(sandbox: Sandbox, name: str) -> None:
+    with (sandbox.bundle / name).open("ab") as file:
+        file.write(b"# cut off")
+    before = snapshot(sandbox)
+    outcome = sandbox.install()
+    assert outcome.code != 0
+    assert name in outcome.err
+    assert "upload the bundle again" in outcome.err
+    assert snapshot(sandbox) == before
+
+
+def test_a_file_that_did_not_arrive_is_refused(sandbox: Sandbox) -> None:
+    (sandbox.bundle / "backup/backup.sh").unlink()
+    outcome = sandbox.install()
+    assert outcome.code != 0
+    assert "backup/backup.sh" in outcome.err
+    assert not sandbox.config.exists()
+
+
+def test_a_manifest_that_was_cut_off_is_refused_and_named(sandbox: Sandbox) -> None:
+    path = sandbox.bundle / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    outcome = sandbox.install()
+    assert outcome.code != 0
+    assert "manifest.json" in outcome.err
+    assert not sandbox.config.exists()
+
+
+def test_a_file_of_an_older_bundle_is_removed_from_the_upload(host: Sandbox) -> None:
+    (host.bundle / "host/old-script.sh").write_text("#!/bin/sh\n")
+    host.install()
+    assert not (host.bundle / "host/old-script.sh").exists()
+
+
+# ---------------------------------------------------------------- secrets
+
+
+def test_secrets_are_written_as_given_and_told_nowhere(sandbox: Sandbox) -> None:
+    outcome = sandbox.install(secrets=SECRETS)
+    assert (sandbox.secrets / "db_password").read_bytes() == SECRETS["db_password"].encode()
+    assert "p\"a'ss" not in outcome.out + outcome.err + "\n".join(sandbox.calls)
+    assert [path for path in sandbox.path.rglob("*") if path.is_file() and b"p\"a'ss" in path.read_bytes()] == [sandbox.secrets / "db_password"]
+
+
+@pytest.mark.parametrize("given", [{}, {"db_password": "x"}])
+def test_a_secret_without_a_value_is_refused_before_anything_changes(sandbox: Sandbox, given: dict[str, str]) -> None:
+    before = snapshot(sandbox)
+    outcome = sandbox.install(secrets=given)
+    assert outcome.code != 0
+    assert "db_root_password" in outcome.err
+    assert "vault" in outcome.err
+    assert snapshot(sandbox) == before
+
+
+def test_without_values_the_host_keeps_the_secrets_that_it_has(host: Sandbox) -> None:
+    before = snapshot(host)
+    outcome = host.install(secrets={})
+    assert (outcome.code, outcome.changes) == (0, [])
+    assert snapshot(host) == before
+
+
+def test_a_changed_secret_is_replaced(host: Sandbox) -> None:
+    outcome = host.install(secrets={"db_password": "new", "db_root_password": "root"})
+    assert len(outcome.changes) == 1
+    assert (host.secrets / "db_password").read_text() == "new"
+
+
+def test_a_secret_that_is_needed_no_more_is_removed(host: Sandbox) -> None:
+    conf = host.bundle / "backup/backup.conf"
+    conf.write_text("".join(line for line in conf.read_text().splitlines(True) if "ROOT" not in line))
+    host.sign()
+    assert host.install().code == 0
+    assert [path.name for path in host.secrets.iterdir()] == ["db_password"]
+
+
+def test_a_secret_that_nobody_asked_for_is_not_written(sandbox: Sandbox) -> None:
+    sandbox.install(secrets={**SECRETS, "../../../etc/evil": "x", "other": "y"})
+    assert sorted(path.name for path in sandbox.secrets.iterdir()) == ["db_password", "db_root_password"]
+    assert not list(sandbox.path.rglob("evil"))
+
+
+def test_secrets_that_are_no_json_are_refused_without_showing_them(sandbox: Sandbox) -> None:
+    outcome = sandbox.call("install", stdin='{"db_password": "hunter2')
+    assert outcome.code != 0
+    assert outcome.err.startswith("error:")
+    assert "hunter2" not in outcome.out + outcome.err
+
+
+def test_sqlite_needs_no_secret(sandbox: Sandbox) -> None:
+    conf = sandbox.bundle / "backup/backup.conf"
+    lines = [line for line in conf.read_text().splitlines() if not line.startswith("DB_")]
+    conf.write_text("\n".join([*lines, "DB_TYPE='sqlite'", "DB_PATH='/data/storage/tracker/lib/database/tracker.db'", ""]))
+    sandbox.sign()
+    assert sandbox.call("install", stdin="").code == 0
+
+
+# ---------------------------------------------------------------- the image
+
+
+def images(host: Sandbox) -> list[str]:
+    return (host.stub / "images").read_text().split()
+
+
+def test_an_image_that_is_missing_is_built_from_the_upload(sandbox: Sandbox) -> None:
+    (sandbox.stub / "images").write_text("")
+    assert sandbox.install().code == 0
+    assert f"docker build --tag {IMAGE} {sandbox.bundle}/backup" in sandbox.calls
+
+
+def test_an_image_of_a_registry_is_pulled(sandbox: Sandbox) -> None:
+    sandbox.make_bundle(IMAGE="registry.example/backup:1", IMAGE_SOURCE="pull")
+    assert sandbox.install().code == 0
+    assert "docker pull registry.example/backup:1" in sandbox.calls
+    assert sandbox.install().changes == []
+
+
+def test_rebuilding_builds_although_the_image_is_there(host: Sandbox) -> None:
+    assert host.install("--rebuild-image").code == 0
+    assert [call for call in host.calls if call.startswith("docker build") and "--no-cache" in call]
+
+
+def test_older_images_of_ours_are_removed_and_those_of_others_stay(sandbox: Sandbox) -> None:
+    (sandbox.stub / "images").write_text(f"{IMAGE}\ngen-backup-bundle/backup:ffffffffffff\nmysql:8.4\ngen-backup-bundle/other:1\n")
+    assert sandbox.install().code == 0
+    assert images(sandbox) == [IMAGE, "mysql:8.4", "gen-backup-bundle/other:1"]
+
+
+def test_an_image_that_cannot_be_built_leaves_no_schedule(sandbox: Sandbox) -> None:
+    (sandbox.stub / "images").write_text("")
+    (sandbox.stub / "hooks/build").write_text("echo 'no route to host' >&2; exit 1\n")
+    outcome = sandbox.install()
+    assert outcome.code == 1
+    assert "no route to host" in outcome.err
+    assert not sandbox.cron.exists()
+
+
+def test_an_image_that_is_still_in_use_does_not_fail_the_installation(sandbox: Sandbox) -> None:
+    (sandbox.stub / "images").write_text(f"{IMAGE}\ngen-backup-bundle/backup:ffffffffffff\n")
+    (sandbox.stub / "hooks/image-rm").write_text("echo 'image is being used by stopped container' >&2; exit 1\n")
+    assert sandbox.install().code == 0
+
+
+# ---------------------------------------------------------------- the lock
+
+
+@pytest.mark.parametrize("command", ["install", "uninstall", "acknowledge"])
+def test_a_lock_that_is_held_ends_with_75_and_nothing_changes(host: Sandbox, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    clock = itertools.count(step=10.0)
+    monkeypatch.setattr(host.package.state, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _seconds: None))
+    (host.bundle / "host/tracker-backup.cron").write_text("# another schedule\n")
+    host.sign()
+    with (host.state / "lock").open("a") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        before = snapshot(host)
+        outcome = host.call(command, stdin="{}")
+        assert outcome.code == 75
+        assert "running" in outcome.err
+        assert snapshot(host) == before
+    assert host.call(command, stdin="{}").code == 0
+
+
+def test_a_lock_that_is_released_while_waiting_is_taken(host: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (host.state / "lock").open("a") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        release = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _seconds: fcntl.flock(holder, fcntl.LOCK_UN))
+        monkeypatch.setattr(host.package.state, "time", release)
+        assert host.install().code == 0
+
+
+def test_a_lock_that_was_removed_while_waiting_is_not_the_lock(host: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An uninstallation removes the lock with its directory: whoever waited must not believe to hold what is there now."""
+    held = []
+
+    def uninstalled(_seconds: float) -> None:
+        (host.state / "lock").unlink()
+        fcntl.flock(holder, fcntl.LOCK_UN)
+
+    real = host.package.install.make_image
+
+    def look(*arguments: object) -> None:
+        with (host.state / "lock").open("a") as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                held.append(False)
+            except BlockingIOError:
+                held.append(True)
+        real(*arguments)
+
+    monkeypatch.setattr(host.package.install, "make_image", look)
+    with (host.state / "lock").open("a") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        monkeypatch.setattr(host.package.state, "time", SimpleNamespace(monotonic=time.monotonic, sleep=uninstalled))
+        outcome = host.install()
+    assert (held, outcome.code) == ([True], 0), outcome.err
+
+
+# ---------------------------------------------------------------- uninstall
+
+
+def test_uninstalling_leaves_the_backups_and_nothing_else_of_ours(host: Sandbox) -> None:
+    host.add_run("20260101_030000", 1)
+    (host.root / "var/log/tracker-backup.log.1.gz").write_text("old")
+    (host.deploy / "storage/backup-staging/20260101_030000").mkdir()
+    kept = host.files()
+    outcome = host.call("uninstall")
+    assert outcome.code == 0
+    assert str(host.destination) in outcome.out
+    assert host.files() == kept
+    left = {str(path.relative_to(host.path)) for path in (*host.root.rglob("*"), *host.deploy.rglob("*")) if path.is_file()}
+    assert left - {f"deploy/storage/backup/{name}" for name in kept} == {
+        "root/etc/machine-id", "deploy/docker-compose.yml", "deploy/.env",
+    }  # fmt: skip
+    assert not host.state.exists()
+    assert not (host.deploy / "backup").exists()
+    assert not (host.deploy / "storage/backup-staging").exists()
+    assert not (host.root / "usr/local/lib/tracker-backup").exists()
+    assert images(host) == []
+
+
+def test_uninstalling_leaves_files_and_images_of_others(host: Sandbox) -> None:
+    with (host.stub / "images").open("a") as file:
+        file.write("mysql:8.4\n")
+    (host.deploy / "backup/notes.txt").write_text("mine")
+    (host.root / "etc/cron.d/other").write_text("mine")
+    (host.root / "var/log/tracker.log").write_text("mine")
+    assert host.call("uninstall").code == 0
+    assert images(host) == ["mysql:8.4"]
+    for path in (host.deploy / "backup/notes.txt", host.root / "etc/cron.d/other", host.root / "var/log/tracker.log"):
+        assert path.read_text() == "mine"
+
+
+def test_uninstalling_without_docker_warns_and_removes_the_rest(host: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    outcome = host.call("uninstall")
+    assert outcome.code == 0
+    assert "warning" in outcome.out
+    assert not host.cron.exists()
+
+
+def test_uninstalling_while_the_tracker_waits_for_recovery_is_refused(host: Sandbox) -> None:
+    (host.state / "window").write_text("7e57 2026-01-01T00:00:00Z stop 1 2 10 20260101_030000\n")
+    outcome = host.call("uninstall")
+    assert outcome.code != 0
+    assert "--recover" in outcome.err
+    assert host.cron.exists()
+
+
+def test_installing_after_uninstalling_finds_the_backups_again(host: Sandbox) -> None:
+    host.add_run("20260101_030000", 1)
+    assert host.call("uninstall").code == 0
+    assert host.install().code == 0
+    assert [run["id"] for run in json.loads(host.call("list", "--json").out)] == ["20260101_030000"]
+
+
+def test_a_second_uninstallation_changes_nothing(host: Sandbox) -> None:
+    copy = Path(os.fsdecode(host.bundle))
+    assert host.call("uninstall").code == 0
+    outcome = host.call("uninstall")
+    assert copy.exists()
+    assert outcome.code == 0
+    assert [line for line in outcome.changes if "(removed)" in line and str(host.state) not in line] == []

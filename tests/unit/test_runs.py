@@ -1,0 +1,322 @@
+"""Run manifests: which are ours, what a run records, what it teaches the next, and what list and status say of them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unit.sandbox import Sandbox, manifest, mode
+
+NOW = datetime.datetime.now(datetime.timezone.utc)
+
+
+def hours_ago(hours: float) -> str:
+    return (NOW - datetime.timedelta(hours=hours)).strftime("%Y%m%d_%H%M%S")
+
+
+def strangers() -> dict[str, str | bytes]:
+    """Files that lie in runs/ and are no run manifests of ours, by name."""
+    whole = manifest("20260101_030000", 99)
+
+    def without(key: str) -> str:
+        return json.dumps({name: value for name, value in whole.items() if name != key})
+
+    return {
+        "empty.json": b"",
+        "20260101_030001.json": b"{ torn",
+        "20260101_030002.json": b"\xff\xfe",
+        "20260101_030003.json": "[]",
+        "20260101_030004.json": "null",
+        "20260101_030005.json": json.dumps(whole),  # not its name
+        "20260101_030006.json": json.dumps({**whole, "id": 20260101030006}),
+        "20260101_030007.json": json.dumps({**manifest("20260101_030007", 99), "environment": "staging"}),
+        "20260101_030008.json": json.dumps({**manifest("20260101_030008", 99), "sequence": "high"}),
+        "20260101_030000.json": without("environment"),
+        "notes.txt": "remember the milk",
+        ".20260101_030009.json.swp": "",
+        "20260101_030010.json.partial": json.dumps(manifest("20260101_030010", 99)),
+    }
+
+
+# Manifests as an older or newer version, a careless hand or a bad disk could leave them: with the right id and environment.
+HALF_MANIFESTS: dict[str, dict[str, Any]] = {
+    "no result": {"result": None},
+    "files are no list": {"files": 7},
+    "a file that is no object": {"files": ["sqlite/x"]},
+    "a file without bytes": {"files": [{"kind": "database", "path": "x", "sha256": ""}]},
+    "tables are no object": {"tables": None},
+    "an impossible date": {"id": "20269999_999999"},
+    "digits of another script": {"id": "٢٠٢٦٠١٠١_٠٣٠٠٠٠"},
+}
+
+
+def put_half_manifest(host: Sandbox, facts: dict[str, Any]) -> None:
+    run = manifest(hours_ago(30), 50) | facts
+    if run["result"] is None:
+        del run["result"]
+    (host.destination / f"runs/{run['id']}.json").write_text(json.dumps(run))
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_runs_are_in_order_of_their_sequence_whatever_the_clock_said(host: Sandbox) -> None:
+    host.add_run("20360101_030000", 1)
+    host.add_run("20260101_030000", 2)
+    host.add_run("20250101_030000", 3)
+    runs = json.loads(host.call("list", "--json").out)
+    assert [run["sequence"] for run in runs] == [1, 2, 3]
+
+
+def test_files_of_strangers_are_passed_over(host: Sandbox) -> None:
+    for name, content in strangers().items():
+        (host.destination / "runs" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (host.destination / "runs/20260101_030011.json").mkdir()
+    host.add_run(hours_ago(1), 1)
+    outcome = host.call("list")
+    assert outcome.code == 0
+    assert hours_ago(1) in outcome.out
+    for name in ("empty.json", "20260101_030001.json", "20260101_030005.json"):
+        assert f"{name} is not a run manifest" in outcome.out + outcome.err
+    assert host.call("status").code == 0
+
+
+@pytest.mark.parametrize("command", ["list", "status"])
+def test_json_stays_json_beside_files_of_strangers(host: Sandbox, command: str) -> None:
+    (host.destination / "runs/20260101_030001.json").write_text("{ torn")
+    host.add_run(hours_ago(1), 1)
+    outcome = host.call(command, "--json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)
+
+
+@pytest.mark.parametrize("facts", HALF_MANIFESTS.values(), ids=HALF_MANIFESTS.keys())
+def test_half_a_manifest_stops_neither_status_nor_the_next_run(host: Sandbox, tmp_path: Path, facts: dict[str, Any]) -> None:
+    host.add_run(hours_ago(2), 1)
+    put_half_manifest(host, facts)
+    assert host.call("list").code == 0
+    assert host.call("status").code == 0
+    assert host.call("expect", str(tmp_path)).code == 0
+    assert record(host, tmp_path).code == 0
+    assert host.call("prune").code == 0
+
+
+def test_a_name_that_is_not_utf8_stops_nothing(host: Sandbox) -> None:
+    host.add_run(hours_ago(1), 1)
+    Path(os.fsdecode(os.fsencode(host.destination) + b"/runs/\xff.json")).write_text("{")
+    done = subprocess.run(
+        [sys.executable, str(host.bundle / "host/tracker-backup"), "status"],
+        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+
+
+# ---------------------------------------------------------------- expect
+
+
+def test_a_first_run_expects_nothing(host: Sandbox, tmp_path: Path) -> None:
+    assert host.call("expect", str(tmp_path)).code == 0
+    assert (tmp_path / "expected-tables").read_text() == ""
+    assert (tmp_path / "expected-bytes").read_text() == ""
+
+
+def test_a_run_expects_what_the_last_good_one_had(host: Sandbox, tmp_path: Path) -> None:
+    host.add_run(hours_ago(3), 1, tables={"old": 1})
+    host.add_run(hours_ago(2), 2, tables={"torrents": 1, "it's a table": 2, "ключ": 0})
+    host.add_run(hours_ago(1), 3, result="failed", tables={})
+    assert host.call("expect", str(tmp_path)).code == 0
+    assert (tmp_path / "expected-tables").read_text(encoding="utf-8").splitlines() == ["torrents", "it's a table", "ключ"]
+    assert (tmp_path / "expected-bytes").read_text() == "12\n"
+
+
+# ---------------------------------------------------------------- record
+
+
+def record(host: Sandbox, work: Path, run_id: str | None = None, **facts: str) -> Any:
+    """The facts that maintenance-backup.sh hands over, and what backup.sh leaves in staging."""
+    run_id = run_id or hours_ago(0)
+    (work / "result").write_text(
+        f"table\t3\ttorrents\ntable\t1\tit's a table\nduration\tcheck\t0.250\ntool\tsqlite3\t3.46.1\nwarning\toptional path missing: /data/x\n"
+        f"file\tdatabase\tsqlite/sqlite_{run_id}.db.gz\t7\tabc\nfile\tconfig\tconfig/config_{run_id}.tar.gz\t5\tdef\n"
+    )
+    lines = {
+        "id": run_id, "started": "2026-01-01T03:00:00Z", "result": "success", "exit_code": "0", "reason": "", "quiesce": "stop",
+        "window_seconds": "1.250", **facts,
+    }  # fmt: skip
+    return host.call("record", str(work), stdin="".join(f"{key}={value}\n" for key, value in lines.items()) + "warning=of the host\n")
+
+
+def recorded(host: Sandbox, run_id: str | None = None) -> dict[str, Any]:
+    run: dict[str, Any] = json.loads((host.destination / f"runs/{run_id or hours_ago(0)}.json").read_text())
+    return run
+
+
+def test_a_success_is_recorded_with_all_that_is_known_of_it(host: Sandbox, tmp_path: Path) -> None:
+    host.add_run(hours_ago(9), 41)
+    assert record(host, tmp_path).code == 0
+    run = recorded(host)
+    assert (run["format"], run["id"], run["sequence"], run["environment"]) == (1, hours_ago(0), 42, "production")
+    assert (run["result"], run["exit_code"], run["reason"]) == ("success", 0, "")
+    assert (run["strategy"], run["quiesce"], run["scope"], run["window_seconds"]) == ("maintenance-window", "stop", "full", 1.25)
+    assert run["files"] == [
+        {"kind": "database", "path": f"sqlite/sqlite_{hours_ago(0)}.db.gz", "bytes": 7, "sha256": "abc"},
+        {"kind": "config", "path": f"config/config_{hours_ago(0)}.tar.gz", "bytes": 5, "sha256": "def"},
+    ]
+    assert run["tables"] == {"torrents": 3, "it's a table": 1}
+    assert run["durations"] == {"check": 0.25}
+    assert run["warnings"] == ["of the host", "optional path missing: /data/x"]
+    assert run["tools"] == {"sqlite3": "3.46.1"}
+    assert run["images"] == {"tracker": "sha256:feed"}
+    assert run["finished"].endswith("Z")
+
+
+def test_owners_and_modes_of_mounted_directories_are_recorded(host: Sandbox, tmp_path: Path) -> None:
+    mounted = host.deploy / "storage/tracker/etc"
+    mounted.chmod(0o2750)
+    record(host, tmp_path)
+    assert recorded(host)["directories"]["storage/tracker/etc"] == {"uid": mounted.stat().st_uid, "gid": mounted.stat().st_gid, "mode": "2750"}
+
+
+def test_a_failure_is_recorded_without_files(host: Sandbox, tmp_path: Path) -> None:
+    assert record(host, tmp_path, result="failed", exit_code="143", reason="ended by a signal = really").code == 0
+    run = recorded(host)
+    assert (run["result"], run["exit_code"], run["reason"], run["files"]) == ("failed", 143, "ended by a signal = really", [])
+
+
+def test_a_failure_is_recorded_although_docker_and_staging_are_gone(host: Sandbox, tmp_path: Path) -> None:
+    (host.stub / "hooks/ps").write_text("exit 1\n")
+    lines = f"id={hours_ago(0)}\nstarted=x\nresult=failed\nexit_code=1\nreason=Docker is away\nquiesce=stop\nwindow_seconds=0\n"
+    assert host.call("record", str(tmp_path / "gone"), stdin=lines).code == 0
+    assert recorded(host)["reason"] == "Docker is away"
+
+
+def test_a_success_without_files_is_refused(host: Sandbox, tmp_path: Path) -> None:
+    lines = f"id={hours_ago(0)}\nstarted=x\nresult=success\nexit_code=0\nreason=\nquiesce=stop\nwindow_seconds=0\n"
+    outcome = host.call("record", str(tmp_path), stdin=lines)
+    assert outcome.code == 1
+    assert not list((host.destination / "runs").iterdir())
+
+
+def test_the_sequence_counts_on_after_a_clock_that_jumped(host: Sandbox, tmp_path: Path) -> None:
+    host.add_run("20360101_030000", 7)
+    host.add_run(hours_ago(5), 6)
+    record(host, tmp_path)
+    assert recorded(host)["sequence"] == 8
+
+
+def test_a_run_manifest_is_0600_and_leaves_no_partial_file(host: Sandbox, tmp_path: Path) -> None:
+    record(host, tmp_path)
+    (path,) = (host.destination / "runs").iterdir()
+    assert mode(path) == "0600"
+
+
+def test_a_reason_that_is_not_utf8_is_recorded(host: Sandbox, tmp_path: Path) -> None:
+    assert record(host, tmp_path, result="failed", reason="bad name: \udcff").code == 0
+    assert recorded(host)["reason"].startswith("bad name: ")
+
+
+def test_a_run_manifest_is_written_before_it_has_its_name(host: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    rename, fsync = Path.rename, os.fsync
+
+    def spied_fsync(descriptor: int) -> None:
+        order.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def spied_rename(path: Path, target: Path) -> Path:
+        order.append(f"rename {path.name} {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", spied_fsync)
+    monkeypatch.setattr(Path, "rename", spied_rename)
+    record(host, tmp_path, run_id="20260101_030000")
+    name = "20260101_030000.json"
+    assert order == [f"fsync {name}.partial", f"rename {name}.partial {name}", "fsync runs"]
+
+
+# ---------------------------------------------------------------- list and status
+
+
+def test_list_of_no_runs_says_so(host: Sandbox) -> None:
+    assert "no run yet" in host.call("list").out
+    assert json.loads(host.call("list", "--json").out) == []
+
+
+def test_list_shows_size_of_successes_and_reasons_of_failures(host: Sandbox) -> None:
+    host.add_run(hours_ago(3), 1)
+    host.add_run(hours_ago(2), 2, result="failed")
+    first, second = host.call("list").out.splitlines()
+    assert hours_ago(3) in first
+    assert "success" in first
+    assert "12 bytes" in first
+    assert "failed" in second
+    assert "disk full" in second
+
+
+def test_list_and_status_change_nothing(host: Sandbox) -> None:
+    host.add_run(hours_ago(3), 1)
+    before = {path: path.stat().st_mtime_ns for path in host.path.rglob("*") if path != host.stub / "calls"}
+    host.call("list")
+    host.call("status")
+    assert {path: path.stat().st_mtime_ns for path in host.path.rglob("*") if path != host.stub / "calls"} == before
+
+
+def test_status_without_a_success_fails(host: Sandbox) -> None:
+    host.add_run(hours_ago(1), 1, result="failed")
+    outcome = host.call("status")
+    assert outcome.code == 1
+    assert "no successful backup" in outcome.out
+    assert "disk full" in outcome.out
+
+
+def test_status_of_a_fresh_success_is_well(host: Sandbox) -> None:
+    host.add_run(hours_ago(1), 1)
+    outcome = host.call("status")
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[-1] == "OK"
+
+
+def test_a_failed_run_after_a_fresh_success_is_shown(host: Sandbox) -> None:
+    host.add_run(hours_ago(2), 1)
+    host.add_run(hours_ago(1), 2, result="failed")
+    assert "disk full" in host.call("status").out
+
+
+@pytest.mark.parametrize(("hours", "code"), [(47.9, 0), (48.1, 1)])
+def test_status_fails_when_the_last_success_is_older_than_twice_the_longest_interval(host: Sandbox, hours: float, code: int) -> None:
+    host.add_run(hours_ago(hours), 1)
+    outcome = host.call("status")
+    assert outcome.code == code
+    assert ("hours old" in outcome.out) == bool(code)
+
+
+def test_the_json_of_status_says_what_monitoring_needs(host: Sandbox) -> None:
+    host.add_run(hours_ago(3), 1)
+    host.add_run(hours_ago(2), 2, result="failed")
+    outcome = host.call("status", "--json")
+    status = json.loads(outcome.out)
+    assert outcome.code == 0
+    assert (status["environment"], status["ok"], status["problems"], status["schedule"]) == ("production", True, [], "0 3 * * *")
+    assert status["last_run"]["id"] == hours_ago(2)
+    assert status["last_run"]["result"] == "failed"
+    assert status["last_success"]["id"] == hours_ago(3)
+    assert 3 * 3600 <= status["age_seconds"] < 3 * 3600 + 600
+    assert status["age_limit_seconds"] == 2 * 86400
+    assert status["runs"] == 2
+    assert status["bytes"] == 12
+    assert status["free_bytes"] > 0
+
+
+def test_the_json_of_a_failing_status_is_whole_and_the_exit_code_1(host: Sandbox) -> None:
+    outcome = host.call("status", "--json")
+    assert outcome.code == 1
+    status = json.loads(outcome.out)
+    assert (status["ok"], status["last_run"], status["last_success"], status["age_seconds"]) == (False, None, None, None)
+    assert status["problems"]
