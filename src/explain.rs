@@ -13,6 +13,7 @@ use crate::backup::{Compression, Database, DatabaseScope, MysqlServer, Quiesce, 
 use crate::environment::Environment;
 use crate::plan::{BackupPlan, ImageSource};
 use crate::restic::Restic;
+use crate::rules::capture_seconds;
 use crate::schedule::CronSchedule;
 use crate::topology::{BackupPath, Network, PortBinding, Service, ServiceDependency};
 
@@ -338,7 +339,7 @@ fn tracker(plan: &BackupPlan, driver: Driver) -> Tracker {
     let fits = |limit: &u32| {
         let most = |gb: &u32| around.most + COPY_PER_GB.most * f64::from(*gb);
         (1..=u32::MAX)
-            .take_while(|gb| most(gb) <= f64::from(*limit))
+            .take_while(|gb| most(gb) <= f64::from(capture_seconds(*limit)))
             .count()
     };
     Tracker {

@@ -96,7 +96,7 @@ fn times(backup: &BackupConfig, database: &Database, rules: &mut Rules<'_>) {
     let quiesce = backup.quiesce(database);
     let stop = backup.stop_timeout_seconds.get();
     let window = backup.window_timeout_seconds.get();
-    if quiesce == Quiesce::Stop && window * 2 / 3 <= stop {
+    if quiesce == Quiesce::Stop && capture_seconds(window) <= stop {
         rules.refuse(
             &[
                 "backup.window_timeout_seconds",
@@ -111,6 +111,12 @@ fn times(backup: &BackupConfig, database: &Database, rules: &mut Rules<'_>) {
             "raise window_timeout_seconds, or lower stop_timeout_seconds",
         );
     }
+}
+
+/// Of a window's time limit, the part for stopping and capturing, as `maintenance-backup.sh` reckons it; the rest is for
+/// bringing the tracker back. Both in seconds.
+pub fn capture_seconds(window_timeout_seconds: u32) -> u32 {
+    window_timeout_seconds * 2 / 3
 }
 
 fn places(backup: &BackupConfig, rules: &mut Rules<'_>) {

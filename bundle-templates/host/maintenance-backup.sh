@@ -89,15 +89,13 @@ compose() {
 
 inspect_tracker() { docker_call "$DOCKER_SECONDS" inspect --type container --format "$1" "$TRACKER"; }
 
-<<<<<<< HEAD
 # Not the same as an inspect that fails: Docker answers, and does not know it.
 tracker_is_gone() {
     local found
     found=$(docker_call "$DOCKER_SECONDS" ps --all --quiet --filter "id=$TRACKER") && [[ -z $found ]]
 }
-=======
+
 tracker_state() { inspect_tracker '{{.State.Status}} {{.State.StartedAt}} {{.State.ExitCode}}'; }
->>>>>>> bench
 
 # in_container STEP ARGUMENT...: one step of backup.sh, which says through staging why it failed.
 in_container() {
@@ -302,23 +300,6 @@ capture() {
     CAPTURED_AT=$EPOCHREALTIME
 }
 
-<<<<<<< HEAD
-tracker_as_it_is() {
-    tracker_ids
-    [[ -z $TRACKER ]] || inspect_tracker '{{.State.Status}} {{.State.StartedAt}} {{.State.FinishedAt}} {{.RestartCount}}'
-}
-
-# A copy taken while somebody started the tracker is torn, and no integrity_check sees it.
-look_again() {
-    local now events='' unknown='Docker does not say whether the tracker was changed during the capture; the copy is discarded'
-    now=$(tracker_as_it_is) || {
-        ! tracker_is_gone || unknown='the tracker was changed during the capture: its container is gone; the copy is discarded'
-        die 1 "$unknown"
-    }
-    [[ $now == "$1" ]] || die 1 "the tracker was changed during the capture (was: ${1//$'\n'/ }; is: ${now//$'\n'/ }); the copy is discarded"
-    [[ -z $TRACKER ]] || events=$(docker_call "$DOCKER_SECONDS" events --since "$2" --until "$EPOCHREALTIME" --filter "container=$TRACKER" \
-        --filter event=start --filter event=unpause --format '{{.Action}}') || die 1 "$unknown"
-=======
 # A copy taken while somebody started the tracker is torn, and no integrity_check sees it. Each question to Docker takes
 # a twentieth of a second or more: in the window there is only the one that bring_back asks anyway.
 look_back() {
@@ -336,7 +317,6 @@ look_back() {
     events=$(docker_call "$DOCKER_SECONDS" events --since "$LOOKED_AT" --until "$CAPTURED_AT" --filter "container=$TRACKER" \
         --filter event=start --filter event=unpause --format '{{.Action}}') \
         || die 1 'Docker does not say whether the tracker was changed during the capture; the copy is discarded'
->>>>>>> bench
     [[ -z $events ]] || die 1 "the tracker was changed during the capture (${events//$'\n'/ }); the copy is discarded"
     [[ $QUIESCE != stop || $FOUND != *' 137' ]] \
         || log "the tracker did not end within $STOP_TIMEOUT_SECONDS s and was killed; a hot journal is to be expected"
@@ -345,14 +325,8 @@ look_back() {
 # Starts or unpauses exactly what this run stopped or paused, whatever state it is found in; ACTION `none` afterwards says
 # that it is no longer ours to bring back.
 bring_back() {
-<<<<<<< HEAD
-    local attempt status='' since patience=$((BRING_BACK_SECONDS + STOP_TIMEOUT_SECONDS)) began=$SECONDS
+    local attempt status='' since code patience=$((BRING_BACK_SECONDS + STOP_TIMEOUT_SECONDS)) began=$SECONDS
     for ((attempt = 0; attempt <= patience && SECONDS - began <= patience; attempt++)); do
-=======
-    local attempt status='' since code
-    [[ $ACTION != none ]] || return 0
-    for ((attempt = 0; attempt <= BRING_BACK_SECONDS + STOP_TIMEOUT_SECONDS; attempt++)); do
->>>>>>> bench
         ((attempt == 0)) || sleep 1
         # Of a container that is gone, Docker prints an empty line.
         read -r status since code < <(tracker_state) || status=''

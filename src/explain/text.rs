@@ -11,6 +11,7 @@ use super::{
 };
 use crate::backup::{DatabaseScope, Strategy};
 use crate::plan::ImageSource;
+use crate::rules::capture_seconds;
 use crate::topology::{DependencyCondition, Network};
 
 /// Columns of a page; a longer word stands in a line of its own.
@@ -202,7 +203,8 @@ impl Explanation {
                 Some(gb) => format!(": enough to copy about {gb} GB"),
             };
             page.say(&format!(
-                "After {limit} s it comes back whatever still hangs, and the run fails{room}."
+                "Stopping and capturing may take {} s{room}. After that the run fails and the tracker comes back, whatever still hangs, within {limit} s in all.",
+                capture_seconds(limit)
             ));
         }
         page.say("Checking, compressing and archiving come after that and do not concern it.");

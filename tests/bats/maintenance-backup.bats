@@ -639,7 +639,6 @@ changed_during_capture() {
     tracker_is running
 }
 
-<<<<<<< HEAD
 @test "a paused tracker that somebody stopped during the capture fails the run and stays stopped" {
     configure QUIESCE pause
     changed_during_capture 'stopped 0; echo stop >"$STUB/events"'
@@ -647,7 +646,8 @@ changed_during_capture() {
     never_called '^docker \(start\|unpause\) '
     output_has 'stopped by somebody'
     [[ ! -e $STATE/window ]]
-=======
+}
+
 @test "when Docker does not tell what happened during the capture the copy is discarded" {
     on events 'exit 1'
     maintenance
@@ -655,7 +655,6 @@ changed_during_capture() {
     output_has 'Docker does not say'
     nothing_was_published
     tracker_is running
->>>>>>> bench
 }
 
 @test "a tracker that somebody replaced during the capture fails the run, and the new one is left alone" {

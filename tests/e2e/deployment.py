@@ -108,13 +108,9 @@ class Deployment:
         files = f"{CONFIG} {DEPLOY_DIR}/backup/backup.conf"
         edits = [f"s|^{key}=.*|{key}='{value}'|" for key, value in settings.items()]
         try:
-<<<<<<< HEAD
             self.host.sh(
                 f"for file in {files}; do cp -p $file $file.original; done; sed -i {shlex.join(f'--expression={edit}' for edit in edits)} {files}"
             )
-=======
-            self.host.run("sed", "-i", "-e", "\n".join(edits), *files)
->>>>>>> bench
             yield
         finally:
             self.host.sh(f"for file in {files}; do mv $file.original $file; done")

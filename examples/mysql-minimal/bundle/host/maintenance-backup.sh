@@ -41,6 +41,8 @@ CONTAINER=''                            # this run's backup container
 TRACKER='' STARTED_AT=''                # the tracker's container id, and since when it ran
 ACTION=none                             # what this run has done to the tracker and not undone: none, stop, pause
 WINDOW_OPENED='' WINDOW_SECONDS=0
+LOOKED_AT='' CAPTURED_AT=''              # when the tracker's start was asked for, when the capture was over
+FOUND=''                                # the tracker's status, start and exit code before it was brought back
 REASON='' WARNINGS=() TEE='' INHIBITOR='' CHILD=''
 
 # ---------------------------------------------------------------- helpers
@@ -92,6 +94,8 @@ tracker_is_gone() {
     local found
     found=$(docker_call "$DOCKER_SECONDS" ps --all --quiet --filter "id=$TRACKER") && [[ -z $found ]]
 }
+
+tracker_state() { inspect_tracker '{{.State.Status}} {{.State.StartedAt}} {{.State.ExitCode}}'; }
 
 # in_container STEP ARGUMENT...: one step of backup.sh, which says through staging why it failed.
 in_container() {
@@ -231,6 +235,7 @@ tracker_ids() {
 
 find_tracker() {
     local status=missing
+    LOOKED_AT=$EPOCHREALTIME
     TRACKER=$(tracker_ids) || die 1 'Docker does not list its containers'
     [[ $TRACKER != *$'\n'* ]] || die 1 "more than one container of the service tracker in $DEPLOY_DIR"
     [[ -z $TRACKER ]] || read -r status STARTED_AT < <(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}')
@@ -256,12 +261,10 @@ open_window() {
     inhibit_shutdown
     write_marker
     log "window opens: $QUIESCE the tracker"
-    WINDOW_OPENED=$(microseconds)
+    WINDOW_OPENED=$(microseconds) FOUND=''
     ACTION=$QUIESCE                     # before the call: what is interrupted here goes on in Docker
     if [[ $QUIESCE == stop ]]; then
         docker_call "$((STOP_TIMEOUT_SECONDS + 30))" stop -t "$STOP_TIMEOUT_SECONDS" "$TRACKER" >/dev/null || die 1 'the tracker could not be stopped'
-        [[ $(inspect_tracker '{{.State.ExitCode}}') != 137 ]] \
-            || log "the tracker did not end within $STOP_TIMEOUT_SECONDS s and was killed; a hot journal is to be expected"
     else
         docker_call "$DOCKER_SECONDS" pause "$TRACKER" >/dev/null || die 1 'the tracker could not be paused'
     fi
@@ -287,46 +290,47 @@ inhibit_shutdown() {
 }
 
 capture() {
-    local before='' since limit=$WORK_SECONDS method=copy
+    local limit=$WORK_SECONDS method=copy
     [[ $QUIESCE != none ]] || method=online
     if [[ $ACTION != none ]]; then
         limit=$((CAPTURE_SECONDS - ($(microseconds) - WINDOW_OPENED) / 1000000))
         ((limit > 0)) || die 1 "the window's limit of $CAPTURE_SECONDS s for stopping and capturing is over"
     fi
-    before=$(tracker_as_it_is) || die 1 'Docker does not answer'
-    since=$EPOCHREALTIME
-    [[ $method == online || ! $before =~ $'\n'(running|restarting)' ' ]] \
-        || die 1 "the tracker was started by somebody before the capture; nothing was captured"
     in_container "$limit" capture "$method"
-    [[ $method == online ]] || look_again "$before" "$since"
+    CAPTURED_AT=$EPOCHREALTIME
 }
 
-tracker_as_it_is() {
-    tracker_ids
-    [[ -z $TRACKER ]] || inspect_tracker '{{.State.Status}} {{.State.StartedAt}} {{.State.FinishedAt}} {{.RestartCount}}'
-}
-
-# A copy taken while somebody started the tracker is torn, and no integrity_check sees it.
-look_again() {
-    local now events='' unknown='Docker does not say whether the tracker was changed during the capture; the copy is discarded'
-    now=$(tracker_as_it_is) || {
-        ! tracker_is_gone || unknown='the tracker was changed during the capture: its container is gone; the copy is discarded'
-        die 1 "$unknown"
-    }
-    [[ $now == "$1" ]] || die 1 "the tracker was changed during the capture (was: ${1//$'\n'/ }; is: ${now//$'\n'/ }); the copy is discarded"
-    [[ -z $TRACKER ]] || events=$(docker_call "$DOCKER_SECONDS" events --since "$2" --until "$EPOCHREALTIME" --filter "container=$TRACKER" \
-        --filter event=start --filter event=unpause --format '{{.Action}}') || die 1 "$unknown"
+# A copy taken while somebody started the tracker is torn, and no integrity_check sees it. Each question to Docker takes
+# a twentieth of a second or more: in the window there is only the one that bring_back asks anyway.
+look_back() {
+    local expected=${QUIESCE#left-} ids events
+    case $QUIESCE in
+        none) return ;;
+        stop) expected=exited ;;
+        pause) expected=paused ;;
+        *) [[ -z $TRACKER ]] || FOUND=$(tracker_state) || true ;;
+    esac
+    ids=$(tracker_ids) || die 1 'Docker does not say whether the tracker was changed during the capture; the copy is discarded'
+    [[ $ids == "$TRACKER" && (-z $TRACKER || $FOUND == "$expected $STARTED_AT "*) ]] \
+        || die 1 "the tracker was changed during the capture (was: $TRACKER $expected $STARTED_AT; is: ${ids//$'\n'/ } $FOUND); the copy is discarded"
+    [[ -n $TRACKER ]] || return 0
+    events=$(docker_call "$DOCKER_SECONDS" events --since "$LOOKED_AT" --until "$CAPTURED_AT" --filter "container=$TRACKER" \
+        --filter event=start --filter event=unpause --format '{{.Action}}') \
+        || die 1 'Docker does not say whether the tracker was changed during the capture; the copy is discarded'
     [[ -z $events ]] || die 1 "the tracker was changed during the capture (${events//$'\n'/ }); the copy is discarded"
+    [[ $QUIESCE != stop || $FOUND != *' 137' ]] \
+        || log "the tracker did not end within $STOP_TIMEOUT_SECONDS s and was killed; a hot journal is to be expected"
 }
 
 # Starts or unpauses exactly what this run stopped or paused, whatever state it is found in; ACTION `none` afterwards says
 # that it is no longer ours to bring back.
 bring_back() {
-    local attempt status='' since patience=$((BRING_BACK_SECONDS + STOP_TIMEOUT_SECONDS)) began=$SECONDS
+    local attempt status='' since code patience=$((BRING_BACK_SECONDS + STOP_TIMEOUT_SECONDS)) began=$SECONDS
     for ((attempt = 0; attempt <= patience && SECONDS - began <= patience; attempt++)); do
         ((attempt == 0)) || sleep 1
         # Of a container that is gone, Docker prints an empty line.
-        read -r status since < <(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}') || status=''
+        read -r status since code < <(tracker_state) || status=''
+        [[ -n $FOUND || -z $status ]] || FOUND="$status $since $code"
         if [[ -z $status ]]; then
             tracker_is_gone || continue
             log 'the tracker container that this run stopped was removed by somebody; leaving things as they are'
@@ -473,9 +477,11 @@ run() {
         log "dry run: everything is ready; would now $QUIESCE the tracker, capture, and publish to $DESTINATION"
         return
     fi
+    [[ $QUIESCE == left-* ]] || find_tracker            # again: making the image can take half an hour
     open_window
     capture
     close_window || exit "$?"
+    look_back
     finish
 }
 

@@ -24,12 +24,13 @@ readonly LOG_FILE=${TRACKER_BACKUP_LOG:-/var/log/tracker-backup.log}
 readonly TOOL=${TRACKER_BACKUP_TOOL:-/usr/local/bin/tracker-backup}
 readonly DOCKER_PID_FILE=${TRACKER_BACKUP_DOCKER_PID_FILE:-/run/docker.pid}
 readonly LOCK_SECONDS=${TRACKER_BACKUP_LOCK_SECONDS:-10}
-readonly DOCKER_SECONDS=60              # for one call that should answer at once
+readonly DOCKER_SECONDS=${TRACKER_BACKUP_DOCKER_SECONDS:-60}    # for one call that should answer at once
+readonly PREFLIGHT_SECONDS=${TRACKER_BACKUP_PREFLIGHT_SECONDS:-300}
 readonly BUILD_SECONDS=1800             # for building or pulling the image, before the window
 readonly WORK_SECONDS=43200             # for what runs outside the window: an online capture, compressing
 readonly STEADY_SECONDS=${TRACKER_BACKUP_STEADY_SECONDS:-3}
-readonly BRING_BACK_SECONDS=20
-readonly OVERDUE_SECONDS=30             # how long after its window's limit a live run is recovered from outside
+readonly BRING_BACK_SECONDS=${TRACKER_BACKUP_BRING_BACK_SECONDS:-20}
+readonly OVERDUE_SECONDS=30             # how long after its capture's limit a live run is recovered from outside
 readonly SETTINGS=(ENVIRONMENT DEPLOY_DIR DESTINATION STRATEGY QUIESCE STOP_TIMEOUT_SECONDS WINDOW_TIMEOUT_SECONDS
     SCHEDULE LONGEST_INTERVAL_SECONDS CALENDAR IMAGE IMAGE_SOURCE)
 
@@ -40,6 +41,8 @@ CONTAINER=''                            # this run's backup container
 TRACKER='' STARTED_AT=''                # the tracker's container id, and since when it ran
 ACTION=none                             # what this run has done to the tracker and not undone: none, stop, pause
 WINDOW_OPENED='' WINDOW_SECONDS=0
+LOOKED_AT='' CAPTURED_AT=''              # when the tracker's start was asked for, when the capture was over
+FOUND=''                                # the tracker's status, start and exit code before it was brought back
 REASON='' WARNINGS=() TEE='' INHIBITOR='' CHILD=''
 
 # ---------------------------------------------------------------- helpers
@@ -86,6 +89,14 @@ compose() {
 
 inspect_tracker() { docker_call "$DOCKER_SECONDS" inspect --type container --format "$1" "$TRACKER"; }
 
+# Not the same as an inspect that fails: Docker answers, and does not know it.
+tracker_is_gone() {
+    local found
+    found=$(docker_call "$DOCKER_SECONDS" ps --all --quiet --filter "id=$TRACKER") && [[ -z $found ]]
+}
+
+tracker_state() { inspect_tracker '{{.State.Status}} {{.State.StartedAt}} {{.State.ExitCode}}'; }
+
 # in_container STEP ARGUMENT...: one step of backup.sh, which says through staging why it failed.
 in_container() {
     local limit=$1 status=0
@@ -121,6 +132,8 @@ load_config() {
     [[ $STRATEGY == maintenance-window ]] || die 2 "$CONFIG: STRATEGY='$STRATEGY'; this script runs maintenance-window"
     [[ $QUIESCE =~ ^(stop|pause|none)$ ]] || die 2 "$CONFIG: QUIESCE='$QUIESCE'; allowed: stop pause none"
     [[ $STOP_TIMEOUT_SECONDS$WINDOW_TIMEOUT_SECONDS =~ ^[0-9]+$ ]] || die 2 "$CONFIG: time limits are whole seconds"
+    # The rest of the window is for bringing the tracker back; should this script hang, for cron's recovery to notice it.
+    readonly CAPTURE_SECONDS=$((WINDOW_TIMEOUT_SECONDS * 2 / 3))
 }
 
 # One log stream: under cron both streams are the log already; by hand they go there as well as to the terminal.
@@ -222,6 +235,7 @@ tracker_ids() {
 
 find_tracker() {
     local status=missing
+    LOOKED_AT=$EPOCHREALTIME
     TRACKER=$(tracker_ids) || die 1 'Docker does not list its containers'
     [[ $TRACKER != *$'\n'* ]] || die 1 "more than one container of the service tracker in $DEPLOY_DIR"
     [[ -z $TRACKER ]] || read -r status STARTED_AT < <(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}')
@@ -247,12 +261,10 @@ open_window() {
     inhibit_shutdown
     write_marker
     log "window opens: $QUIESCE the tracker"
-    WINDOW_OPENED=$(microseconds)
+    WINDOW_OPENED=$(microseconds) FOUND=''
     ACTION=$QUIESCE                     # before the call: what is interrupted here goes on in Docker
     if [[ $QUIESCE == stop ]]; then
         docker_call "$((STOP_TIMEOUT_SECONDS + 30))" stop -t "$STOP_TIMEOUT_SECONDS" "$TRACKER" >/dev/null || die 1 'the tracker could not be stopped'
-        [[ $(inspect_tracker '{{.State.ExitCode}}') != 137 ]] \
-            || log "the tracker did not end within $STOP_TIMEOUT_SECONDS s and was killed; a hot journal is to be expected"
     else
         docker_call "$DOCKER_SECONDS" pause "$TRACKER" >/dev/null || die 1 'the tracker could not be paused'
     fi
@@ -261,7 +273,7 @@ open_window() {
 # What --recover needs to bring the tracker back when this run cannot: on disk before the tracker is touched.
 write_marker() {
     local opened=$EPOCHSECONDS
-    printf '%s\n' "$TRACKER $STARTED_AT $QUIESCE $opened $((opened + WINDOW_TIMEOUT_SECONDS + OVERDUE_SECONDS)) $STOP_TIMEOUT_SECONDS $RUN" \
+    printf '%s\n' "$TRACKER $STARTED_AT $QUIESCE $opened $((opened + CAPTURE_SECONDS + OVERDUE_SECONDS)) $STOP_TIMEOUT_SECONDS $RUN" \
         >"$MARKER.partial"
     sync -- "$MARKER.partial"
     mv -T -- "$MARKER.partial" "$MARKER"
@@ -271,57 +283,69 @@ write_marker() {
 # Unattended upgrades reboot at night, too; a window is short enough to wait for.
 inhibit_shutdown() {
     [[ -d /run/systemd/system ]] && command -v systemd-inhibit >/dev/null || return 0
-    local limit=$((WINDOW_TIMEOUT_SECONDS + OVERDUE_SECONDS))
+    local limit=$((CAPTURE_SECONDS + OVERDUE_SECONDS))
     timeout "$limit" systemd-inhibit --what=shutdown --mode=block --who=tracker-backup --why='the tracker is stopped for its backup' \
         tail --pid="$$" --follow /dev/null </dev/null >>"$LOG_FILE" 2>&1 9>&- &
     INHIBITOR=$!
 }
 
 capture() {
-    local before='' since limit=$WORK_SECONDS method=copy
+    local limit=$WORK_SECONDS method=copy
     [[ $QUIESCE != none ]] || method=online
     if [[ $ACTION != none ]]; then
-        limit=$((WINDOW_TIMEOUT_SECONDS - ($(microseconds) - WINDOW_OPENED) / 1000000))
-        ((limit > 0)) || die 1 "the window's time limit of $WINDOW_TIMEOUT_SECONDS s is over"
+        limit=$((CAPTURE_SECONDS - ($(microseconds) - WINDOW_OPENED) / 1000000))
+        ((limit > 0)) || die 1 "the window's limit of $CAPTURE_SECONDS s for stopping and capturing is over"
     fi
-    before=$(tracker_as_it_is) || die 1 'Docker does not answer'
-    since=$EPOCHREALTIME
-    [[ $method == online || ! $before =~ $'\n'(running|restarting)' ' ]] \
-        || die 1 "the tracker was started by somebody before the capture; nothing was captured"
     in_container "$limit" capture "$method"
-    [[ $method == online ]] || look_again "$before" "$since"
+    CAPTURED_AT=$EPOCHREALTIME
 }
 
-tracker_as_it_is() {
-    tracker_ids
-    [[ -z $TRACKER ]] || inspect_tracker '{{.State.Status}} {{.State.StartedAt}} {{.State.FinishedAt}} {{.RestartCount}}'
-}
-
-# A copy taken while somebody started the tracker is torn, and no integrity_check sees it.
-look_again() {
-    local now events=''
-    now=$(tracker_as_it_is) || die 1 'the tracker was changed during the capture: its container is gone; the copy is discarded'
-    [[ $now == "$1" ]] || die 1 "the tracker was changed during the capture (was: ${1//$'\n'/ }; is: ${now//$'\n'/ }); the copy is discarded"
-    [[ -z $TRACKER ]] || events=$(docker_call "$DOCKER_SECONDS" events --since "$2" --until "$EPOCHREALTIME" --filter "container=$TRACKER" \
-        --filter event=start --filter event=unpause --format '{{.Action}}')
+# A copy taken while somebody started the tracker is torn, and no integrity_check sees it. Each question to Docker takes
+# a twentieth of a second or more: in the window there is only the one that bring_back asks anyway.
+look_back() {
+    local expected=${QUIESCE#left-} ids events
+    case $QUIESCE in
+        none) return ;;
+        stop) expected=exited ;;
+        pause) expected=paused ;;
+        *) [[ -z $TRACKER ]] || FOUND=$(tracker_state) || true ;;
+    esac
+    ids=$(tracker_ids) || die 1 'Docker does not say whether the tracker was changed during the capture; the copy is discarded'
+    [[ $ids == "$TRACKER" && (-z $TRACKER || $FOUND == "$expected $STARTED_AT "*) ]] \
+        || die 1 "the tracker was changed during the capture (was: $TRACKER $expected $STARTED_AT; is: ${ids//$'\n'/ } $FOUND); the copy is discarded"
+    [[ -n $TRACKER ]] || return 0
+    events=$(docker_call "$DOCKER_SECONDS" events --since "$LOOKED_AT" --until "$CAPTURED_AT" --filter "container=$TRACKER" \
+        --filter event=start --filter event=unpause --format '{{.Action}}') \
+        || die 1 'Docker does not say whether the tracker was changed during the capture; the copy is discarded'
     [[ -z $events ]] || die 1 "the tracker was changed during the capture (${events//$'\n'/ }); the copy is discarded"
+    [[ $QUIESCE != stop || $FOUND != *' 137' ]] \
+        || log "the tracker did not end within $STOP_TIMEOUT_SECONDS s and was killed; a hot journal is to be expected"
 }
 
-# Starts or unpauses exactly what this run stopped or paused, whatever state it is found in.
+# Starts or unpauses exactly what this run stopped or paused, whatever state it is found in; ACTION `none` afterwards says
+# that it is no longer ours to bring back.
 bring_back() {
-    local attempt status='' since
-    [[ $ACTION != none ]] || return 0
-    for ((attempt = 0; attempt <= BRING_BACK_SECONDS + STOP_TIMEOUT_SECONDS; attempt++)); do
+    local attempt status='' since code patience=$((BRING_BACK_SECONDS + STOP_TIMEOUT_SECONDS)) began=$SECONDS
+    for ((attempt = 0; attempt <= patience && SECONDS - began <= patience; attempt++)); do
         ((attempt == 0)) || sleep 1
         # Of a container that is gone, Docker prints an empty line.
-        read -r status since < <(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}') || status=''
+        read -r status since code < <(tracker_state) || status=''
+        [[ -n $FOUND || -z $status ]] || FOUND="$status $since $code"
         if [[ -z $status ]]; then
-            docker_call "$DOCKER_SECONDS" version >/dev/null 2>&1 || continue
+            tracker_is_gone || continue
             log 'the tracker container that this run stopped was removed by somebody; leaving things as they are'
             ACTION=none
             return 0
         fi
         case $status in
+            exited)
+                if [[ $ACTION == pause ]] && was_stopped_by_somebody; then
+                    log 'the tracker was stopped by somebody while it was paused; leaving it as it is'
+                    ACTION=none
+                    return 0
+                fi
+                docker_call "$DOCKER_SECONDS" start "$TRACKER" >/dev/null || continue
+                ;;
             running)
                 # An interrupted stop goes on in Docker; a start before its end is lost.
                 [[ $ACTION != stop || $since != "$STARTED_AT" ]] || continue
@@ -335,7 +359,6 @@ bring_back() {
     done
     [[ $status == running ]] || return 1            # still the same start: the stop never took effect
     WINDOW_SECONDS=$(seconds_since "$WINDOW_OPENED")
-    ACTION=none
     log "window closed: the tracker runs again after $WINDOW_SECONDS s"
 }
 
@@ -350,8 +373,9 @@ close_window() {
     [[ $ACTION != none ]] || return 0
     bring_back || { REASON="the tracker $TRACKER could not be brought back (docker start $TRACKER)${REASON:+; before that: $REASON}"; return 4; }
     [[ -z $INHIBITOR ]] || kill "$INHIBITOR" 2>/dev/null || true
-    since=$(inspect_tracker '{{.State.StartedAt}}') || since=''
-    if [[ -n $since ]]; then
+    if [[ $ACTION != none ]]; then
+        ACTION=none
+        since=$(inspect_tracker '{{.State.StartedAt}}') || since=unknown
         sleep "$STEADY_SECONDS"
         [[ $(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}') == "running $since" ]] \
             || { REASON="the tracker does not run steadily after the window (docker logs $TRACKER)${REASON:+; before that: $REASON}"; return 4; }
@@ -361,12 +385,13 @@ close_window() {
 
 # Takes over the window of a dead run, or of one past its deadline; nothing of the deploy directory is read.
 recover() {
-    local opened
+    local opened status since
     read -r TRACKER STARTED_AT ACTION opened _ STOP_TIMEOUT_SECONDS RUN <"$MARKER" || { rm -f -- "$MARKER"; return 0; }
     log "recovery: run $RUN left a window open ($ACTION); it is dead or past its deadline"
     WINDOW_OPENED=${opened}000000
-    docker_call "$DOCKER_SECONDS" version >/dev/null || { ACTION=none; die 4 'Docker does not answer; recovery tries again within a minute'; }
-    if is_as_left; then
+    read -r status since < <(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}') || status=''
+    [[ -n $status ]] || tracker_is_gone || { ACTION=none; die 4 'Docker does not answer; recovery tries again within a minute'; }
+    if is_as_left "$status" "$since"; then
         close_window || exit "$?"
     else
         log 'recovery: somebody has stopped, started or replaced the tracker since; leaving it as it is'
@@ -375,19 +400,21 @@ recover() {
     ACTION=none RUN=''
 }
 
-# A paused tracker is found exited when Docker died with SIGKILL, and then Docker was started after the window opened; or
-# when somebody stopped it, which Docker then tells.
+# is_as_left STATUS START
 is_as_left() {
-    local status since
-    read -r status since < <(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}') && [[ $since == "$STARTED_AT" ]] || return 1
-    case $ACTION-$status in
+    [[ $2 == "$STARTED_AT" ]] || return 1
+    case $ACTION-$1 in
         stop-exited | stop-running | pause-paused) ;;
-        pause-exited)
-            [[ $DOCKER_PID_FILE -nt $MARKER || -z $(docker_call "$DOCKER_SECONDS" events --since "${WINDOW_OPENED%000000}" --until "$EPOCHREALTIME" \
-                --filter "container=$TRACKER" --filter event=stop --filter event=kill --format '{{.Action}}') ]]
-            ;;
+        pause-exited) ! was_stopped_by_somebody ;;
         *) return 1 ;;
     esac
+}
+
+# A paused tracker is found exited when Docker died with SIGKILL, and then Docker was started after the window opened; or
+# when somebody stopped it, which Docker then tells.
+was_stopped_by_somebody() {
+    [[ ! $DOCKER_PID_FILE -nt $MARKER && -n $(docker_call "$DOCKER_SECONDS" events --since "${WINDOW_OPENED%??????}" --until "$EPOCHREALTIME" \
+        --filter "container=$TRACKER" --filter event=stop --filter event=kill --format '{{.Action}}') ]]
 }
 
 # ---------------------------------------------------------------- after the window
@@ -445,14 +472,16 @@ run() {
     check deployment
     require_image
     start_container
-    in_container "$WORK_SECONDS" preflight "$([[ $QUIESCE == none ]] && printf online || printf copy)"
+    in_container "$PREFLIGHT_SECONDS" preflight "$([[ $QUIESCE == none ]] && printf online || printf copy)"
     if [[ $DRY_RUN == yes ]]; then
         log "dry run: everything is ready; would now $QUIESCE the tracker, capture, and publish to $DESTINATION"
         return
     fi
+    [[ $QUIESCE == left-* ]] || find_tracker            # again: making the image can take half an hour
     open_window
     capture
     close_window || exit "$?"
+    look_back
     finish
 }
 
