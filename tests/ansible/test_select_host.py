@@ -27,7 +27,7 @@ backup_ssh_private_key: !unsafe '~/json-key'
 backup_deploy_dir: !unsafe '/opt/torrust'
 backup_destination: !unsafe '/opt/torrust/storage/backup'
 backup_secrets: []
-backup_secret_files: {}
+backup_secret_files: {{}}
 """
 
 INVENTORY = """\

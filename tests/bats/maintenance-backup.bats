@@ -706,8 +706,8 @@ docker_hangs() {
     docker_hangs
     maintenance
     ends_with_status 4
-    output_has 'could not be brought back'
-    output_has 'Docker does not say whether the tracker was changed during the capture'
+    output_has 'could not be brought back (docker start 7e57)'
+    output_lacks 'before that'
     [[ -e $STATE/window ]]
     nothing_was_published
     maintenance --recover

@@ -230,7 +230,7 @@ FAULTS = (
     Fault("Docker does not answer before the window", 1, "Docker does not answer", at="^ps --all --quiet --filter label=tracker-backup.run", do=FREEZE_DOCKER, limits={"DOCKER_SECONDS": "5"}),
     Fault("Docker does not answer for some seconds in the window", 0, "succeeded", at=CAPTURE, do="kill -STOP $(pidof dockerd); " + _background("sleep 4; kill -CONT $(pidof dockerd)"),
           window=True, settings=PAUSED),
-    Fault("Docker does not answer any more in the window", 4, "could not be brought back .*; before that: ", at=CAPTURE, do=FREEZE_DOCKER, window=True, recovery=True,
+    Fault("Docker does not answer any more in the window", 4, "could not be brought back", at=CAPTURE, do=FREEZE_DOCKER, window=True, recovery=True,
           settings=PAUSED | SHORT, limits={"DOCKER_SECONDS": "5", "BRING_BACK_SECONDS": "1"}, drivers=BOTH),
     Fault("Docker is killed in the window", 1, "failed|killed|does not answer", at=CAPTURE, do="kill -KILL $(pidof dockerd); sleep 1", window=True, settings=PAUSED),
     Fault("containerd is killed in the window", 1, "failed|killed", at=CAPTURE, do="kill -KILL $(pidof containerd); sleep 2", window=True, settings=PAUSED),

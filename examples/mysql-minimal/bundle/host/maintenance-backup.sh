@@ -440,7 +440,7 @@ on_exit() {
     trap '' HUP INT TERM
     trap - ERR EXIT
     set +e
-    close_window || code=4
+    ((code == 4)) || close_window || code=4
     [[ -z $CHILD ]] || kill "$CHILD" 2>/dev/null
     [[ -z $CONTAINER ]] || docker_call "$DOCKER_SECONDS" rm --force "$CONTAINER" >/dev/null 2>&1
     if [[ $RECORDED == no && $code != 3 ]]; then
