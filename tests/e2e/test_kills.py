@@ -1,0 +1,193 @@
+"""SIGKILL for the script, its container, dockerd and containerd at every step of a run: the tracker comes back, and nothing is lost.
+
+The tables are made of what was seen; UPDATE_FAULTS=1 writes them into docs/faults.md. KILLS=200 kills at 200 random moments instead of ten,
+KILLS_SEED repeats them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from e2e import faults, page
+from e2e.aftermath import becomes, lost, next_run
+from e2e.deployment import Deployment
+from e2e.faults import MARKER, PAUSE, STOP, recover, tracker_started_again
+from e2e.host import Container, Host, wait_until
+from e2e.stack import wait_for_tracker
+from e2e.steps import KILL, Step, Struck, strike_after, strike_at
+
+BACK_SECONDS = 300
+CRON_SECONDS = 60  # the recovery is called at once here, and by cron up to a minute later
+ACTIONS = {"stop": STOP, "pause": PAUSE}
+
+STEPS = (
+    Step("taking the lock", "^flock ", container=False),
+    Step("checking the destination", "^tracker-backup check destination", container=False),
+    Step("looking for what dead runs left", "^docker ps .*label=tracker-backup.run", container=False),
+    Step("checking Docker", "^tracker-backup check docker", container=False),
+    Step("checking the deployment", "^tracker-backup check deployment", container=False),
+    Step("looking for the image", "^docker image inspect", container=False),
+    Step("starting the container", "^docker compose .* run ", container=False),
+    Step("preflight", "^docker exec .* preflight "),
+    Step("syncing the marker", "^sync .*/window.partial$", window=True),
+    Step("renaming the marker", "^mv .*/window.partial ", window=True),
+    Step("taking the tracker down", "^docker (stop|pause) ", window=True),
+    Step("taking the tracker down, under way", "^docker (stop|pause) ", window=True, under_way=True),
+    Step("beginning the capture", "^docker exec .* capture ", window=True),
+    Step("capturing the database", "^(cp .*/database.db|mariadb-dump .*)$", window=True),
+    Step("bringing the tracker back", "^docker (start|unpause) ", window=True),
+    Step("removing the marker", "^rm .*/window$", window=True),
+    Step("looking back at the window", "^docker events "),
+    Step("beginning to finish", "^docker exec .* finish "),
+    Step("checking the database", "^(sqlite3 .*integrity_check|mawk )"),
+    Step("archiving the configuration", "^tar --create"),
+    Step("compressing the database", "^pigz --stdout"),
+    Step("syncing the compressed database", "^sync .*/(sqlite|mysql)/[^/]*.partial$"),
+    Step("publishing the database", "^mv .*/(sqlite|mysql)/"),
+    Step("publishing the configuration", "^mv .*/config/"),
+    Step("writing the run manifest", "^tracker-backup record"),
+    Step("removing old backups", "^tracker-backup prune"),
+    Step("removing the container", "^docker rm "),
+)
+# Outside the window it makes no difference how the tracker is taken down.
+CASES = [
+    pytest.param(quiesce, victim, step, id=f"{quiesce}: {victim}, {step.name}")
+    for quiesce in ACTIONS
+    for victim in KILL
+    for step in STEPS
+    if (step.window or quiesce == "pause") and (step.container or victim != "its container")
+]
+# One recovery by the cron line itself for each way to take the tracker down; cron's minute is too long for all.
+BY_CRON = ("the script", "capturing the database")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What became of a kill: the cells of a row of the table but for the step, and for how long the tracker did not answer."""
+
+    cells: tuple[str, ...]
+    gap: float
+
+
+SEEN: dict[tuple[str, str], dict[tuple[str, str], Seen]] = {}
+
+
+def reason(killed: Struck, log: str) -> str:
+    """The line that tells what went wrong, or that nothing did; of a script that was killed, what the recovery says."""
+    lines = log.splitlines()
+    errors = [line for line in lines if "]: ERROR:" in line]
+    assert len(errors) == (killed.outcome.code not in (0, 137)), f"the reason is logged once:\n{log}"
+    assert not re.search("exit code [0-9]+: unexpected", log), log
+    for pattern in ("]: ERROR:", "recovery: run", " succeeded", " begins"):
+        if found := [line for line in lines if pattern in line]:
+            return page.plain(found[0])
+    return ""
+
+
+def brought_back(deployment: Deployment, before: Container, log: str) -> str:
+    """What became of the tracker, and who did it."""
+    after = deployment.tracker()
+    assert (after.id, after.status) == (before.id, "running"), log
+    if "recovery: run" in log:
+        return "brought back by the recovery"
+    if "window closed" in log:
+        return "brought back by the run"
+    return becomes(before, after)
+
+
+def answers(host: Host) -> bool:
+    """Whether Docker is there."""
+    return host.run("docker", "version", check=False).returncode == 0
+
+
+def recovered(host: Host, killed: Struck, *, by_cron: bool = False) -> None:
+    """Returns when the tracker answers again; the recovery is cron's, or called as cron calls it."""
+    wait_until("Docker to answer", lambda: answers(host), 60)
+    if not by_cron:
+        recover(host)
+    left = BACK_SECONDS - CRON_SECONDS - (time.monotonic() - killed.moment)
+    wait_until("the recovery", lambda: not host.exists(MARKER), left)
+    wait_for_tracker(host, left)
+
+
+@pytest.mark.parametrize(("quiesce", "victim", "step"), CASES)
+def test_a_kill_at_a_step_loses_nothing(deployment: Deployment, quiesce: str, victim: str, step: Step) -> None:
+    host = deployment.host
+    if not faults.backups(host):
+        next_run(deployment, {})
+    earlier, since, before = faults.backups(host), faults.log_lines(host), deployment.tracker()
+    with tracker_started_again(deployment):
+        with deployment.configured(**ACTIONS[quiesce]), deployment.load() as loads:
+            killed = strike_at(host, step, KILL[victim])
+            recovered(host, killed, by_cron=(victim, step.name) == BY_CRON)
+        assert (killed.outcome.code == 137) == (victim == "the script"), killed.outcome.output
+        gap = max(load.longest_gap for load in loads)
+        assert gap < BACK_SECONDS - CRON_SECONDS
+        log = faults.log_since(host, since)
+        tracker = brought_back(deployment, before, log)
+        assert lost(host, earlier) == []
+        cells = (str(killed.outcome.code), reason(killed, log), tracker, next_run(deployment, earlier))
+    SEEN.setdefault((deployment.stack.driver, quiesce), {})[victim, step.name] = Seen(cells, gap)
+
+
+def test_kills_at_random_moments_lose_nothing(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of runs one after the other; every tenth is followed by one that is left alone."""
+    host, kills = deployment.host, int(os.environ.get("KILLS", "10"))
+    seed = int(os.environ.get("KILLS_SEED") or random.randrange(10**6))
+    chance = random.Random(seed)
+    next_run(deployment, {})
+    with tracker_started_again(deployment), deployment.load() as loads:
+        begun, codes = time.monotonic(), []
+        with deployment.configured(**PAUSE):
+            deployment.run().succeeded()
+        length = time.monotonic() - begun
+        for number in range(1, kills + 1):
+            quiesce, victim = chance.choice(list(ACTIONS)), chance.choices(list(KILL), (7, 1, 1, 1))[0]
+            moment = chance.uniform(0, length)
+            what = f"seed {seed}, kill {number}: {victim} after {moment:.3f} s, {quiesce}"
+            earlier, before = faults.backups(host), deployment.tracker()
+            with deployment.configured(**ACTIONS[quiesce]):
+                killed = strike_after(host, moment, KILL[victim])
+                recovered(host, killed)
+            codes.append(killed.outcome.code)
+            after = deployment.tracker()
+            assert (after.id, after.status) == (before.id, "running"), what
+            assert lost(host, earlier) == [], what
+            if number % 10 == 0:
+                next_run(deployment, earlier)
+        next_run(deployment, {})
+    gap = max(load.longest_gap for load in loads)
+    assert gap < BACK_SECONDS - CRON_SECONDS
+    ends = ", ".join(f"{codes.count(code)} with {code}" for code in sorted(set(codes)))
+    text = (
+        f"`KILLS={kills} KILLS_SEED={seed} pytest tests/e2e/test_kills.py -k 'random and {deployment.stack.driver}'`: of {kills} runs {ends} ended; "
+        f"none of the backups was lost, and announces went unanswered for {gap:.0f} s at most.\n"
+    )
+    page.show(f"random kills, {deployment.stack.driver}", text, capsys)
+
+
+def table(seen: dict[tuple[str, str], Seen]) -> str:
+    """Markdown: steps that a kill at has the same effect are one row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for victim in KILL:
+        for step in STEPS:
+            if (victim, step.name) in seen:
+                rows.setdefault((victim, *seen[victim, step.name].cells), []).append(step.name)
+    text = "| killed | at the step | exit code | what the log says | tracker | next run |\n| --- | --- | --- | --- | --- | --- |\n"
+    for (victim, *cells), steps in rows.items():
+        text += f"| {' | '.join((victim, '; '.join(steps), *cells))} |\n"
+    return f"{text}\nThe longest time without an answer to an announce: {max(one.gap for one in seen.values()):.0f} s, of {len(seen)} kills.\n"
+
+
+def test_zz_the_tables(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prints what was seen; a table that is not complete is not written."""
+    for quiesce in ACTIONS:
+        seen = SEEN.get((deployment.stack.driver, quiesce), {})
+        if len(seen) == sum(case.values[0] == quiesce for case in CASES):
+            page.show(f"kills, {deployment.stack.driver}, {quiesce}", table(seen), capsys)

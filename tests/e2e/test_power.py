@@ -1,0 +1,109 @@
+"""The power goes, or the host boots, in the window; and the destination's disk loses its power while a run publishes, or just after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from e2e import disk, faults, page
+from e2e.aftermath import becomes, lost, next_run, reason
+from e2e.deployment import DESTINATION, SCRIPT, Deployment
+from e2e.faults import MARKER, PAUSE, STOP, striking, tracker_started_again
+from e2e.host import wait_until
+from e2e.page import Row
+from e2e.stack import wait_for_tracker
+from e2e.steps import Step, strike_at
+
+ACTIONS = {"stop": STOP, "pause": PAUSE}
+DOWN = {"stop": "exited", "pause": "paused"}
+PUBLISHING = (
+    Step("when the database is compressed", "^sync .*/(sqlite|mysql)/[^/]*.partial$"),
+    Step("before the database is published", "^mv .*/(sqlite|mysql)/"),
+    Step("before the configuration is published", "^mv .*/config/"),
+    Step("before the run manifest is written", "^tracker-backup record"),
+    Step("before old backups are removed", "^tracker-backup prune"),
+)
+
+# With a file just written that nobody has synced.
+POWER_GONE = f"echo unsynced >{DESTINATION}/unsynced; {disk.without_power(DESTINATION)}"
+
+SEEN: dict[str, Row] = {}
+
+
+@pytest.mark.parametrize("quiesce", ACTIONS)
+@pytest.mark.parametrize("way", ["power_cut", "reboot"])
+def test_the_tracker_is_back_after_a_boot_inside_the_window(deployment: Deployment, quiesce: str, way: str) -> None:
+    host, earlier, since, before = deployment.host, faults.backups(deployment.host), faults.log_lines(deployment.host), deployment.tracker()
+    with tracker_started_again(deployment), deployment.configured(**ACTIONS[quiesce]):
+        with striking(host, SCRIPT, at="backup.sh capture", do="sleep 1000"):
+            wait_until("the window", lambda: host.exists(MARKER) and deployment.tracker().status == DOWN[quiesce], 60)
+            getattr(host, way)()
+        wait_until("cron's recovery", lambda: not host.exists(MARKER), 100)
+        wait_for_tracker(host)
+        after = deployment.tracker()
+        assert (after.id, after.status) == (before.id, "running")
+        others = (one for name, one in host.containers().items() if "backup" not in name)
+        wait_until("every other container", lambda: all(one.status == "running" for one in others), 60)
+        assert lost(host, earlier) == []
+    line = reason(faults.log_since(host, since), "recovery: run .* left a window open")
+    name = f"{way.replace('_', ' ')} in the window, tracker {DOWN[quiesce].replace('exited', 'stopped')}"
+    SEEN[name] = Row(name, 137, line, becomes(before, after), next_run(deployment, earlier))
+
+
+@contextmanager
+def losing_disk(deployment: Deployment) -> Iterator[None]:
+    """The destination on a disk of its own for as long as the block lasts; what was there before stays below it."""
+    host = deployment.host
+    host.sh(disk.ext4(DESTINATION))
+    try:
+        yield
+    finally:
+        host.sh(disk.gone(DESTINATION))
+
+
+def back_on(deployment: Deployment) -> None:
+    """The disk is there again, and has lost what was not synced: otherwise nothing would have been tested."""
+    deployment.host.sh(disk.with_power_again(DESTINATION))
+    assert not deployment.host.exists(f"{DESTINATION}/unsynced")
+
+
+def test_a_backup_is_whole_after_a_power_cut_just_after_success(deployment: Deployment) -> None:
+    host = deployment.host
+    with losing_disk(deployment), deployment.configured(QUIESCE="none"):
+        deployment.run().succeeded()
+        earlier, before, since = faults.backups(host), deployment.tracker(), faults.log_lines(host)
+        host.sh(f"{SCRIPT} && {{ {POWER_GONE}; }}")
+        back_on(deployment)
+        assert lost(host, earlier) == []
+        run = deployment.last_run()
+        assert run["result"] == "success" and len(faults.backups(host)) == len(earlier) + 3
+        host.run("tracker-backup", "verify", run["id"], seconds=300)
+        line = reason(faults.log_since(host, since), "succeeded")
+        name = "power cut of the destination just after success"
+        SEEN[name] = Row(name, 0, line, becomes(before, deployment.tracker()), next_run(deployment, faults.backups(host)))
+
+
+@pytest.mark.parametrize("step", PUBLISHING, ids=lambda step: str(step.name))
+def test_no_backup_is_lost_when_the_power_goes_while_one_is_published(deployment: Deployment, step: Step) -> None:
+    host = deployment.host
+    with losing_disk(deployment):
+        with deployment.configured(QUIESCE="none"):
+            deployment.run().succeeded()
+            earlier, before, since = faults.backups(host), deployment.tracker(), faults.log_lines(host)
+            struck = strike_at(host, step, POWER_GONE)
+        back_on(deployment)
+        assert lost(host, earlier) == []
+        assert struck.outcome.code == (0 if "old backups" in step.name else 1), struck.outcome.output
+        line = reason(faults.log_since(host, since), "succeeded|failed")
+        name = f"power cut of the destination {step.name}"
+        SEEN[name] = Row(name, struck.outcome.code, line, becomes(before, deployment.tracker()), next_run(deployment, earlier))
+
+
+def test_zz_the_table(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was not run this time stays on the page as it is."""
+    section = f"power, {deployment.stack.driver}"
+    seen = page.rows(section) | {name: str(row) for name, row in SEEN.items()}
+    page.show(section, page.HEAD + "".join(f"{row}\n" for row in seen.values()), capsys)
+    SEEN.clear()
