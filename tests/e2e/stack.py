@@ -36,12 +36,19 @@ class Stack:
     services: frozenset[Service] = field(default_factory=frozenset)
     deployer_backup: bool = False
     """Whether the deployer installed its own backup, whose names are the same as ours."""
+    server: str = "mysql"
+    """The MySQL server's name; any other is a server elsewhere, for which nothing is laid out."""
+
+    @property
+    def has_mysql(self) -> bool:
+        """Whether MySQL is a service of the stack."""
+        return self.driver == "mysql" and self.server == "mysql"
 
     def environment(self, key: Path, backup: dict[str, Any]) -> dict[str, Any]:
         """The environment JSON, as an operator has it from the deployer with a `backup` section added."""
         database: dict[str, Any] = {"driver": self.driver, "database_name": DATABASE[self.driver]}
         if self.driver == "mysql":
-            database |= {"host": "mysql", "port": 3306, "username": DATABASE_USER, "password": HOSTILE_PASSWORD}
+            database |= {"host": self.server, "port": 3306, "username": DATABASE_USER, "password": HOSTILE_PASSWORD}
         environment: dict[str, Any] = {
             "environment": {"name": f"e2e-{self.driver}", "description": "the end-to-end tests' own host"},
             "ssh_credentials": {"private_key_path": str(key), "public_key_path": f"{key}.pub", "username": "torrust", "port": 22},
@@ -66,15 +73,16 @@ class Stack:
 
     def bring_up(self, host: Host) -> None:
         """Lays the deployment out, starts it, and returns when the tracker answers announces."""
-        self._lay_out(host)
-        if self.driver == "mysql":
+        self.lay_out(host)
+        if self.has_mysql:
             compose(host, "up", "--detach", "--wait", "mysql", seconds=STARTED_SECONDS)
             # Not through `.env`: the published image breaks on a password with a quote.
             mysql(host, f"ALTER USER {DATABASE_USER}@'%' IDENTIFIED BY {_sql(HOSTILE_PASSWORD)}")
         compose(host, "up", "--detach", "--wait", seconds=STARTED_SECONDS)
         wait_for_tracker(host)
 
-    def _lay_out(self, host: Host) -> None:
+    def lay_out(self, host: Host) -> None:
+        """Writes the deployment's files, and starts nothing."""
         base = DEPLOY_DIR.lstrip("/")
         storage = f"{base}/storage"
         tree: dict[str, str | None] = {base: None, storage: None, f"{base}/.env": self._dotenv(), f"{base}/docker-compose.yml": self._compose()}
@@ -85,7 +93,7 @@ class Stack:
         tree[f"{storage}/tracker/etc/tracker.toml"] = self._tracker_toml()
         if self.driver == "sqlite3":
             tree |= {f"{storage}/tracker/lib/database": None, SQLITE_FILE.lstrip("/"): ""}
-        else:
+        elif self.has_mysql:
             tree |= {f"{storage}/mysql": None, f"{storage}/mysql/data": None}
             owners[f"{storage}/mysql/data"] = 999
         if "prometheus" in self.services:
@@ -118,14 +126,14 @@ class Stack:
 
     def _tracker_toml(self) -> str:
         if self.driver == "mysql":
-            path = f"mysql://{DATABASE_USER}:{quote(HOSTILE_PASSWORD, safe='')}@mysql:3306/{DATABASE['mysql']}"
+            path = f"mysql://{DATABASE_USER}:{quote(HOSTILE_PASSWORD, safe='')}@{self.server}:3306/{DATABASE['mysql']}"
         else:
             path = f"/var/lib/torrust/tracker/database/{DATABASE['sqlite3']}"
         return _TRACKER_TOML.format(driver=self.driver, path=path)
 
     def _compose(self) -> str:
         networks = {"tracker": [], "mysql": ["database_network"], "prometheus": ["metrics_network"], "grafana": [], "caddy": ["proxy_network"]}
-        if self.driver == "mysql":
+        if self.has_mysql:
             networks["tracker"].append("database_network")
         if "prometheus" in self.services:
             networks["tracker"].append("metrics_network")
@@ -134,7 +142,7 @@ class Stack:
             networks["grafana"].append("visualization_network")
         if "caddy" in self.services:
             networks["tracker"].append("proxy_network")
-        present = ["tracker", *(["mysql"] if self.driver == "mysql" else []), *sorted(self.services)]
+        present = ["tracker", *(["mysql"] if self.has_mysql else []), *sorted(self.services)]
         text = _COMPOSE_HEAD
         for service in present:
             text += _COMPOSE_SERVICES[service]
@@ -142,7 +150,7 @@ class Stack:
                 text += "    networks:\n" + "".join(f"      - {network}\n" for network in networks[service])
         if "caddy" not in self.services:
             text = text.replace("      - 7070:7070\n", "      - 7070:7070\n      - 1212:1212\n")
-        if self.driver == "mysql":
+        if self.has_mysql:
             text = text.replace(
                 "    container_name: tracker\n", "    container_name: tracker\n    depends_on:\n      mysql:\n        condition: service_healthy\n"
             )
