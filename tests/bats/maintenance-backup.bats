@@ -758,6 +758,18 @@ docker_hangs() {
     was_called '^docker start 7e57'
 }
 
+# Docker that is killed starts nothing again that is to run `unless-stopped`.
+@test "what a Docker that died during a run took down is started, outside the window too" {
+    echo 1 >"$STUB/docker.pid"
+    on preflight 'echo 2 >"$STUB/docker.pid"; stopped 137; fail "the daemon is gone"'
+    maintenance
+    ends_with_status 1
+    called_in_order '^docker exec .* preflight ' '^docker start 7e57$'
+    never_called '^docker stop'
+    tracker_is running
+    [[ $output == *'Docker has died during this run'* ]]
+}
+
 @test "a stopped tracker that somebody left paused is unpaused" {
     on capture 'become paused; exit 1'
     maintenance
