@@ -55,14 +55,17 @@ STEPS = (
     Step("removing old backups", "^tracker-backup prune"),
     Step("removing the container", "^docker rm "),
 )
-# Outside the window it makes no difference how the tracker is taken down.
+# Outside the window it makes no difference how the tracker is taken down. Before it has the lock, a run has not asked Docker for anything: what a
+# dead Docker takes down then is as down as it would be without us.
 CASES = [
     pytest.param(quiesce, victim, step, id=f"{quiesce}: {victim}, {step.name}")
     for quiesce in ACTIONS
     for victim in KILL
     for step in STEPS
-    if (step.window or quiesce == "pause") and (step.container or victim != "its container")
+    if (step.window or quiesce == "pause") and (step.container or victim != "its container") and (step is not STEPS[0] or victim == "the script")
 ]
+# Docker itself may only die during a run, not just before or after it.
+AT_RANDOM = {"the script": 8, "its container": 1, "containerd": 1}
 # One recovery by the cron line itself for each way to take the tracker down; cron's minute is too long for all.
 BY_CRON = ("the script", "capturing the database")
 
@@ -82,9 +85,9 @@ def reason(killed: Struck, log: str) -> str:
     """The line that tells what went wrong, or that nothing did; of a script that was killed, what the recovery says."""
     lines = log.splitlines()
     errors = [line for line in lines if "]: ERROR:" in line]
-    assert len(errors) == (killed.outcome.code not in (0, 137)), f"the reason is logged once:\n{log}"
+    assert len(errors) == (killed.outcome.code not in (0, 3, 137)), f"the reason is logged once:\n{log}"
     assert not re.search("exit code [0-9]+: unexpected", log), log
-    for pattern in ("]: ERROR:", "recovery: run", " succeeded", " begins"):
+    for pattern in ("]: ERROR:", "skipped: ", "recovery: run", " succeeded", " begins"):
         if found := [line for line in lines if pattern in line]:
             return page.plain(found[0])
     return ""
@@ -96,7 +99,7 @@ def brought_back(deployment: Deployment, before: Container, log: str) -> str:
     assert (after.id, after.status) == (before.id, "running"), log
     if "recovery: run" in log:
         return "brought back by the recovery"
-    if "window closed" in log:
+    if "window closed" in log or "Docker has died during this run" in log:
         return "brought back by the run"
     return becomes(before, after)
 
@@ -148,7 +151,7 @@ def test_kills_at_random_moments_lose_nothing(deployment: Deployment, capsys: py
             deployment.run().succeeded()
         length = time.monotonic() - begun
         for number in range(1, kills + 1):
-            quiesce, victim = chance.choice(list(ACTIONS)), chance.choices(list(KILL), (7, 1, 1, 1))[0]
+            quiesce, victim = chance.choice(list(ACTIONS)), chance.choices(list(AT_RANDOM), list(AT_RANDOM.values()))[0]
             moment = chance.uniform(0, length)
             what = f"seed {seed}, kill {number}: {victim} after {moment:.3f} s, {quiesce}"
             earlier, before = faults.backups(host), deployment.tracker()
