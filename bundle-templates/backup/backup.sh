@@ -55,19 +55,21 @@ read_paths() {
 
 # ---------------------------------------------------------------- preflight
 
-# Bytes that the run will write: into staging the database and the archive as they are, into the destination the same
-# compressed; before a first run has shown by how much that shrinks, reckon that it does not.
+# check_space DATABASE COPIES: bytes that the run will write: into staging the database, so many times, and the archive as they
+# are, into the destination the same compressed; before a first run has shown by how much that shrinks, reckon that it does not.
 check_space() {
-    local database=$1 config available needed
+    local database=$1 copies=$2 config available needed once
     config=$(cd "$DATA" && du --bytes --summarize --total -- "${PATHS[@]}" "${DATABASES[@]}" | tail -n 1 | cut -f 1)
-    needed=$((database + config + 16777216))
+    once=$((database + config + 16777216)) needed=$((database * copies + config + 16777216))
     log "database $((database / 1048576)) MiB, configuration $((config / 1048576)) MiB"
     for directory in "$STAGING" "$DESTINATION"; do
         available=$(df --block-size=1 --output=avail -- "$directory" | tail -n 1)
         if [[ $directory == "$DESTINATION" && -s $WORK/expected-bytes ]]; then
             needed=$(($(<"$WORK/expected-bytes") * 3 / 2 + 16777216))
         elif [[ $directory == "$DESTINATION" && $(stat -c %d -- "$STAGING") == "$(stat -c %d -- "$DESTINATION")" ]]; then
-            needed=$((needed * 2))
+            needed=$((needed + once))
+        elif [[ $directory == "$DESTINATION" ]]; then
+            needed=$once
         fi
         ((available > needed)) || die 1 "not enough space in $directory: $needed bytes needed, $available available"
     done
@@ -95,7 +97,7 @@ refuse_writer_stall() {
 }
 
 preflight() {
-    local method=$1 bytes tables table
+    local method=$1 bytes copies=1 tables table
     load_config
     read_paths :
     if [[ ${SETTING[DB_TYPE]} == sqlite ]]; then
@@ -113,7 +115,9 @@ preflight() {
     for directory in sqlite mysql config runs; do mkdir -p -- "$DESTINATION/$directory"; done
     probe_write "$STAGING"
     probe_write "$DESTINATION"
-    check_space "$bytes"
+    # What is copied whole is there beside the excerpt that is made of it.
+    [[ ${SETTING[DB_TYPE]}-$method-${SETTING[BACKUP_SCOPE]} != sqlite-copy-exclude-statistics ]] || copies=2
+    check_space "$bytes" "$copies"
 }
 
 # ---------------------------------------------------------------- capture
@@ -121,9 +125,11 @@ preflight() {
 capture() {
     local method=$1
     load_config
-    case ${SETTING[DB_TYPE]}-$method in
-        sqlite-copy) capture_sqlite_files ;;
-        sqlite-online) online_copy "${SETTING[DB_PATH]}" "$WORK/database.db" ;;
+    case ${SETTING[DB_TYPE]}-$method-${SETTING[BACKUP_SCOPE]} in
+        sqlite-copy-full) capture_sqlite_files "$WORK/database.db" ;;
+        sqlite-copy-*) capture_sqlite_files "$WORK/whole.db" ;;
+        sqlite-online-full) while_in_use "${SETTING[DB_PATH]}" copy_sqlite "${SETTING[DB_PATH]}" "$WORK/database.db" ;;
+        sqlite-online-*) while_in_use "${SETTING[DB_PATH]}" excerpt_sqlite "${SETTING[DB_PATH]}" "$WORK/database.db" ;;
         mysql-*) capture_mysql ;;
         *) die 2 "no such capture: ${SETTING[DB_TYPE]}, $method" ;;
     esac
@@ -131,10 +137,11 @@ capture() {
 
 # ---------------------------------------------------------------- finish
 
+# check_database CHECK COUNT FILE...
 check_database() {
-    local database=$1 counts names table rows expected missing=()
-    "check_$2" "$database"
-    counts=$("count_$3" "$database")
+    local file counts names table rows expected missing=()
+    for file in "${@:3}"; do "$1" "$file"; done
+    counts=$("$2" "${@:3}")
     names=$(cut -f 2 <<<"$counts")
     mapfile -t expected < <(printf '%s\n' "${REQUIRED_TABLES[@]}"; cat -- "$WORK/expected-tables")
     for table in "${expected[@]}"; do
@@ -159,7 +166,7 @@ archive_config() {
     for relative in "${DATABASES[@]}"; do
         require_sqlite_file "$DATA/$relative"
         member=$WORK/members/$relative
-        online_copy "$DATA/$relative" "$WORK/member.db"
+        while_in_use "$DATA/$relative" copy_sqlite "$DATA/$relative" "$WORK/member.db"
         check_sqlite "$WORK/member.db"
         mkdir -p -- "${member%/*}"
         mv -T -- "$WORK/member.db" "$member"
@@ -209,27 +216,43 @@ timed() {
     result duration "$name" "$((elapsed / 1000)).$(printf '%03d' $((elapsed % 1000)))"
 }
 
+# What was copied whole, since the window is for copying alone, is checked and then becomes the excerpt.
+take_excerpt() {
+    check_sqlite "$WORK/whole.db"
+    said excerpt_sqlite "$WORK/whole.db" "$WORK/database.db"
+    rm -f -- "$WORK/whole.db"
+}
+
 finish() {
-    local suffix=gz database name taken
+    local suffix=gz type published names=() files=()
     load_config
+    type=${SETTING[DB_TYPE]}
     [[ ${SETTING[BACKUP_COMPRESSION]} == gzip ]] || suffix=zst
-    if [[ ${SETTING[DB_TYPE]} == sqlite ]]; then
-        database=$WORK/database.db name=sqlite_$RUN.db.$suffix
-        timed check check_database "$database" sqlite sqlite_rows
+    if [[ $type == sqlite ]]; then
+        files=("$WORK/database.db") names=("sqlite_$RUN.db.$suffix")
+        [[ ! -e $WORK/whole.db ]] || timed excerpt take_excerpt
+        timed check check_database check_sqlite count_sqlite_rows "${files[@]}"
         result tool sqlite3 "$(sqlite3 --version | cut -d ' ' -f 1)"
     else
-        database=$WORK/database.sql name=mysql_$RUN.sql.$suffix
-        timed check check_database "$database" mysql_dump mysql_rows
+        files=("$WORK/database.sql") names=("mysql_$RUN.sql.$suffix")
+        if [[ ${SETTING[BACKUP_SCOPE]} != full ]]; then files+=("$WORK/torrents.sql") names+=("mysql_$RUN.torrents.sql.$suffix"); fi
+        timed check check_database check_mysql_dump count_mysql_rows "${files[@]}"
         result tool mariadb-dump "$(mariadb-dump --version)"
     fi
     timed archive archive_config
-    timed compress compress "$database" "${SETTING[DB_TYPE]}" "$name"
+    timed compress compress_database
     timed compress_config compress "$WORK/config.tar" config "config_$RUN.tar.$suffix"
-    for taken in "$DESTINATION/${SETTING[DB_TYPE]}/$name" "$DESTINATION/config/config_$RUN.tar.$suffix"; do
-        [[ ! -e $taken ]] || die 1 "$taken is there already; nothing was published"
+    for published in "${names[@]/#/$type/}" "config/config_$RUN.tar.$suffix"; do
+        [[ ! -e $DESTINATION/$published ]] || die 1 "$DESTINATION/$published is there already; nothing was published"
     done
-    publish database "${SETTING[DB_TYPE]}" "$name"
+    for published in "${names[@]}"; do publish database "$type" "$published"; done
     publish config config "config_$RUN.tar.$suffix"
+}
+
+# Of finish: its files and names.
+compress_database() {
+    local index
+    for index in "${!files[@]}"; do compress "${files[index]}" "$type" "${names[index]}"; done
 }
 
 # ---------------------------------------------------------------- main

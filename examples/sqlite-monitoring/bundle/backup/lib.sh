@@ -54,7 +54,7 @@ load_config() {
 
     require_setting BACKUP_MODE single
     require_setting BACKUP_COMPRESSION gzip zstd
-    require_setting BACKUP_SCOPE full
+    require_setting BACKUP_SCOPE full exclude-statistics
     require_setting BACKUP_ALLOW_WRITER_STALL true false
     require_setting BACKUP_PATHS_FILE
     require_setting DB_TYPE sqlite mysql
@@ -96,31 +96,77 @@ require_sqlite_file() {
     [[ $(head -c 15 -- "$path") == 'SQLite format 3' ]] || die 1 "the database $path is not an SQLite database"
 }
 
-# The live file and its journals, together, while nobody writes: never the .db alone, never opened where it lies.
+# capture_sqlite_files TO: the live file and its journals, together, while nobody writes: never the .db alone, never opened
+# where it lies.
 capture_sqlite_files() {
-    local suffix source
+    local to=$1 suffix source
     for suffix in '' -journal -wal; do
         source=${SETTING[DB_PATH]}$suffix
         [[ -e $source || -L $source ]] || continue
         [[ -f $source && ! -L $source ]] || die 1 "$source is not a regular file"
-        cp --reflink=auto -- "$source" "$WORK/database.db$suffix" || die 1 "copying $source failed"
+        cp --reflink=auto -- "$source" "$to$suffix" || die 1 "copying $source failed"
     done
-    [[ -s $WORK/database.db ]] || die 1 "the copy of ${SETTING[DB_PATH]} is empty"
+    [[ -s $to ]] || die 1 "the copy of ${SETTING[DB_PATH]} is empty"
 }
 
-# online_copy FROM TO: one read transaction held for the whole copy, so that a writer cannot make it start over.
-online_copy() {
-    local from=$1 to=$2 deadline=$((SECONDS + ONLINE_RETRY_SECONDS)) message
-    while true; do
-        rm -f -- "$to" "$to-journal"
-        if message=$(printf '%s\n' 'BEGIN;' 'SELECT count(*) FROM sqlite_master;' ".backup '$to'" 'COMMIT;' \
-            | sqlite3 -batch -bail -readonly -cmd '.timeout 5000' "$from" 2>&1 >/dev/null); then
-            return 0
-        fi
-        ((SECONDS < deadline)) || die 1 "cannot read $from while it is in use: ${message//$'\n'/ }"
+# while_in_use FROM COMMAND...: again and again while a writer is in the way.
+while_in_use() {
+    local from=$1 deadline=$((SECONDS + ONLINE_RETRY_SECONDS))
+    shift
+    until "$@" >/dev/null 2>"$WORK/stderr"; do
+        ((SECONDS < deadline)) || die 1 "cannot read $from while it is in use: $(tr '\n' ' ' <"$WORK/stderr")"
         sleep 1
     done
 }
+
+# copy_sqlite FROM TO: one read transaction held for the whole copy, so that a writer cannot make it start over.
+copy_sqlite() {
+    local from=$1 to=$2
+    rm -f -- "$to" "$to-journal"
+    printf '%s\n' 'BEGIN;' 'SELECT count(*) FROM sqlite_master;' ".backup '$to'" 'COMMIT;' \
+        | sqlite3 -batch -bail -readonly -cmd '.timeout 5000' "$from"
+}
+
+# excerpt_sqlite FROM TO: a new database with the same schema and settings and every row but those of torrents that were never
+# completed, in one read transaction. SQLite itself writes the statements, so that it quotes the names; they are executed with
+# -safe, since the text of a hostile schema may hold more than its one statement.
+excerpt_sqlite() {
+    local from=$1 to=$2 uri virtual settings statements version answer
+    local reading=(sqlite3 -batch -bail -readonly -cmd '.timeout 5000' "$from")
+    rm -f -- "$to" "$to"-{journal,wal}
+    virtual=$("${reading[@]}" "SELECT group_concat(name, ', ') FROM sqlite_master WHERE type = 'table' AND rootpage = 0") || return
+    [[ -z $virtual ]] || die 1 "$from has virtual tables ($virtual), of which no excerpt can be made: set backup.database_scope to full"
+    version=$("${reading[@]}" 'PRAGMA schema_version') \
+        && settings=$("${reading[@]}" "$SQLITE_SETTINGS") \
+        && statements=$("${reading[@]}" "$SQLITE_EXCERPT") || return
+    uri=${from//%/%25} uri=${uri//\?/%3f} uri=${uri//\#/%23} uri=${uri//\'/%27}
+    answer=$(printf '%s\n' 'BEGIN;' 'PRAGMA live.schema_version;' "$statements" \
+        | SQLITE_TMPDIR=$WORK sqlite3 -batch -bail -cmd "$settings" -cmd "ATTACH 'file:$uri?mode=ro' AS live" -cmd '.timeout 5000' -safe "$to") \
+        || return
+    [[ ${answer%%$'\n'*} == "$version" ]] || { echo 'the schema was changed meanwhile' >&2; return 1; }
+    [[ $(od -An -j 18 -N 1 -t u1 -- "$from") -ne 2 ]] || sqlite3 -batch -bail "$to" 'PRAGMA journal_mode=WAL' >/dev/null
+}
+
+# What a database has beside its schema; page size, encoding and auto_vacuum before anything is written.
+readonly SQLITE_SETTINGS="
+    SELECT 'PRAGMA cache_size=-262144; PRAGMA synchronous=OFF; PRAGMA page_size=' || page_size || '; PRAGMA encoding=' || quote(encoding) ||
+        '; PRAGMA auto_vacuum=' || auto_vacuum || '; PRAGMA user_version=' || user_version || '; PRAGMA application_id=' || application_id
+    FROM pragma_page_size, pragma_encoding, pragma_auto_vacuum, pragma_user_version, pragma_application_id"
+
+# Tables, rows, autoincrement state, then what would only be in the way before: indexes, views, triggers.
+readonly SQLITE_EXCERPT="
+    SELECT 'CREATE TABLE main.a (a INTEGER PRIMARY KEY AUTOINCREMENT); DROP TABLE main.a;' FROM sqlite_master WHERE name = 'sqlite_sequence';
+    SELECT sql || char(10) || ';' FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid;
+    SELECT 'INSERT INTO main.' || quoted || ' (' || columns || ') SELECT ' || columns || ' FROM live.' || quoted ||
+        CASE name WHEN 'torrents' THEN ' WHERE completed > 0' ELSE '' END || ';'
+    FROM (SELECT name, '\"' || replace(name, '\"', '\"\"') || '\"' AS quoted,
+            (SELECT group_concat('\"' || replace(name, '\"', '\"\"') || '\"') FROM pragma_table_xinfo(tables.name) WHERE hidden = 0) AS columns
+        FROM sqlite_master AS tables WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid);
+    SELECT 'DELETE FROM main.sqlite_sequence; INSERT INTO main.sqlite_sequence SELECT * FROM live.sqlite_sequence;'
+    FROM sqlite_master WHERE name = 'sqlite_sequence';
+    SELECT sql || char(10) || ';' FROM sqlite_master WHERE type <> 'table' AND sql IS NOT NULL ORDER BY type = 'trigger', rowid;
+    SELECT 'COMMIT;';
+    SELECT 'ANALYZE main;' FROM sqlite_master WHERE name = 'sqlite_stat1'"
 
 # Lets SQLite recover the copied set, checks it, and leaves one file. The page cache makes the check 20 times as fast.
 check_sqlite() {
@@ -182,9 +228,26 @@ said() {
 
 query_mysql() { said mariadb --defaults-file="$CLIENT_CONFIG" --batch --skip-column-names --execute "$1" -- "${SETTING[DB_NAME]}"; }
 
+# dump_mysql FILE OPTION...
+dump_mysql() {
+    said mariadb-dump --defaults-file="$CLIENT_CONFIG" --single-transaction --quick --no-tablespaces --hex-blob "${@:2}" >"$1"
+}
+
+# Leaving out rows takes two dumps, each consistent in itself: --where would be of every table. Triggers come with the second,
+# since those of torrents must not be there before its rows; of other tables it has nothing else.
 capture_mysql() {
-    said mariadb-dump --defaults-file="$CLIENT_CONFIG" --single-transaction --quick --no-tablespaces \
-        --routines --triggers --events --hex-blob -- "${SETTING[DB_NAME]}" >"$WORK/database.sql"
+    local name=${SETTING[DB_NAME]} tables table only_triggers=()
+    if [[ ${SETTING[BACKUP_SCOPE]} == full ]]; then
+        dump_mysql "$WORK/database.sql" --routines --triggers --events -- "$name"
+        return
+    fi
+    dump_mysql "$WORK/database.sql" --routines --skip-triggers --events --ignore-table-data="$name.torrents" -- "$name"
+    tables=$(query_mysql "SELECT DISTINCT event_object_table FROM information_schema.triggers
+        WHERE trigger_schema = database() AND event_object_table <> 'torrents'")
+    [[ -z $tables ]] || mapfile -t only_triggers <<<"$tables"
+    set --
+    for table in "${only_triggers[@]}"; do set -- "$@" --ignore-table-data="$name.$table"; done
+    dump_mysql "$WORK/torrents.sql" --triggers --no-create-info --where='completed > 0' "$@" -- "$name" torrents "${only_triggers[@]}"
 }
 
 check_mysql_dump() {
@@ -193,12 +256,12 @@ check_mysql_dump() {
     [[ $last == '-- Dump completed'* ]] || die 1 "the dump is cut off: it does not end with '-- Dump completed'"
 }
 
-# One line a table: rows, tab, name. mariadb-dump writes one row a line and no raw line end inside a value.
+# count_mysql_rows FILE...: one line a table: rows, tab, name. mariadb-dump writes one row a line and no raw line end inside a value.
 count_mysql_rows() {
     mawk '
         /^CREATE TABLE `/ { name = $0; sub(/^CREATE TABLE `/, "", name); sub(/` \($/, "", name); rows[name] += 0; next }
         /^INSERT INTO `/  { name = $0; sub(/^INSERT INTO `/, "", name); sub(/` VALUES$/, "", name); inside = 1; next }
         inside && /^\(/   { rows[name]++; if (/;$/) inside = 0 }
         END { for (name in rows) { shown = name; gsub(/\t/, " ", shown); gsub(/``/, "`", shown); printf "%d\t%s\n", rows[name], shown } }
-    ' "$1"
+    ' "$@"
 }

@@ -24,7 +24,7 @@ decompress() {
 }
 
 unpack() {
-    local file counts='' rows table
+    local file name counts='' dumps=() rows table
     for file in "$@"; do
         case $file in
             sqlite/*)
@@ -33,9 +33,11 @@ unpack() {
                 counts=$(count_sqlite_rows "$WORK/database.db")
                 ;;
             mysql/*)
-                decompress "$DESTINATION/$file" >"$WORK/database.sql" || die 1 "$file cannot be unpacked"
-                check_mysql_dump "$WORK/database.sql"
-                counts=$(count_mysql_rows "$WORK/database.sql")
+                name=database
+                [[ $file != *.torrents.sql.* ]] || name=torrents
+                decompress "$DESTINATION/$file" >"$WORK/$name.sql" || die 1 "$file cannot be unpacked"
+                check_mysql_dump "$WORK/$name.sql"
+                dumps+=("$WORK/$name.sql")
                 ;;
             config/*)
                 decompress "$DESTINATION/$file" >"$WORK/config.tar" || die 1 "$file cannot be unpacked"
@@ -44,6 +46,7 @@ unpack() {
             *) die 2 "$file is not a backup" ;;
         esac
     done
+    ((${#dumps[@]} == 0)) || counts=$(count_mysql_rows "${dumps[@]}")
     [[ -z $counts ]] || while IFS=$'\t' read -r rows table; do result table "$rows" "$table"; done <<<"$counts"
 }
 

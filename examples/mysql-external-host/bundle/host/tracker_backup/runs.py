@@ -12,7 +12,7 @@ from .host import Host, Refused
 from .log import complain
 
 RUN_ID = re.compile(r"[0-9]{8}_[0-9]{6}")
-BACKUP_FILE = re.compile(r"(sqlite|mysql|config)/(sqlite|mysql|config)_([0-9]{8}_[0-9]{6})\.(db|sql|tar)\.(gz|zst)")
+BACKUP_FILE = re.compile(r"(sqlite|mysql|config)/(sqlite|mysql|config)_([0-9]{8}_[0-9]{6})\.(db|sql|torrents\.sql|tar)\.(gz|zst)")
 
 Manifest = dict[str, Any]  # a run manifest as it stands in runs/ID.json
 
@@ -43,6 +43,7 @@ def checked_run(run: Any) -> Manifest:
         and isinstance(run["environment"], str)
         and isinstance(run["started"], str)
         and isinstance(run["reason"], str)
+        and isinstance(run["scope"], str)
         and isinstance(run["window_seconds"], (int, float))
         and all(isinstance(file[key], str) for file in run["files"] for key in ("kind", "path", "sha256"))
         and all(type(file["bytes"]) is int for file in run["files"])
@@ -55,8 +56,9 @@ def checked_run(run: Any) -> Manifest:
     return dict(run)
 
 
-def newest_success(runs: list[Manifest]) -> Manifest | None:
-    return next((run for run in reversed(runs) if run["result"] == "success"), None)
+def newest_success(runs: list[Manifest], scope: str | None = None) -> Manifest | None:
+    """The one with the highest sequence; with a scope, the newest of that scope."""
+    return next((run for run in reversed(runs) if run["result"] == "success" and scope in (None, run["scope"])), None)
 
 
 def run_time(run_id: str) -> datetime.datetime:

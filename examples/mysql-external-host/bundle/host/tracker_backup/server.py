@@ -42,17 +42,18 @@ class Server:
         self.ask(f"DROP DATABASE IF EXISTS {quote_name(self.database)}")
         self.ask(f"CREATE DATABASE {quote_name(self.database)}")
 
-    def load(self, dump: Path) -> None:
-        """Imports a dump, without its first line, which MySQL's client does not know; no client command in it is obeyed."""
-        with dump.open("rb") as file:
-            first = file.readline()
-            os.lseek(file.fileno(), len(first) if first.startswith(b"/*M!999999") else 0, os.SEEK_SET)
-            done = subprocess.run(
-                ["docker", "exec", "--interactive", self.container, *self.client, "--binary-mode", self.database],
-                stdin=file, capture_output=True, text=True, timeout=WORK_SECONDS, check=False,
-            )  # fmt: skip
-        if done.returncode != 0:
-            raise Refused(f"importing the dump failed: {done.stderr.strip()[-400:]}")
+    def load(self, *dumps: Path) -> None:
+        """Imports dumps, without their first line, which MySQL's client does not know; no client command in them is obeyed."""
+        for dump in dumps:
+            with dump.open("rb") as file:
+                first = file.readline()
+                os.lseek(file.fileno(), len(first) if first.startswith(b"/*M!999999") else 0, os.SEEK_SET)
+                done = subprocess.run(
+                    ["docker", "exec", "--interactive", self.container, *self.client, "--binary-mode", self.database],
+                    stdin=file, capture_output=True, text=True, timeout=WORK_SECONDS, check=False,
+                )  # fmt: skip
+            if done.returncode != 0:
+                raise Refused(f"importing the dump failed: {done.stderr.strip()[-400:]}")
 
     def save(self, dump: Path) -> None:
         """Dumps the database as it is, to be able to go back."""

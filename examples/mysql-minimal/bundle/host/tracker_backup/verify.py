@@ -16,8 +16,8 @@ from .state import lock, write_state
 from .workshop import compare_rows, workshop
 
 
-def verify_import(host: Host, run: Manifest, dump: Path, image: str) -> list[str]:
-    """Imports the dump into a throw-away server without network; returns what differs from the run manifest."""
+def verify_import(host: Host, run: Manifest, dumps: list[Path], image: str) -> list[str]:
+    """Imports the dumps into a throw-away server without network; returns what differs from the run manifest."""
     name = f"tracker-backup-server-{run['id']}"
     local = ("--user=root", "--protocol=tcp", "--host=127.0.0.1")
     with container(name, image, "--network", "none", "--env", "MYSQL_ALLOW_EMPTY_PASSWORD=yes"):
@@ -25,7 +25,7 @@ def verify_import(host: Host, run: Manifest, dump: Path, image: str) -> list[str
         wait_for_server(server)
         try:
             server.recreate()
-            server.load(dump)
+            server.load(*dumps)
             return compare_rows(run["tables"], server.count_rows())
         except Refused as error:
             return [str(error)]
@@ -38,12 +38,11 @@ def verify(host: Host, run: Manifest, image: str) -> list[str]:
     with workshop(host, "verify") as shop:
         try:
             problems = shop.unpack(run, {"database", "config"})
-            dump = shop.work / "database.sql"
-            if not problems and dump.exists():
+            if not problems and shop.dumps:
                 server_image = image or run["images"].get("mysql", "")
                 if not server_image:
                     raise Refused("not verified: the database is on an external server; name an image of its kind: --image (-e verify_image=...)")
-                problems = verify_import(host, run, dump, server_image)
+                problems = verify_import(host, run, shop.dumps, server_image)
         finally:
             shutil.rmtree(shop.work)
     return problems

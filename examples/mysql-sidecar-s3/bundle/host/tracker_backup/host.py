@@ -103,6 +103,11 @@ class Host:
         return int(days)
 
     @property
+    def scope(self) -> str:
+        """What of the database is backed up: `full` or `exclude-statistics`."""
+        return self.backup_settings.get("BACKUP_SCOPE", "")
+
+    @property
     def in_stack(self) -> bool:
         """Whether the database server is the stack's own service `mysql`."""
         return self.backup_settings.get("DB_HOST") == "mysql"

@@ -134,7 +134,7 @@ def restore(host: Host, run: Manifest, kinds: set[str]) -> None:
                 journal.importing = True
                 journal.write()
                 server.recreate()
-                server.load(shop.work / "database.sql")
+                server.load(*shop.dumps)
                 if problems := compare_rows(run["tables"], server.count_rows()):
                     raise Refused("; ".join(problems))
             if fresh and "config" in kinds:
@@ -166,7 +166,7 @@ def command_restore(arguments: argparse.Namespace) -> int:
         if identity_environment(host) != host.environment:
             raise
     run = choose_run(read_runs(host), arguments.run)
-    say(f"restore of {run['id']} ({run['started']}): {' and '.join(sorted(kinds))} into {host.deploy_dir}")
+    say(f"restore of {run['id']} ({run['started']}, {run['scope']}): {' and '.join(sorted(kinds))} into {host.deploy_dir}")
     for name, rows in run["tables"].items() if "database" in kinds else ():
         say(f"  table {name}: {rows} rows")
     if arguments.dry_run:

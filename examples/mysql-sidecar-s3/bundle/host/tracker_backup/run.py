@@ -34,8 +34,9 @@ def command_check(arguments: argparse.Namespace) -> int:
 
 
 def command_expect(arguments: argparse.Namespace) -> int:
-    """Leaves in the run's staging what the last good run teaches: the tables it had, the bytes that it took."""
-    last = newest_success(read_runs(Host.read(CONFIG))) or {}
+    """Leaves in the run's staging what the last good run of this scope teaches: the tables it had, the bytes that it took."""
+    host = Host.read(CONFIG)
+    last = newest_success(read_runs(host), host.scope) or {}
     work = Path(arguments.work)
     (work / "expected-tables").write_text("".join(f"{table}\n" for table in last.get("tables", {})), encoding="utf-8")
     size = sum(file["bytes"] for file in last.get("files", []))
@@ -74,7 +75,7 @@ def command_record(arguments: argparse.Namespace) -> int:
         "reason": facts["reason"],
         "strategy": host.strategy,
         "quiesce": facts["quiesce"],
-        "scope": host.backup_settings.get("BACKUP_SCOPE", ""),
+        "scope": host.scope,
         "files": [
             {"kind": kind, "path": path, "bytes": int(size), "sha256": sha256} for kind, path, size, sha256 in results.get("file", []) if success
         ],

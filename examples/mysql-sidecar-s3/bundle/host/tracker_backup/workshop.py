@@ -21,6 +21,11 @@ class Workshop:
     container: str
     work: Path
 
+    @property
+    def dumps(self) -> list[Path]:
+        """The MySQL dumps that `unpack` left, in the order in which they are imported."""
+        return [dump for name in ("database.sql", "torrents.sql") if (dump := self.work / name).exists()]
+
     def step(self, name: str, *arguments: str) -> None:
         """One step of restore.sh; raises Refused with the reason that it gives."""
         try:

@@ -7,7 +7,7 @@ import datetime
 
 from .host import CONFIG, Host
 from .log import say
-from .runs import Manifest, read_runs, run_files, run_time
+from .runs import Manifest, newest_success, read_runs, run_files, run_time
 from .state import lock, read_state, write_state
 
 
@@ -50,11 +50,12 @@ def suspicions(runs: list[Manifest], retention_days: int, longest_interval: int,
             found[f"pause {newest['id']}"] = (
                 f"{newest['id']} came {pause / 86400:.0f} days after the success before it: the clock jumped, or backups paused"
             )
-        for table, rows in before["tables"].items():
-            if 2 * newest["tables"].get(table, 0) < rows:
-                found[f"rows {newest['id']} {table}"] = (
-                    f"the table {table} has {newest['tables'].get(table, 0)} rows in {newest['id']} and had {rows} in {before['id']}"
-                )
+        if same := newest_success(good[:-1], newest["scope"]):
+            for table, rows in same["tables"].items():
+                if 2 * newest["tables"].get(table, 0) < rows:
+                    found[f"rows {newest['id']} {table}"] = (
+                        f"the table {table} has {newest['tables'].get(table, 0)} rows in {newest['id']} and had {rows} in {same['id']}"
+                    )
     return found
 
 

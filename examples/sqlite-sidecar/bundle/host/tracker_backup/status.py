@@ -25,7 +25,7 @@ def command_list(arguments: argparse.Namespace) -> int:
         return 0
     for run in runs:
         size = sum(file["bytes"] for file in run["files"])
-        what = f"{size:>14,} bytes  window {run['window_seconds']:.1f} s" if run["files"] else run["reason"]
+        what = f"{size:>14,} bytes  window {run['window_seconds']:.1f} s  {run['scope']}" if run["files"] else run["reason"]
         say(f"{run['sequence']:>5}  {run['id']}  {run['result']:<7}  {what}")
     if not runs:
         say("no run yet")
