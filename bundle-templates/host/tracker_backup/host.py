@@ -63,6 +63,7 @@ class Host:
     calendar: str  # the schedule as lists of numbers: minutes hours days months weekdays, then `both` or `either`
     image: str
     image_source: str
+    restic_directory: Path | None = None  # the repository, when it is a directory of this host
 
     @classmethod
     def read(cls, path: Path) -> Host:
@@ -78,6 +79,7 @@ class Host:
                 calendar=settings["CALENDAR"],
                 image=settings["IMAGE"],
                 image_source=settings["IMAGE_SOURCE"],
+                restic_directory=Path(settings["RESTIC_DIRECTORY"]) if "RESTIC_DIRECTORY" in settings else None,
             )
         except KeyError as error:
             raise Refused(f"{path}: {error.args[0]} is missing; install the bundle again", 2) from error
