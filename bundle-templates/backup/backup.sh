@@ -219,8 +219,9 @@ timed() {
 # What was copied whole, since the window is for copying alone, is checked and then becomes the excerpt.
 take_excerpt() {
     check_sqlite "$WORK/whole.db"
-    said excerpt_sqlite "$WORK/whole.db" "$WORK/database.db"
-    rm -f -- "$WORK/whole.db"
+    excerpt_sqlite "$WORK/whole.db" "$WORK/database.db" 2>"$WORK/stderr" \
+        || die 1 "the statistics could not be left out: $(tr -s '\n ' ' ' <"$WORK/stderr")"
+    rm -f -- "$WORK/whole.db"*
 }
 
 finish() {

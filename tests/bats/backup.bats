@@ -769,6 +769,222 @@ more_than_three_torrents() { (($(sqlite3 -readonly -cmd '.timeout 5000' "$DATABA
     nothing_has_a_final_name
 }
 
+# ---------------------------------------------------------------- SQLite, without statistics
+
+# elaborate_database: the tracker's tables, and all else that a database can have.
+elaborate_database() {
+    conf BACKUP_SCOPE exclude-statistics
+    rm "$DATABASE"
+    # Settings, then tables, rows, the rest.
+    sqlite3 "$DATABASE" "
+        PRAGMA page_size=8192; PRAGMA encoding='UTF-16le'; PRAGMA auto_vacuum=INCREMENTAL; PRAGMA user_version=-7; PRAGMA application_id=1234;
+        CREATE TABLE dropped (id INTEGER PRIMARY KEY AUTOINCREMENT); DROP TABLE dropped;
+        CREATE TABLE torrents (id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE, completed INTEGER DEFAULT 0 NOT NULL);
+        CREATE INDEX \"by \"\"completed\"\"\" ON torrents (completed) WHERE completed > 0;
+        CREATE TABLE whitelist (id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE);
+        CREATE TABLE keys (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, valid_until INTEGER) STRICT;
+        CREATE TABLE \"it's \"\"a\"\"
+.shell touch pwned; \$(touch pwned)\" (\"a \"\"b\"\"'; --\" TEXT, completed INTEGER);
+        CREATE TABLE \"%Q;%s\" (a, b AS (a * 2), c AS (a * 3) STORED, d BLOB);
+        CREATE TABLE flat (a TEXT, b, PRIMARY KEY (b, a)) WITHOUT ROWID; -- with a comment
+        CREATE INDEX by_expression ON flat (lower(a));
+        INSERT INTO torrents (info_hash, completed) VALUES ('aa', 1), ('bb', 0), ('cc', 7), ('dd', 0), ('ee', 0);
+        DELETE FROM torrents WHERE info_hash = 'ee';
+        INSERT INTO whitelist (info_hash) VALUES ('aa'), ('bb');
+        INSERT INTO keys (id, key, valid_until) VALUES (41, 'k', NULL);
+        DELETE FROM keys WHERE id = 41;
+        INSERT INTO keys (key) VALUES ('l');
+        INSERT INTO \"it's \"\"a\"\"
+.shell touch pwned; \$(touch pwned)\" VALUES ('line
+.shell touch pwned', 0), (NULL, 1);
+        INSERT INTO \"%Q;%s\" (a, d) VALUES (1, x'00ff0a'), ('ключ', 1e300), (NULL, -0.5);
+        INSERT INTO flat VALUES ('x', 2), ('', 0), ('X', 1);
+        ANALYZE;
+        CREATE VIEW completed AS SELECT * FROM torrents WHERE completed > 0;
+        CREATE TRIGGER no_more BEFORE INSERT ON torrents BEGIN SELECT RAISE(ABORT, 'a trigger fired'); END;
+        CREATE TRIGGER through_the_view INSTEAD OF DELETE ON completed BEGIN DELETE FROM torrents WHERE id = OLD.id; END;"
+    sqlite3 "$DATABASE" 'CREATE VIEW commented AS SELECT 1 -- to its end'
+}
+
+# settings FILE: what a database has beside its schema.
+settings() {
+    sqlite3 "$1" 'PRAGMA page_size; PRAGMA encoding; PRAGMA auto_vacuum; PRAGMA user_version; PRAGMA application_id; PRAGMA journal_mode'
+}
+
+# Restoring gives the live database, but for the torrents that were never completed.
+restores_an_excerpt() {
+    local file expected=$BATS_TEST_TMPDIR/expected.db
+    file=$(restored)
+    holds "$file" 'PRAGMA integrity_check' ok
+    cp "$DATABASE" "$expected"
+    [[ ! -e $DATABASE-wal ]] || cp "$DATABASE-wal" "$expected-wal"
+    diff <(settings "$expected") <(settings "$file")
+    sqlite3 "$expected" 'DELETE FROM torrents WHERE completed = 0; ANALYZE'
+    diff <(sqlite3 "$expected" .dump | sort) <(sqlite3 "$file" .dump | sort)
+    holds "$file" 'SELECT group_concat(info_hash) FROM torrents' aa,cc
+    holds "$file" "SELECT seq FROM sqlite_sequence WHERE name = 'torrents'" 5
+    holds "$file" "SELECT seq FROM sqlite_sequence WHERE name = 'keys'" 42
+    has_result $'table\t2\ttorrents'
+    has_result $'table\t2\twhitelist'
+    [[ -z $(find "$BATS_TEST_TMPDIR" . -maxdepth 2 -name '*pwned*') ]]
+    [[ -z $(find "$WORK" -name 'whole.db*') ]]
+}
+
+@test "an excerpt of a copy has every row, but for torrents that were never completed" {
+    elaborate_database
+    back_up
+    restores_an_excerpt
+    grep -q $'^duration\texcerpt\t' "$WORK/result"
+}
+
+@test "an excerpt taken online is the same" {
+    elaborate_database
+    back_up online
+    restores_an_excerpt
+}
+
+@test "an excerpt of a WAL database is one" {
+    elaborate_database
+    sqlite3 "$DATABASE" 'PRAGMA journal_mode=WAL' >/dev/null
+    back_up
+    restores_an_excerpt
+    rm -rf "$WORK"/{result,database.db} "${DESTINATION:?}"/*
+    back_up online
+    restores_an_excerpt
+}
+
+@test "an excerpt has the journal's part of a copied database" {
+    conf BACKUP_SCOPE exclude-statistics
+    killed_writer DELETE
+    back_up
+    restores aa1,cc7,dd2
+    holds "$(restored)" 'SELECT count(*) FROM torrents' 3
+}
+
+@test "the live database is never opened for an excerpt of a copy" {
+    elaborate_database
+    printf '#!/bin/sh\ncase "$*" in *"%s"*) echo "opened the live file: $*" >>"$STUB/calls" ;; esac\nexec %s "$@"\n' \
+        "$DATABASE" "$(type -P sqlite3)" >"$STUB/bin/sqlite3"
+    chmod +x "$STUB/bin/sqlite3"
+    back_up
+    never_called 'opened the live file'
+}
+
+@test "an excerpt taken online does not change the live database, whatever it is called" {
+    local before name="a b'c\"d%41?mode=rwc#\$(touch $BATS_TEST_TMPDIR/pwned).db"
+    name=${name//\//_}
+    elaborate_database
+    mv "$DATABASE" "${DATABASE%/*}/$name"
+    DATABASE=${DATABASE%/*}/$name
+    conf DB_PATH "$DATABASE"
+    before=$(find "${DATABASE%/*}" -printf '%p %s %T@\n')
+    back_up online
+    [[ $(find "${DATABASE%/*}" -printf '%p %s %T@\n') == "$before" ]]
+    restores_an_excerpt
+}
+
+@test "an excerpt taken online beside a writer is whole" {
+    export BACKUP_ONLINE_RETRY_SECONDS=20
+    conf BACKUP_SCOPE exclude-statistics
+    writing
+    back_up online
+    holds "$(restored)" 'PRAGMA integrity_check' ok
+    holds "$(restored)" 'SELECT count(*) > 3, min(completed) FROM torrents' '1|1'
+}
+
+@test "an excerpt of a database that stays locked fails and says so" {
+    conf BACKUP_SCOPE exclude-statistics
+    mkfifo "$BATS_TEST_TMPDIR/writer"
+    sqlite3 "$DATABASE" <"$BATS_TEST_TMPDIR/writer" >/dev/null 3>&- &
+    WRITER=$!
+    exec {writer}>"$BATS_TEST_TMPDIR/writer"
+    printf '%s\n' "BEGIN EXCLUSIVE;" ".shell touch $BATS_TEST_TMPDIR/in-transaction" >&"$writer"
+    wait_until 20 test -e "$BATS_TEST_TMPDIR/in-transaction"
+    step capture online {writer}>&-
+    exec {writer}>&-
+    fails_with 1 'locked'
+    nothing_has_a_final_name
+}
+
+@test "a schema that changes while an excerpt is taken is read again" {
+    export BACKUP_ONLINE_RETRY_SECONDS=20
+    elaborate_database
+    # The first time that it has been read, a table is added.
+    printf '#!/bin/bash\n%s "$@"; code=$?\nif [[ $* == *schema_version && ! -e "%s" ]]; then touch "%s"; %s "%s" "CREATE TABLE added (a)"; fi\nexit $code\n' \
+        "$(type -P sqlite3)" "$STUB/added" "$STUB/added" "$(type -P sqlite3)" "$DATABASE" >"$STUB/bin/sqlite3"
+    chmod +x "$STUB/bin/sqlite3"
+    back_up online
+    [[ -e $STUB/added ]]
+    restores_an_excerpt
+    has_result $'table\t0\tadded'
+}
+
+@test "a schema whose text holds more than its statement is not obeyed" {
+    conf BACKUP_SCOPE exclude-statistics
+    sqlite3 "$DATABASE" "PRAGMA writable_schema=ON;
+        UPDATE sqlite_master SET sql = sql || ';' || char(10) || '.shell touch $BATS_TEST_TMPDIR/pwned' WHERE name = 'keys'"
+    step capture copy
+    step finish
+    ends_with_status 1
+    [[ -s $WORK/reason ]]
+    step capture online
+    ends_with_status 1
+    nothing_has_a_final_name
+    [[ ! -e $BATS_TEST_TMPDIR/pwned ]]
+}
+
+@test "a database with a virtual table is refused for an excerpt, and what to do is said" {
+    conf BACKUP_SCOPE exclude-statistics
+    sqlite3 "$DATABASE" 'CREATE VIRTUAL TABLE words USING fts5(word)'
+    step capture copy
+    step finish
+    fails_with 1 'virtual tables (words)'
+    reason_has database_scope
+    step capture online
+    fails_with 1 'virtual tables (words)'
+    nothing_has_a_final_name
+    conf BACKUP_SCOPE full
+    rm -rf "${WORK:?}"/*
+    touch "$WORK"/expected-{tables,bytes}
+    back_up
+    restores
+}
+
+@test "torrents without a column completed fail an excerpt, and the reason is said" {
+    conf BACKUP_SCOPE exclude-statistics
+    sqlite3 "$DATABASE" 'ALTER TABLE torrents RENAME COLUMN completed TO finished'
+    step capture copy
+    step finish
+    fails_with 1 completed
+    nothing_has_a_final_name
+}
+
+@test "a corrupt database fails an excerpt of a copy" {
+    conf BACKUP_SCOPE exclude-statistics
+    sqlite3 "$DATABASE" "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)
+        INSERT INTO torrents (info_hash, completed) SELECT hex(randomblob(20)), i FROM n"
+    dd if=/dev/urandom of="$DATABASE" bs=4096 seek=20 count=10 conv=notrunc status=none
+    step capture copy
+    step finish
+    fails_with 1 integrity_check
+    nothing_has_a_final_name
+}
+
+@test "a copy that becomes an excerpt needs space for both" {
+    truncate -s 1G "$DATABASE" || skip 'no sparse files here'
+    printf '#!/bin/sh\necho Avail\necho 1700000000\n' >"$STUB/bin/df"
+    chmod +x "$STUB/bin/df"
+    printf '%s\n' 1000 >"$WORK/expected-bytes"
+    preflight
+    ends_with_status 0
+    conf BACKUP_SCOPE exclude-statistics
+    preflight
+    fails_with 1 "not enough space in $BACKUP_STAGING"
+    conf BACKUP_ALLOW_WRITER_STALL true
+    preflight online
+    ends_with_status 0
+}
+
 # ---------------------------------------------------------------- the archive
 
 @test "members are relative, with their owners and modes, directories with and without content" {
@@ -996,6 +1212,61 @@ dump_fails() {
     step capture online
     step finish
     fails_with 1 'lacks the tables: keys'
+    nothing_has_a_final_name
+}
+
+# exclude_statistics: a server of which two dumps are to be taken.
+exclude_statistics() {
+    use_mysql
+    conf BACKUP_SCOPE exclude-statistics
+    sed -i '/^INSERT INTO `torrents`/,/);$/d' "$STUB/dump"
+    cat >"$STUB/dump-torrents" <<'SQL'
+/*M!999999\- enable the sandbox mode */
+INSERT INTO `torrents` VALUES
+(1,'aa',1),
+(3,'cc',7);
+-- Dump completed on 2026-01-02  3:04:06
+SQL
+}
+
+@test "MySQL: without statistics there are two dumps, both published, their rows counted together" {
+    exclude_statistics
+    back_up
+    cmp <(gzip -dc "$DESTINATION/mysql/mysql_$RUN_ID.sql.gz") "$STUB/dump"
+    cmp <(gzip -dc "$DESTINATION/mysql/mysql_$RUN_ID.torrents.sql.gz") "$STUB/dump-torrents"
+    [[ $(grep -c $'^file\tdatabase\tmysql/' "$WORK/result") == 2 ]] || fail "$(<"$WORK/result")"
+    has_result $'table\t2\ttorrents'
+    has_result $'table\t2\twhitelist'
+    has_result $'table\t0\tkeys'
+}
+
+@test "MySQL: without statistics only torrents are filtered, and of no other table there are rows in the second dump" {
+    exclude_statistics
+    printf '%s\n' "it's & \\x.y" >>"$STUB/tables"
+    conf DB_NAME 'tor.r`ust -x'
+    back_up
+    was_called '^mariadb-dump .*--single-transaction .*--routines --skip-triggers --events --ignore-table-data=tor.r`ust -x.torrents -- tor.r`ust -x$'
+    was_called '^mariadb-dump .*--single-transaction .*--triggers --no-create-info --where=completed > 0 '
+    grep -qF -- "--ignore-table-data=tor.r\`ust -x.whitelist --ignore-table-data=tor.r\`ust -x.keys --ignore-table-data=tor.r\`ust -x.it's & \\x.y -- tor" "$CALLS"
+    [[ $(grep -c -- --where "$CALLS") == 1 ]]
+}
+
+@test "MySQL: a second dump that is cut off is never published, nor the first" {
+    exclude_statistics
+    sed -i '$d' "$STUB/dump-torrents"
+    preflight
+    step capture online
+    step finish
+    fails_with 1 'cut off'
+    nothing_has_a_final_name
+}
+
+@test "MySQL: a second dump that fails fails the capture" {
+    exclude_statistics
+    on dump '[[ $* != *--where* ]] || { echo "mariadb-dump: Error 2013: Lost connection to server" >&2; exit 3; }'
+    preflight
+    step capture online
+    fails_with 1 'Lost connection'
     nothing_has_a_final_name
 }
 

@@ -100,7 +100,7 @@ def test_retention_takes_only_names_of_ours(tool: ModuleType) -> None:
         {"kind": "config", "path": path, "bytes": 1, "sha256": ""}
         for path in (
             "../../etc/passwd", "/etc/passwd", "config/config_20250102_030000.tar.gz", "config/sqlite_20250101_030000.db.gz", "runs/20250101_030000.json",
-            "config/../config/config_20250101_030000.tar.gz", "config/config_20250101_030000.tar.gz\n", ".tracker-backup.json",
+            "config/config_20250101_030000.torrents.tar.gz", "config/../config/config_20250101_030000.tar.gz", "config/config_20250101_030000.tar.gz\n", ".tracker-backup.json",
         )
     ]  # fmt: skip
     files, _ = tool.retention.expired([old, new], 7)
@@ -260,6 +260,29 @@ def test_a_few_rows_less_do_not_suspend_retention(host: Sandbox) -> None:
     prunable(host)
     host.add_run(days_ago(0.5), 14, tables={"torrents": 50, "keys": 5})
     assert "suspended" not in host.call("prune").out
+
+
+def test_leaving_statistics_out_is_not_taken_for_lost_rows(host: Sandbox) -> None:
+    prunable(host)
+    host.add_run(days_ago(0.5), 14, tables={"torrents": 3, "keys": 10}, scope="exclude-statistics")
+    assert "suspended" not in host.call("prune").out
+    host.add_run(days_ago(0.4), 15, tables={"torrents": 100, "keys": 10})
+    assert "suspended" not in host.call("prune").out
+    host.add_run(days_ago(0.3), 16, tables={"torrents": 1, "keys": 10}, scope="exclude-statistics")
+    assert f"the table torrents has 1 rows in {days_ago(0.3)} and had 3 in {days_ago(0.5)}" in host.call("prune").out
+
+
+def test_retention_removes_both_dumps_of_a_run(host: Sandbox) -> None:
+    prunable(host)
+    dumps = [f"mysql/mysql_{days_ago(20)}.sql.gz", f"mysql/mysql_{days_ago(20)}.torrents.sql.gz"]
+    files = [{"kind": "database", "path": path, "bytes": 6, "sha256": "00"} for path in dumps]
+    host.add_run(days_ago(20), 0, files=files, scope="exclude-statistics")
+    (host.destination / "mysql").mkdir(exist_ok=True)
+    for path in dumps:
+        (host.destination / path).write_text("packed")
+    assert host.call("acknowledge").code == 0  # of the pause after it
+    assert host.call("prune").code == 0
+    assert not {*dumps, f"runs/{days_ago(20)}.json"} & host.files()
 
 
 def test_nothing_to_acknowledge_is_said(host: Sandbox) -> None:

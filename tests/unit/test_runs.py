@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -134,6 +135,40 @@ def test_a_run_expects_what_the_last_good_one_had(host: Sandbox, tmp_path: Path)
     assert host.call("expect", str(tmp_path)).code == 0
     assert (tmp_path / "expected-tables").read_text(encoding="utf-8").splitlines() == ["torrents", "it's a table", "ключ"]
     assert (tmp_path / "expected-bytes").read_text() == "12\n"
+
+
+def test_a_run_expects_what_the_last_good_one_of_its_scope_had(host: Sandbox, tmp_path: Path) -> None:
+    host.add_run(hours_ago(3), 1, tables={"torrents": 1, "old": 1}, kinds=("database",))
+    host.add_run(hours_ago(2), 2, tables={"torrents": 1}, scope="exclude-statistics")
+    assert host.call("expect", str(tmp_path)).code == 0
+    assert (tmp_path / "expected-tables").read_text().splitlines() == ["torrents", "old"]
+    assert (tmp_path / "expected-bytes").read_text() == "6\n"
+    conf = host.deploy / "backup/backup.conf"
+    conf.write_text(conf.read_text().replace("BACKUP_SCOPE='full'", "BACKUP_SCOPE='exclude-statistics'"))
+    assert host.call("expect", str(tmp_path)).code == 0
+    assert (tmp_path / "expected-tables").read_text().splitlines() == ["torrents"]
+    assert record(host, tmp_path).code == 0
+    assert recorded(host)["scope"] == "exclude-statistics"
+
+
+def test_list_names_the_scope(host: Sandbox) -> None:
+    host.add_run(hours_ago(3), 1)
+    host.add_run(hours_ago(2), 2, scope="exclude-statistics")
+    first, second = host.call("list").out.splitlines()
+    assert first.endswith(" full")
+    assert second.endswith(" exclude-statistics")
+
+
+def test_both_dumps_of_a_run_are_its_files(tool: ModuleType) -> None:
+    run = manifest("20260101_030000", 1)
+    run["files"] = [
+        {"kind": "database", "path": f"{path}.gz", "bytes": 1, "sha256": ""}
+        for path in (
+            "mysql/mysql_20260101_030000.sql", "mysql/mysql_20260101_030000.torrents.sql", "mysql/mysql_20260101_030000.keys.sql",
+            "mysql/mysql_20260102_030000.torrents.sql", "mysql/mysql_20260101_030000torrents.sql",
+        )
+    ]  # fmt: skip
+    assert [path for _, path in tool.runs.run_files(run)] == ["mysql/mysql_20260101_030000.sql.gz", "mysql/mysql_20260101_030000.torrents.sql.gz"]
 
 
 # ---------------------------------------------------------------- record

@@ -1,0 +1,201 @@
+"""The benchmark behind scripts/bench-statistics: the steps of backup.sh in its own image, for both scopes and both databases."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2e.bundle import REPOSITORY
+from e2e.host import wait_until
+from e2e.images import PREFIX, base_image, stack_images
+
+CONTEXT = REPOSITORY / "examples/mysql-minimal/bundle/backup"
+RUN = "20260101_000000"
+STEP_SECONDS = 3600
+START_SECONDS = 120
+NAME = f"{PREFIX}-scope-{os.getpid()}"
+
+# The public demo's tracker had completed 3.1 % of its torrents.
+_TORRENTS = "INSERT INTO torrents (info_hash, completed) SELECT {hash}, CASE WHEN {random} < 31 THEN 5 ELSE 0 END"
+_SQLITE = f"""
+PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF; PRAGMA cache_size = -500000;
+CREATE TABLE torrents (id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(20) NOT NULL UNIQUE, completed INTEGER DEFAULT 0 NOT NULL);
+CREATE TABLE whitelist (id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(20) NOT NULL UNIQUE);
+CREATE TABLE keys (id INTEGER PRIMARY KEY AUTOINCREMENT, key VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER);
+{_TORRENTS.format(hash="lower(hex(randomblob(20)))", random="abs(random()) % 1000")} FROM generate_series(1, {{rows}});
+PRAGMA journal_mode = DELETE;
+"""
+_MYSQL = f"""
+SET SESSION cte_max_recursion_depth = 1000000000;
+CREATE TABLE torrents (id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE, completed INTEGER DEFAULT 0 NOT NULL);
+CREATE TABLE whitelist (id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE);
+CREATE TABLE `keys` (id INTEGER PRIMARY KEY AUTO_INCREMENT, `key` VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER);
+{_TORRENTS.format(hash="sha1(concat(n, rand()))", random="floor(rand() * 1000)")}
+    FROM (WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {{rows}}) SELECT n FROM numbers) AS numbered;
+ANALYZE TABLE torrents;
+"""
+_DATABASE = {
+    "sqlite": "DB_TYPE='sqlite'\nDB_PATH='/data/tracker.db'\n",
+    "mysql": f"DB_TYPE='mysql'\nDB_HOST='{NAME}-mysql'\nDB_PORT='3306'\nDB_USER='tracker'\nDB_NAME='tracker'\nDB_PASSWORD_FILE='/etc/backup/password'\nDB_TLS='unverified'\n",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One backup: seconds of its capture and of the rest, bytes of the database as it is published."""
+
+    capture: float
+    finish: float
+    size: int
+
+
+def docker(*words: str, stdin: str | None = None, seconds: float = STEP_SECONDS) -> str:
+    """Standard output of one Docker call."""
+    done = subprocess.run(["docker", *words], input=stdin, capture_output=True, text=True, timeout=seconds, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"docker {' '.join(words)[:200]} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def backup_image() -> str:
+    """The image of the backup container, on the base that the end-to-end tests have."""
+    name = f"{PREFIX}/scope"
+    with tempfile.TemporaryDirectory() as folder:
+        for path in CONTEXT.iterdir():
+            text = path.read_text(encoding="utf-8").replace("FROM debian:trixie-slim", f"FROM {base_image('trixie')}")
+            (Path(folder) / path.name).write_text(text, encoding="utf-8")
+        docker("build", "--tag", name, folder)
+    return name
+
+
+@contextmanager
+def container(name: str, image: str, *options: str) -> Iterator[str]:
+    """A running container, removed at the end."""
+    docker("run", "--detach", "--name", name, *options, image)
+    try:
+        yield name
+    finally:
+        docker("rm", "--force", "--volumes", name)
+
+
+@contextmanager
+def network() -> Iterator[str]:
+    """A network of its own, for the server and its client."""
+    docker("network", "create", NAME)
+    try:
+        yield NAME
+    finally:
+        docker("network", "rm", NAME)
+
+
+def back_up(backup: str, folder: Path, kind: str, method: str, scope: str) -> Sample:
+    """The steps of one backup; what it published is removed again."""
+    common = "BACKUP_MODE='single'\nBACKUP_RETENTION_DAYS='7'\nBACKUP_PATHS_FILE='/etc/backup/paths'\nBACKUP_COMPRESSION='gzip'\n"
+    setting = f"{common}BACKUP_SCOPE='{scope}'\nBACKUP_ALLOW_WRITER_STALL='true'\n{_DATABASE[kind]}"
+    (folder / "etc/backup.conf").write_text(setting, encoding="utf-8")
+    docker(
+        "exec", backup, "bash", "-c", f"cd /staging && mkdir {RUN} && touch {RUN}/expected-tables {RUN}/expected-bytes; sync; cat /data/* >/dev/null"
+    )
+    seconds = {}
+    for step in ("preflight", "capture", "finish"):
+        started = time.monotonic()
+        docker("exec", backup, "backup.sh", step, RUN, method)
+        seconds[step] = time.monotonic() - started
+    size = sum(path.stat().st_size for path in (folder / "backups" / kind).iterdir())
+    docker("exec", backup, "bash", "-c", f"rm -rf /staging/{RUN} /backups/*")
+    return Sample(seconds["capture"], seconds["finish"], size)
+
+
+def fill(backup: str, folder: Path, server: str, rows: int) -> str:
+    """Makes both databases; says how large they are."""
+    docker(
+        "run",
+        "--rm",
+        "--interactive",
+        "--entrypoint",
+        "sqlite3",
+        f"--volume={folder}/data:/data",
+        f"{PREFIX}/scope",
+        "/data/tracker.db",
+        stdin=_SQLITE.format(rows=rows),
+    )
+    client = (
+        "exec",
+        "--interactive",
+        server,
+        "mysql",
+        "--user=tracker",
+        "--password=password",
+        "--host=127.0.0.1",
+        "--batch",
+        "--skip-column-names",
+        "tracker",
+    )
+    wait_until(
+        "the MySQL server",
+        lambda: subprocess.run(["docker", *client], input="", capture_output=True, text=True, check=False).returncode == 0,
+        START_SECONDS,
+    )
+    docker(*client, stdin=_MYSQL.format(rows=rows))
+    mysql = int(docker(*client, stdin="SELECT sum(data_length + index_length) FROM information_schema.tables WHERE table_schema = 'tracker';"))
+    sqlite = (folder / "data/tracker.db").stat().st_size
+    return f"{rows:,} torrents, 3.1 % of them completed; SQLite {sqlite / 1e6:.0f} MB, MySQL {mysql / 1e6:.0f} MB"
+
+
+def bench(rows: int, rounds: int) -> str:
+    """The Markdown of what was measured: medians."""
+    measured: dict[tuple[str, str, str], list[Sample]] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name in ("data", "etc", "staging", "backups"):
+            (folder / name).mkdir()
+        for path, text in {"etc/paths": "/data/.env\n", "etc/password": "password", "data/.env": "A=1\n"}.items():
+            (folder / path).write_text(text, encoding="utf-8")
+        image, net = backup_image(), stack.enter_context(network())
+        server_options = [f"--env=MYSQL_{key}" for key in ("ROOT_PASSWORD=password", "DATABASE=tracker", "USER=tracker", "PASSWORD=password")]
+        server = stack.enter_context(container(f"{NAME}-mysql", stack_images()["mysql:8.4"], f"--network={net}", *server_options))
+        mounts = [f"--volume={folder}/{name}" for name in ("data:/data:ro", "etc:/etc/backup:ro", "staging:/staging", "backups:/backups")]
+        backup = stack.enter_context(container(f"{NAME}-backup", image, "--init", f"--network={net}", *mounts))
+        facts = fill(backup, folder, server, rows)
+        for number in range(rounds):
+            for kind, method in (("sqlite", "copy"), ("sqlite", "online"), ("mysql", "online")):
+                for scope in ("full", "exclude-statistics"):
+                    sample = back_up(backup, folder, kind, method, scope)
+                    measured.setdefault((kind, method, scope), []).append(sample)
+                    print(f"== round {number + 1}, {kind} {method} {scope}: {sample}", file=sys.stderr, flush=True)
+    head = "| database | captured | `database_scope` | capture, s | check, compress, publish, s | published, MB |"
+    lines = [
+        f"{facts}; medians of {rounds} rounds on {os.cpu_count()} cores, Linux {platform.release().partition('-')[0]}, gzip.",
+        "",
+        head,
+        "|" + " --- |" * 6,
+    ]
+    for (kind, method, scope), samples in measured.items():
+        capture, finish = (statistics.median(getattr(sample, name) for sample in samples) for name in ("capture", "finish"))
+        size = statistics.median(sample.size for sample in samples) / 1e6
+        lines.append(f"| {kind} | {method} | `{scope}` | {capture:.2f} | {finish:.2f} | {size:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench-statistics", description="What leaving statistics out saves.")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="torrents in each database (default: 1000000)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (default: 3)")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    print(bench(arguments.rows, arguments.rounds), end="")
+
+
+if __name__ == "__main__":
+    main()
