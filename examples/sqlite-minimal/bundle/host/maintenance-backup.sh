@@ -39,6 +39,7 @@ RUN='' STARTED='' WORK=''               # this run's id, start, directory in sta
 RECORDED=yes                            # 'no' from when the destination is known to be ours until a run manifest is written
 CONTAINER=''                            # this run's backup container
 TRACKER='' STARTED_AT=''                # the tracker's container id, and since when it ran
+DOCKER_PID='' STACK=''                  # Docker, and the ids of the containers that it ran for the stack, as this run began
 ACTION=none                             # what this run has done to the tracker and not undone: none, stop, pause
 WINDOW_OPENED='' WINDOW_SECONDS=0
 LOOKED_AT='' CAPTURED_AT=''              # when the tracker's start was asked for, when the capture was over
@@ -223,14 +224,34 @@ require_image() {
     fi || die 1 "the image $IMAGE could not be made ($IMAGE_SOURCE)"
 }
 
-# The ids of the containers of the service `tracker` in this deploy directory, one a line.
-tracker_ids() {
+# The ids of the containers of this deploy directory, one a line; arguments choose among them.
+stack_ids() {
     local id directory
-    docker_call "$DOCKER_SECONDS" ps --all --no-trunc --filter label=com.docker.compose.service=tracker \
-        --filter label=com.docker.compose.oneoff=False --format '{{.ID}} {{.Label "com.docker.compose.project.working_dir"}}' \
+    docker_call "$DOCKER_SECONDS" ps --no-trunc --filter label=com.docker.compose.oneoff=False "$@" \
+        --format '{{.ID}} {{.Label "com.docker.compose.project.working_dir"}}' \
         | while read -r id directory; do
             [[ ! $directory -ef $DEPLOY_DIR ]] || printf '%s\n' "$id"
         done 9>&-
+}
+
+tracker_ids() { stack_ids --all --filter label=com.docker.compose.service=tracker; }
+
+# What runs here as this run begins: Docker that is killed takes all of it down, and starts nothing that is `unless-stopped`.
+note_stack() {
+    [[ -r $DOCKER_PID_FILE ]] || return 0
+    DOCKER_PID=$(<"$DOCKER_PID_FILE")
+    STACK=$(stack_ids) || die 1 'Docker does not list its containers'
+}
+
+raise_stack() {
+    local ids
+    [[ -n $DOCKER_PID ]] || return 0
+    # The first question may still go to the one that is dying.
+    docker_call "$DOCKER_SECONDS" version >/dev/null 2>&1 || (($? == 124)) || docker_call "$DOCKER_SECONDS" version >/dev/null 2>&1
+    [[ $(<"$DOCKER_PID_FILE") != "$DOCKER_PID" ]] || return 0
+    warn 'Docker has died during this run; starting what it took down'
+    mapfile -t ids <<<"$STACK"
+    docker_call "$DOCKER_SECONDS" start "${ids[@]}" >/dev/null
 }
 
 find_tracker() {
@@ -440,6 +461,7 @@ on_exit() {
     trap '' HUP INT TERM
     trap - ERR EXIT
     set +e
+    raise_stack
     ((code == 4)) || close_window || code=4
     [[ -z $CHILD ]] || kill "$CHILD" 2>/dev/null
     [[ -z $CONTAINER ]] || docker_call "$DOCKER_SECONDS" rm --force "$CONTAINER" >/dev/null 2>&1
@@ -465,6 +487,7 @@ run() {
     [[ ! -e $MARKER ]] || recover
     [[ $RECOVER == no ]] || return 0
     load_config
+    note_stack
     begin_run
     remove_leftovers
     check docker
