@@ -10,7 +10,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ SET SESSION cte_max_recursion_depth = 1000000000;
 CREATE TABLE torrents (id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE, completed INTEGER DEFAULT 0 NOT NULL);
 CREATE TABLE whitelist (id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE);
 CREATE TABLE `keys` (id INTEGER PRIMARY KEY AUTO_INCREMENT, `key` VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER);
-{_TORRENTS.format(hash="sha1(concat(n, rand()))", random="floor(rand() * 1000)")}
+{_TORRENTS.format(hash="left(sha2(concat(n, rand()), 256), 40)", random="floor(rand() * 1000)")}
     FROM (WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {{rows}}) SELECT n FROM numbers) AS numbered;
 ANALYZE TABLE torrents;
 """
@@ -49,6 +48,8 @@ _DATABASE = {
     "sqlite": "DB_TYPE='sqlite'\nDB_PATH='/data/tracker.db'\n",
     "mysql": f"DB_TYPE='mysql'\nDB_HOST='{NAME}-mysql'\nDB_PORT='3306'\nDB_USER='tracker'\nDB_NAME='tracker'\nDB_PASSWORD_FILE='/etc/backup/password'\nDB_TLS='unverified'\n",
 }
+# Without what it takes to enter a container.
+_TIMED = 'started=$EPOCHREALTIME; backup.sh "$0" "$@" && echo "$started $EPOCHREALTIME"'
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,8 @@ def back_up(backup: str, folder: Path, kind: str, method: str, scope: str) -> Sa
     )
     seconds = {}
     for step in ("preflight", "capture", "finish"):
-        started = time.monotonic()
-        docker("exec", backup, "backup.sh", step, RUN, method)
-        seconds[step] = time.monotonic() - started
+        started, ended = docker("exec", backup, "bash", "-c", _TIMED, step, RUN, method).split()[-2:]
+        seconds[step] = float(ended) - float(started)
     size = sum(path.stat().st_size for path in (folder / "backups" / kind).iterdir())
     docker("exec", backup, "bash", "-c", f"rm -rf /staging/{RUN} /backups/*")
     return Sample(seconds["capture"], seconds["finish"], size)
@@ -167,6 +167,7 @@ def bench(rows: int, rounds: int) -> str:
         server = stack.enter_context(container(f"{NAME}-mysql", stack_images()["mysql:8.4"], f"--network={net}", *server_options))
         mounts = [f"--volume={folder}/{name}" for name in ("data:/data:ro", "etc:/etc/backup:ro", "staging:/staging", "backups:/backups")]
         backup = stack.enter_context(container(f"{NAME}-backup", image, "--init", f"--network={net}", *mounts))
+        busy = os.getloadavg()[1]
         facts = fill(backup, folder, server, rows)
         for number in range(rounds):
             for kind, method in (("sqlite", "copy"), ("sqlite", "online"), ("mysql", "online")):
@@ -176,7 +177,7 @@ def bench(rows: int, rounds: int) -> str:
                     print(f"== round {number + 1}, {kind} {method} {scope}: {sample}", file=sys.stderr, flush=True)
     head = "| database | captured | `database_scope` | capture, s | check, compress, publish, s | published, MB |"
     lines = [
-        f"{facts}; medians of {rounds} rounds on {os.cpu_count()} cores, Linux {platform.release().partition('-')[0]}, gzip.",
+        f"{facts}; medians of {rounds} rounds; gzip, {os.cpu_count()} cores, Linux {platform.release().partition('-')[0]}; load before: {busy:.1f}.",
         "",
         head,
         "|" + " --- |" * 6,
