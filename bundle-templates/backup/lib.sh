@@ -119,6 +119,10 @@ while_in_use() {
     done
 }
 
+online_copy() { while_in_use "$1" copy_sqlite "$1" "$2"; }
+
+online_excerpt() { while_in_use "$1" excerpt_sqlite "$1" "$2"; }
+
 # copy_sqlite FROM TO: one read transaction held for the whole copy, so that a writer cannot make it start over.
 copy_sqlite() {
     local from=$1 to=$2
