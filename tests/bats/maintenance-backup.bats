@@ -1144,3 +1144,40 @@ killed_in_the_window() {
     tracker_was_left_alone
     [[ -e $STATE/window ]]
 }
+
+# ---------------------------------------------------------------- the copy elsewhere
+
+@test "what was published is pushed, after retention and outside the window" {
+    maintenance
+    ends_with_status 0
+    called_in_order '^docker start ' '^tracker-backup record ' '^tracker-backup prune' '^tracker-backup push --in-run'
+}
+
+@test "a push that fails leaves the backup published, and ends the run with 1 and the reason" {
+    on tool-push 'printf "info\nerror: copying to the restic repository failed: the server cannot be reached\n"; exit 1'
+    maintenance
+    ends_with_status 1
+    output_has 'the backup was published, but copying to the restic repository failed: the server cannot be reached'
+    recorded 'result=success' 'exit_code=0'
+    [[ $(published | wc -l) == 2 ]] || fail 'the backup is gone'
+    nothing_is_left
+}
+
+@test "a failed run pushes nothing" {
+    on finish 'exit 1'
+    maintenance
+    ends_with_status 1
+    never_called '^tracker-backup push'
+}
+
+@test "TERM during the push ends the run at once" {
+    # shellcheck disable=SC2016 # the stub's own
+    on tool-push ': >"$STUB/pushing"; exec sleep 60'
+    start_run
+    wait_until 30 test -e "$STUB/pushing"
+    kill -TERM "$PID"
+    finished
+    ends_with_status 143
+    recorded 'result=success' 'exit_code=0'
+    nothing_is_left
+}

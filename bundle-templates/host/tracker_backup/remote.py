@@ -116,9 +116,12 @@ def command_push(arguments: argparse.Namespace) -> int:
         if not arguments.in_run:
             say("there is no restic repository: backup.restic is absent")
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the container goes, too
-    with contextlib.nullcontext() if arguments.in_run else lock():
-        push_or_tell(host)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the container goes, too
+    try:
+        with contextlib.nullcontext() if arguments.in_run else lock():
+            push_or_tell(host)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -64,7 +64,7 @@ class Repository:
         if done.returncode == 0:
             return done.stdout
         *before, last = done.stderr.strip().splitlines()[-20:] or ["it said nothing"]
-        for line in before:
+        for line in before if done.returncode != NO_REPOSITORY else ():
             complain(f"restic: {line}")
         raise RepositoryFailure(last.partition("ERROR: ")[2] or f"restic.sh {step} failed: {last}", done.returncode)
 

@@ -12,7 +12,7 @@
 #   restic.sh show SNAPSHOT FILE               on standard output
 #   restic.sh fetch SNAPSHOT FILE...           into /target
 # Exit codes: 0 success; 1 failed; 2 configuration error; 10 no repository; 11 locked; 12 wrong password; 13 turned away
-# by the server; 14 server not reached; 15 not over in time. The last line on standard error says why.
+# by the server; 14 server not reached; 15 not over in time; 16 no bucket. The last line on standard error says why.
 set -Eeuo pipefail
 shopt -s inherit_errexit
 umask 077
@@ -99,7 +99,7 @@ explain() {
         12-*) die 12 "the repository's password is wrong: backup.restic.password" ;;
         *'Host key verification failed'*) die 13 "the server's key is not in the file of backup.restic.ssh_known_hosts_path" ;;
         *'Permission denied ('*) die 13 "the server turns the SSH key or the user away: backup.restic.ssh_private_key_path, repository" ;;
-        *'bucket does not exist'* | *NoSuchBucket*) die 10 "the bucket does not exist: make it, or correct backup.restic.repository" ;;
+        *'bucket does not exist'* | *NoSuchBucket*) die 16 "the bucket does not exist: make it, or correct backup.restic.repository" ;;
         *'401 Unauthorized'* | *'403 Forbidden'* | *'Access Key Id you provided'* | *'signature we calculated'* | *'Access Denied'* \
             | *AccessDenied* | *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *'(401'* | *'(403'* | *bad_auth_token*)
             die 13 "the server turns the keys or the password for it away (backup.restic.environment, repository): $last"

@@ -1,8 +1,8 @@
 """Lists the backups of a Torrust Tracker, tells how they are, and installs or removes the backup itself.
 
-For operators:      list, status, verify, restore, acknowledge
+For operators:      list, status, verify, restore, acknowledge, push
 For the playbooks:  install, uninstall
-For the run:        check, expect, record, prune, rollback (maintenance-backup.sh calls these)
+For the run:        check, expect, record, prune, push, rollback (maintenance-backup.sh calls these)
 
 Exit codes: 0 success; 1 failed, or the backups are not as they should be; 2 configuration error; 75 another run holds
 the lock. Source of all names and rules: the bundle that is installed; the newest run is the one with the highest
@@ -20,6 +20,7 @@ from typing import Any
 from . import log
 from .host import Refused
 from .install import command_install, command_uninstall
+from .remote import command_push
 from .restore import command_restore, command_rollback
 from .retention import command_acknowledge, command_prune
 from .run import command_check, command_expect, command_record
@@ -45,7 +46,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     verifying.add_argument("run", nargs="?", default="latest", metavar="RUN", help="a run's id, or latest")
     verifying.add_argument("--image", default="", help="of an external MySQL server's kind, to import the dump into")
     restoring = add("restore", command_restore, "put a backup back, here or onto an empty machine")
-    restoring.add_argument("run", metavar="RUN", help="a run's id, or latest")
+    restoring.add_argument("run", nargs="?", default="", metavar="RUN", help="a run's id, or latest; with --from the default is latest")
+    restoring.add_argument("--from", dest="source", choices=["restic"], help="fetch it from the repository first")
     restoring.add_argument("--only", choices=["database", "config"])
     restoring.add_argument("--dry-run", action="store_true", help="say what would be done")
     restoring.add_argument("--confirm", action="store_true", help="what is there now is replaced")
@@ -57,6 +59,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     add("expect", command_expect, "for the run: what the last good run teaches").add_argument("work")
     add("record", command_record, "for the run: write the run manifest").add_argument("work")
     add("prune", command_prune, "for the run: remove what is older than the retention")
+    pushing = add("push", command_push, "copy to the restic repository what is not there yet")
+    pushing.add_argument("--in-run", action="store_true", help="the caller holds the lock")
     return parser.parse_args(words)
 
 

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from .host import Host, Refused
@@ -87,11 +88,11 @@ def choose_run(runs: list[Manifest], wanted: str) -> Manifest:
     raise Refused(f"there is no successful run {wanted!r}; `tracker-backup list` shows those that are there")
 
 
-def check_files(host: Host, run: Manifest) -> list[str]:
-    """What is wrong with the run's files, by size and hash."""
+def check_files(host: Host, run: Manifest, directory: Path | None = None) -> list[str]:
+    """What is wrong with the run's files, by size and hash: those of the destination, or of a directory like it."""
     problems = []
     for file in run["files"]:
-        path = host.destination / file["path"]
+        path = (directory or host.destination) / file["path"]
         digest = hashlib.sha256()
         try:
             with path.open("rb") as stream:

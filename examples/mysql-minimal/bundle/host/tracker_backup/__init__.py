@@ -5,7 +5,9 @@ A module imports only from those before it in this list:
     host, log, files, state                 this host, and how anything is written there
     runs, docker                            what there is: run manifests and their files, containers and images
     deployment, destination, secrets        what belongs to this deployment, and whether it is still as installed
-    retention, run, status                  what a run calls; what the operator asks
-    workshop, server, verify, restore       a backup, brought to life
+    retention, repository, remote           what is removed; the restic repository and the copies in it
+    run, status                             what a run calls; what the operator asks
+    workshop, server, verify                a backup, brought to life
+    fetch, restore                          and back
     install, main                           the bundle put into its places; the command line
 """

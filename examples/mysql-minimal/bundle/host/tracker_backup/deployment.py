@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .docker import service_of, stack_containers
+from .files import make_directory
 from .host import Host, Refused
 
 
@@ -31,6 +32,14 @@ def stack_facts(host: Host) -> tuple[dict[str, str], dict[str, Any]]:
 def owner_and_mode(path: Path) -> dict[str, Any]:
     facts = path.stat()
     return {"uid": facts.st_uid, "gid": facts.st_gid, "mode": f"{facts.st_mode & 0o7777:04o}"}
+
+
+def make_deploy_directory(host: Host, directories: Mapping[str, Any]) -> None:
+    """The deploy directory and its `storage`, as the run manifest has them."""
+    for name in (".", "storage"):
+        facts = directories[name]
+        make_directory(host.deploy_dir / name, int(facts["mode"], 8))
+        os.chown(host.deploy_dir / name, facts["uid"], facts["gid"])
 
 
 def tracker_database(host: Host, environment: Mapping[str, str]) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from .docker import check_docker
 from .files import write_durably
 from .host import CONFIG, Host, Refused, utc_now
 from .log import say
+from .remote import remembered
 from .runs import Manifest, newest_success, read_runs
 from .secrets import named_secrets, require_secrets
 
@@ -66,7 +67,7 @@ def command_record(arguments: argparse.Namespace) -> int:
     manifest: Manifest = {
         "format": FORMAT,
         "id": facts["id"],
-        "sequence": max((int(run["sequence"]) for run in runs), default=0) + 1,
+        "sequence": max([remembered()["sequence"], *(int(run["sequence"]) for run in runs)]) + 1,
         "environment": host.environment,
         "started": facts["started"],
         "finished": utc_now(),

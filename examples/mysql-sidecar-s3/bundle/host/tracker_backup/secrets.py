@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .files import make_directory, put
-from .host import Host, Refused, read_settings
+from .host import BUNDLE, Host, Refused, read_settings
 from .log import say
 
 SECRET_FILE = re.compile(r"/run/secrets/([a-z_]+)")
@@ -29,9 +29,13 @@ def put_secrets(host: Host, needed: list[str], given: Mapping[str, str]) -> None
 
 
 def read_secrets() -> dict[str, str]:
-    """The secrets that came as a JSON object on standard input, as the playbooks send them; none from a terminal."""
+    """The secrets that came as a JSON object on standard input, as the playbooks send them; none from a terminal.
+
+    Where somebody copied a bundle by hand, with its `secrets/`, those count too.
+    """
+    beside = {path.name: path.read_text(encoding="utf-8") for path in (BUNDLE / "secrets").glob("*") if path.is_file()}
     try:
-        return {} if sys.stdin.isatty() else dict(json.loads(sys.stdin.read().strip() or "{}"))
+        return beside | ({} if sys.stdin.isatty() else dict(json.loads(sys.stdin.read().strip() or "{}")))
     except (ValueError, TypeError):
         raise Refused("the secrets on standard input are not a JSON object", 2) from None
 

@@ -10,6 +10,7 @@ from .destination import check_destination
 from .docker import container
 from .host import CONFIG, Host, Refused, utc_now
 from .log import say
+from .remote import check_repository
 from .runs import Manifest, check_files, choose_run, read_runs
 from .server import Server, wait_for_server
 from .state import lock, write_state
@@ -55,8 +56,11 @@ def command_verify(arguments: argparse.Namespace) -> int:
         run = choose_run(read_runs(host), arguments.run)
         problems = verify(host, run, arguments.image)
         write_state("verified.json", {"run": run["id"], "at": utc_now(), "problems": problems})
+        remote = check_repository(host) if arguments.run == "latest" else ""
     for problem in problems:
         say(f"PROBLEM: {run['id']}: {problem}")
     if not problems:
         say(f"verified {run['id']}: {', '.join(f'{name} {rows} rows' for name, rows in run['tables'].items())}")
-    return 1 if problems else 0
+    if remote:
+        say(f"PROBLEM: checking the restic repository failed: {remote}")
+    return 1 if problems or remote else 0

@@ -13,6 +13,7 @@ from .deployment import check_deployment
 from .destination import check_destination
 from .host import CONFIG, STATE, Host, Refused
 from .log import say
+from .remote import remote_status
 from .retention import suspended
 from .runs import newest_success, read_runs, run_time
 from .state import read_state
@@ -74,6 +75,8 @@ def command_status(arguments: argparse.Namespace) -> int:
     suspension = list(suspended(host, runs).values())
     if suspension:
         problems.append("retention is suspended until `tracker-backup acknowledge`")
+    remote, failures = remote_status(host, runs)
+    problems += failures
     unfinished = [name for name in ("window", "restore.json") if (STATE / name).exists()]
     upcoming = next_run(host.calendar, datetime.datetime.now())
     status = {
@@ -85,6 +88,7 @@ def command_status(arguments: argparse.Namespace) -> int:
         "last_run": {key: last[key] for key in ("id", "result", "exit_code", "reason", "warnings")} if last else None,
         "last_success": {key: success[key] for key in ("id", "files", "tables", "window_seconds")} if success else None,
         "last_verify": read_state("verified.json", {}) or None,
+        "remote": remote,
         "age_seconds": age,
         "age_limit_seconds": limit,
         "runs": len(runs),
@@ -114,6 +118,10 @@ def show_status(host: Host, status: Mapping[str, Any]) -> None:
         say(f"last success  {success['id']}, {status['age_seconds'] / 3600:.1f} hours ago, window {success['window_seconds']:.1f} s")
     if verified:
         say(f"last verify   {verified['at']}, run {verified['run']}: {'; '.join(verified['problems']) or 'can be restored'}")
+    if remote := status["remote"]:
+        say(f"restic        last copied {remote['last_pushed'] or 'nothing yet'}, {len(remote['pending'])} to be copied")
+    if remote and remote["checked"]:
+        say(f"  checked     {remote['checked']['at']}: {remote['checked']['problem'] or 'whole'}")
     say(f"backups       {status['runs']} runs, {status['bytes']:,} bytes; {status['free_bytes'] or 0:,} bytes free")
     for reason in status["retention_suspended"]:
         say(f"  suspended   {reason}")

@@ -35,6 +35,15 @@ def check_destination(host: Host) -> None:
         )
 
 
+def check_restorable(host: Host) -> None:
+    """As `check_destination`; but another machine's of this environment will do: restoring takes it over."""
+    try:
+        check_destination(host)
+    except Refused:
+        if identity_environment(host) != host.environment:
+            raise
+
+
 def identity_environment(host: Host) -> str:
     """The environment whose backups the destination holds; empty when it does not say."""
     try:

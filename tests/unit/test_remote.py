@@ -1,0 +1,217 @@
+"""Copies in the restic repository: what is pushed, made up for, told, and fetched back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from typing import Any
+
+import pytest
+
+from unit.sandbox import Sandbox, manifest
+
+SECRETS = {"db_password": "pass", "db_root_password": "root", "restic_password": "secret", "restic_repository": "/restic"}
+SETTINGS = {
+    "RESTIC_REPOSITORY_FILE": "/run/secrets/restic_repository", "RESTIC_PASSWORD_FILE": "/run/secrets/restic_password",
+    "RESTIC_KEEP_DAILY": "7", "RESTIC_KEEP_WEEKLY": "4", "RESTIC_KEEP_MONTHLY": "12", "RESTIC_CHECK": "true",
+}  # fmt: skip
+
+# A repository that is a directory: restic.sh as the backup container has it, with a hook before each step.
+STUB = """#!/bin/bash
+repository=$STUB/repository
+echo "$*" >>"$STUB/restic"
+fail() { echo "restic says so" >&2; echo "now backup: ERROR: $2" >&2; exit "$1"; }
+if [[ -e $STUB/hooks/restic-$1 ]]; then source "$STUB/hooks/restic-$1"; fi
+[[ $1 == init || -d $repository ]] || fail 10 'there is no restic repository'
+case $1 in
+    init) mkdir "$repository" && echo "1d$RANDOM" >"$repository/id" ;;
+    identify) cat "$repository/id" ;;
+    snapshots) printf '['; cat "$repository"/*.json 2>/dev/null | paste -sd,; printf ']' ;;
+    backup)
+        tags=$(printf '"%s",' ${3//,/ }); run=${3#*run=}; run=${run%%,*}
+        printf '{"id":"%s","tags":[%s]}\\n' "snapshot-$run" "${tags%,}" >"$repository/$run.json" ;;
+    show) cat "$STUB/shown" ;;
+    unlock | forget | check) ;;
+esac
+"""
+
+
+def calls(host: Sandbox) -> list[str]:
+    """The steps that were asked for since the last look."""
+    path = host.stub / "restic"
+    asked = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return asked
+
+
+def steps(host: Sandbox) -> list[str]:
+    return [call.split()[0] for call in calls(host)]
+
+
+def fails(host: Sandbox, step: str, code: int, reason: str) -> None:
+    (host.stub / f"hooks/restic-{step}").write_text(f"fail {code} '{reason}'\n")
+
+
+def works(host: Sandbox, step: str) -> None:
+    (host.stub / f"hooks/restic-{step}").unlink()
+
+
+def state(host: Sandbox) -> dict[str, Any]:
+    return dict(json.loads((host.state / "remote.json").read_text()))
+
+
+@pytest.fixture
+def copying(sandbox: Sandbox) -> Sandbox:
+    """A host with a repository, none of it made yet, and one run."""
+    sandbox.make_bundle(**SETTINGS)
+    assert sandbox.install(secrets=SECRETS).code == 0
+    script = sandbox.root / "usr/local/bin/restic.sh"
+    script.write_text(STUB)
+    script.chmod(0o755)
+    add_run(sandbox, "20260101_030000", 1)
+    return sandbox
+
+
+def add_run(host: Sandbox, run_id: str, sequence: int) -> None:
+    """A run whose files are as its manifest says: the sandbox's all hold `backup`."""
+    files = [file | {"sha256": hashlib.sha256(b"backup").hexdigest()} for file in manifest(run_id, sequence)["files"]]
+    host.add_run(run_id, sequence, files=files)
+
+
+def test_the_first_push_makes_the_repository_and_copies_what_there_is_newest_first(copying: Sandbox) -> None:
+    add_run(copying, "20260102_030000", 2)
+    pushed = copying.call("push")
+    assert pushed.code == 0, pushed.err
+    asked = calls(copying)
+    assert [call.split()[0] for call in asked] == ["identify", "init", "identify", "unlock", "snapshots", "backup", "backup", "forget"]
+    assert asked[5] == (
+        "backup production environment=production,run=20260102_030000,sequence=2 2026-01-02 03:00:00 "
+        "sqlite/sqlite_20260102_030000.db.gz config/config_20260102_030000.tar.gz runs/20260102_030000.json"
+    )
+    assert copying.call("push").code == 0
+    assert steps(copying) == ["identify", "unlock", "snapshots", "forget"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(1, "x"), (11, "locked"), (12, "wrong password"), (13, "turned away"), (14, "down"), (15, "slow"), (16, "bucket")]
+)
+def test_only_restics_exit_code_10_makes_a_repository(copying: Sandbox, code: int, reason: str) -> None:
+    fails(copying, "identify", code, reason)
+    pushed = copying.call("push")
+    assert pushed.code == 1
+    assert reason in pushed.err
+    assert steps(copying) == ["identify"]
+
+
+def test_a_failed_push_is_told_and_made_up_for(copying: Sandbox) -> None:
+    assert copying.call("push").code == 0
+    add_run(copying, "20260102_030000", 2)
+    fails(copying, "backup", 14, "the server cannot be reached")
+    failed = copying.call("push", "--in-run")
+    assert failed.code == 1
+    assert failed.err.splitlines()[-1] == (
+        "error: copying to the restic repository failed, 1 to be made up for by the next run: the server cannot be reached"
+    )
+    run = json.loads((copying.destination / "runs/20260102_030000.json").read_text())
+    assert (run["result"], run["warnings"]) == ("success", ["not copied to the restic repository: the server cannot be reached"])
+    told = json.loads(copying.call("status", "--json").out)
+    assert told["remote"] == {
+        "last_pushed": "20260101_030000", "pending": ["20260102_030000"], "error": "the server cannot be reached", "checked": None,
+    }  # fmt: skip
+    assert any("to be made up for: the server cannot be reached" in problem for problem in told["problems"])
+    works(copying, "backup")
+    calls(copying)
+    assert copying.call("push", "--in-run").code == 0
+    assert [call for call in steps(copying) if call == "backup"] == ["backup"]
+    assert json.loads(copying.call("status", "--json").out)["remote"]["error"] == ""
+
+
+def test_a_repository_that_is_gone_is_not_made_anew_but_another_one_is(copying: Sandbox) -> None:
+    assert copying.call("push").code == 0
+    shutil.rmtree(copying.stub / "repository")
+    gone = copying.call("push")
+    assert gone.code == 1
+    assert "is gone: is its disk mounted" in gone.err
+    assert not (copying.stub / "repository").exists()
+    (copying.secrets / "restic_repository").write_text("rest:https://elsewhere.example.org/")
+    assert copying.call("push").code == 0
+    assert (copying.stub / "repository/20260101_030000.json").exists()
+
+
+def test_what_the_policy_removed_there_is_not_pushed_again(copying: Sandbox) -> None:
+    assert copying.call("push").code == 0
+    (copying.stub / "repository/20260101_030000.json").unlink()
+    calls(copying)
+    assert copying.call("push").code == 0
+    assert "backup" not in steps(copying)
+
+
+def test_a_damaged_backup_is_not_copied(copying: Sandbox) -> None:
+    (copying.destination / "sqlite/sqlite_20260101_030000.db.gz").write_text("damage")
+    pushed = copying.call("push")
+    assert pushed.code == 0
+    assert "20260101_030000 is not copied" in pushed.out
+    assert "backup" not in steps(copying)
+
+
+def test_nothing_is_removed_there_while_retention_is_suspended(copying: Sandbox) -> None:
+    add_run(copying, "20990101_030000", 2)
+    pushed = copying.call("push")
+    assert pushed.code == 0
+    assert "nothing is removed from the restic repository" in pushed.out
+    assert "forget" not in steps(copying)
+
+
+def test_a_push_that_was_killed_shows_until_the_next(copying: Sandbox) -> None:
+    (copying.stub / "hooks/restic-backup").write_text("kill -KILL $$\n")
+    assert copying.call("push").code == 1
+    assert state(copying)["error"]
+    works(copying, "backup")
+    assert copying.call("push").code == 0
+    assert state(copying)["error"] == ""
+
+
+def test_without_a_repository_a_run_pushes_nothing_and_says_nothing(host: Sandbox) -> None:
+    assert host.call("push", "--in-run").out == ""
+    assert json.loads(host.call("status", "--json").out)["remote"] is None
+
+
+def test_the_sequence_goes_on_after_what_the_repository_holds(copying: Sandbox) -> None:
+    assert copying.call("push").code == 0
+    (copying.stub / "repository/20260103_030000.json").write_text(
+        '{"id":"x","tags":["environment=production","run=20260103_030000","sequence=41"]}\n'
+    )
+    assert copying.call("push").code == 0
+    assert state(copying)["sequence"] == 41
+
+
+def test_a_dry_restore_from_the_repository_tells_the_newest_run_and_touches_nothing(copying: Sandbox) -> None:
+    add_run(copying, "20260102_030000", 2)
+    assert copying.call("push").code == 0
+    (copying.stub / "shown").write_text((copying.destination / "runs/20260102_030000.json").read_text())
+    copying.empty_destination()
+    planned = copying.call("restore", "--from", "restic", "--dry-run")
+    assert planned.code == 0, planned.err
+    assert "restore of 20260102_030000" in planned.out
+    assert "dry run: nothing was done" in planned.out
+    assert copying.files() == {".tracker-backup.json"}
+    assert not (copying.state / "restic-secrets").exists()
+    unknown = copying.call("restore", "20250101_000000", "--from", "restic", "--dry-run")
+    assert unknown.code == 1
+    assert "the newest there: 20260101_030000 20260102_030000" in unknown.err
+
+
+def test_a_run_manifest_of_another_environment_is_refused(copying: Sandbox) -> None:
+    assert copying.call("push").code == 0
+    run = json.loads((copying.destination / "runs/20260101_030000.json").read_text())
+    (copying.stub / "shown").write_text(json.dumps(run | {"environment": "somebody-else"}))
+    refused = copying.call("restore", "--from", "restic", "--dry-run")
+    assert refused.code == 1
+    assert "is not of this run of 'production'" in refused.err
+
+
+def test_a_restore_without_a_run_says_what_is_missing(host: Sandbox) -> None:
+    asked = host.call("restore")
+    assert asked.code == 2
+    assert "say which backup" in asked.err
