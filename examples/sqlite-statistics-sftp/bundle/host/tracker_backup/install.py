@@ -57,6 +57,7 @@ def placed(host: Host, names: Iterable[str]) -> dict[str, tuple[Path, int]]:
         "backup/backup-paths.txt": (deploy / "backup/backup-paths.txt", 0o644),
         "host/tracker-backup.conf": (CONFIG, 0o644),
         **{name: (LIBRARY / name.removeprefix("host/"), 0o644) for name in names if name.startswith("host/tracker_backup/")},
+        "host/run.sh": (LIBRARY / "run.sh", 0o644),
         "host/tracker-backup": (ROOT / "usr/local/bin/tracker-backup", 0o755),
         "host/maintenance-backup.sh": (ROOT / "usr/local/bin/maintenance-backup.sh", 0o755),
         "host/tracker-backup.logrotate": (ROOT / "etc/logrotate.d/tracker-backup", 0o644),
