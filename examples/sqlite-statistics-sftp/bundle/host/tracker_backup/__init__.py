@@ -5,7 +5,8 @@ A module imports only from those before it in this list:
     host, log, files, state                 this host, and how anything is written there
     runs, docker                            what there is: run manifests and their files, containers and images
     deployment, destination, secrets        what belongs to this deployment, and whether it is still as installed
-    retention, run, status                  what a run calls; what the operator asks
+    retention, run                          what a run calls
     workshop, server, verify, restore       a backup, brought to life
+    sidecar, status                         the container that stays up; what the operator asks
     install, main                           the bundle put into its places; the command line
 """
