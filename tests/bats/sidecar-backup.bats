@@ -13,8 +13,9 @@ setup() {
     touch "$STATE/lock"
     DATABASE=$STUB_DEPLOY/storage/tracker/lib/database/tracker.db
     export BACKUP_CONFIG=$STUB_DEPLOY/backup/backup.conf BACKUP_DATA=$STUB_DEPLOY BACKUP_STAGING=$STAGING BACKUP_DESTINATION=$STUB_DESTINATION \
-        BACKUP_CLIENT_CONFIG=$BATS_TEST_TMPDIR/client.cnf TRACKER_BACKUP_STEPS=$BACKUP \
+        BACKUP_CLIENT_CONFIG=$BATS_TEST_TMPDIR/client.cnf TRACKER_BACKUP_STEPS=$BATS_TEST_TMPDIR/backup.sh \
         TRACKER_BACKUP_DEPLOY_DIR=$STUB_DEPLOY TRACKER_BACKUP_DESTINATION=$STUB_DESTINATION
+    install -m 0755 "$BACKUP" "${BACKUP%/*}/lib.sh" "$BATS_TEST_TMPDIR"
     mkdir -p "${DATABASE%/*}"
     printf 'SECRET=1\n' >"$STUB_DEPLOY/.env"
     printf '%s\n' "BACKUP_MODE='single'" "BACKUP_RETENTION_DAYS='7'" "BACKUP_PATHS_FILE='$STUB_DEPLOY/backup/backup-paths.txt'" \
@@ -39,7 +40,9 @@ start_sidecar() {
 
 # The real tool, with what the host has told: its JSON is the argument.
 real_tool() {
-    export TRACKER_BACKUP_ROOT=$BATS_TEST_TMPDIR/root TRACKER_BACKUP_TOOL=$TEMPLATES/host/__main__.py
+    export TRACKER_BACKUP_ROOT=$BATS_TEST_TMPDIR/root TRACKER_BACKUP_TOOL=$BATS_TEST_TMPDIR/__main__.py
+    install -m 0755 "$TEMPLATES/host/__main__.py" "$BATS_TEST_TMPDIR"
+    cp -R "$TEMPLATES/host/tracker_backup" "$BATS_TEST_TMPDIR"
     mkdir -p "$TRACKER_BACKUP_ROOT/etc"
     printf '5ca1ab1e\n' >"$TRACKER_BACKUP_ROOT/etc/machine-id"
     printf '{"environment": "production", "machine_id": "5ca1ab1e"}\n' >"$STUB_DESTINATION/.tracker-backup.json"

@@ -70,6 +70,8 @@ def command_status(arguments: argparse.Namespace) -> int:
     sidecar = sidecar_state(host)
     if sidecar and not sidecar.startswith("running"):
         problems.append(f"the sidecar is {sidecar}: no backup is made; `tracker-backup sidecar` brings it back")
+    elif sidecar.endswith("unhealthy"):
+        problems.append("the sidecar is unhealthy; `docker logs` of its container tells what its runs said")
     suspension = list(suspended(host, runs).values())
     if suspension:
         problems.append("retention is suspended until `tracker-backup acknowledge`")
