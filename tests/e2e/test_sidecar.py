@@ -14,10 +14,10 @@ import pytest
 from e2e import faults
 from e2e.bundle import Bundle, Outcome, ssh_key
 from e2e.conftest import STACKS
-from e2e.deployment import CONFIG, DESTINATION, Deployment
+from e2e.deployment import CONFIG, DESTINATION, Deployment, Run
 from e2e.faults import picture, rows
 from e2e.host import Container, Host, wait_until
-from e2e.stack import DEPLOY_DIR, HOSTILE_PASSWORD, SQLITE_FILE, compose, mysql, sqlite, untouched, wait_for_tracker
+from e2e.stack import DATABASE, DEPLOY_DIR, HOSTILE_PASSWORD, SQLITE_FILE, compose, mysql, sqlite, untouched, wait_for_tracker
 from e2e.test_restore import BUNDLE, FILL, _elsewhere, _escaped, _pipe, tool
 
 LIBRARY = "/usr/local/lib/tracker-backup"
@@ -43,15 +43,16 @@ def sidecar(request: pytest.FixtureRequest, docker: None, tmp_path_factory: pyte
             assert sqlite(host, SQLITE_FILE, "PRAGMA journal_mode = wal;").strip() == "wal"
             host.run("docker", "start", "tracker")
             wait_for_tracker(host)
+            sqlite(host, SQLITE_FILE, FILL)
+        else:
+            mysql(host, FILL, DATABASE["mysql"])
         bundle = Bundle.generate(stack.environment(key, dict(MINUTE)), folder / "bundle", host.address)
         before = Deployment.inventory(host)
         checked = bundle.playbook("install-backup", "--check", "--diff")
         containers = host.containers()
         installed = bundle.playbook("install-backup", "--diff").succeeded()
         assert untouched(containers, others(host))
-        deployment = Deployment(host, stack, bundle, key, before, checked, installed)
-        deployment.query(FILL)
-        yield deployment
+        yield Deployment(host, stack, bundle, key, before, checked, installed)
 
 
 def sidecar_name(host: Host) -> str:
@@ -64,8 +65,14 @@ def others(host: Host) -> dict[str, Container]:
     return {one: facts for one, facts in host.containers().items() if one != name}
 
 
-def has_run(deployment: Deployment, more: int, known: int) -> bool:
-    return len(deployment.runs()) >= known + more
+def wait_for_runs(deployment: Deployment, more: int) -> list[Run]:
+    """The next runs by the sidecar's cron, waited for without adding to the host's load."""
+    known = deployment.runs()
+    deadline = time.monotonic() + 60 * more + 180
+    while int(deployment.host.sh(f"ls {DESTINATION}/runs | grep -c 'json$'")) < len(known) + more:
+        assert time.monotonic() < deadline, "the sidecar's cron does not run"
+        time.sleep(3)
+    return deployment.runs()[len(known) :]
 
 
 def backup_now(host: Host) -> Outcome:
@@ -110,10 +117,8 @@ def test_installing_again_changes_nothing(sidecar: Deployment) -> None:
 
 def test_ten_runs_by_its_own_cron_leave_the_tracker_answering(sidecar: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
     before = sidecar.host.containers()
-    known = {run["id"] for run in sidecar.runs()}
     with sidecar.load() as (http, udp):
-        wait_until("the sidecar's cron to run", lambda: has_run(sidecar, RUNS, len(known)), 60 * RUNS + 120)
-    runs = [run for run in sidecar.runs() if run["id"] not in known]
+        runs = wait_for_runs(sidecar, RUNS)
     with capsys.disabled():
         print(
             f"\n  {sidecar.stack.driver}, sidecar, {len(runs)} runs: longest time without an answered announce: HTTP {http.longest_gap:.2f} s, "
@@ -153,6 +158,7 @@ def test_status_and_verify(sidecar: Deployment) -> None:
 @pytest.mark.only("sqlite3")
 def test_a_sidecar_that_compose_removed_comes_back_and_status_fails_meanwhile(sidecar: Deployment) -> None:
     before, name = others(sidecar.host), sidecar_name(sidecar.host)
+    sidecar.host.sh("until (($(date +%-S) > 3 && $(date +%-S) < 30)); do sleep 1; done")  # not when cron brings it back at once
     compose(sidecar.host, "up", "--detach", "--remove-orphans")
     removed = time.monotonic()
     assert name not in sidecar.host.containers()
@@ -161,8 +167,7 @@ def test_a_sidecar_that_compose_removed_comes_back_and_status_fails_meanwhile(si
     assert "the sidecar is missing" in status.output
     wait_until("cron on the host to bring the sidecar back", lambda: sidecar_name(sidecar.host) != "", 100)
     print(f"back after {time.monotonic() - removed:.0f} s")
-    known = len(sidecar.runs())
-    wait_until("it to run again", lambda: has_run(sidecar, 1, known), 150)
+    wait_for_runs(sidecar, 1)
     tool(sidecar.host, "status").succeeded()
     assert untouched(before, others(sidecar.host))
 
@@ -178,10 +183,9 @@ def test_a_changed_time_zone_and_a_replaced_file_make_a_new_sidecar(sidecar: Dep
     identity = host.containers()[sidecar_name(host)].id
     host.run("sed", "-i", "s/^BACKUP_COMPRESSION=.*/BACKUP_COMPRESSION='zstd'/", f"{DEPLOY_DIR}/backup/backup.conf")
     wait_until("a sidecar that sees the new file", lambda: host.containers().get(sidecar_name(host), Container(identity, "", "")).id != identity, 100)
-    known = len(sidecar.runs())
-    wait_until("it to run", lambda: has_run(sidecar, 1, known), 150)
-    assert sidecar.last_run()["result"] == "success"
-    assert all(file["path"].endswith(".zst") for file in sidecar.last_run()["files"])
+    (run, *_) = wait_for_runs(sidecar, 1)
+    assert run["result"] == "success"
+    assert all(file["path"].endswith(".zst") for file in run["files"])
     assert untouched(before, others(host))
     host.run("ln", "-sf", "/usr/share/zoneinfo/Asia/Kolkata", "/etc/localtime")
     sidecar.bundle.playbook("install-backup").succeeded()
@@ -211,11 +215,11 @@ def test_a_dead_restore_is_rolled_back_by_the_hosts_line_in_cron(sidecar: Deploy
     assert killed.code == 137, killed.output
     refused = backup_now(sidecar.host)
     if sidecar.host.exists(f"{STATE}/restore.json"):
-        assert refused.code == 1
-        assert "a restore died" in refused.output
+        assert (refused.code, "a restore died" in refused.output) == (1, True) or refused.code == 75, refused.output
     wait_until("the roll-back", lambda: not sidecar.host.exists(f"{STATE}/restore.json"), 100)
     wait_for_tracker(sidecar.host)
     assert rows(sidecar) == before
+    sidecar.host.sh("rm -rf /root/shim /tmp/docker-calls*")
 
 
 # ---------------------------------------------------------------- another strategy
