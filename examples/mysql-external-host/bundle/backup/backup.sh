@@ -6,6 +6,9 @@
 #   backup.sh preflight RUN METHOD    everything that can be found wrong before the tracker is touched
 #   backup.sh capture   RUN METHOD    METHOD: copy (the tracker is stopped or paused) or online
 #   backup.sh finish    RUN           check, count, archive, compress, publish; results in the run's staging
+# Where it stays up as a sidecar, sidecar-backup.sh does, and there is no window:
+#   backup.sh sidecar                 the container's own process: cron, by BACKUP_SCHEDULE in the time zone TZ
+#   backup.sh now [--dry-run]         a run now
 # Exit codes: 0 success, 1 the backup failed, 2 configuration error.
 set -Eeuo pipefail
 shopt -s inherit_errexit nullglob
@@ -17,6 +20,9 @@ source "${BASH_SOURCE[0]%/*}/lib.sh"
 
 readonly IDLE_SECONDS=86400
 readonly STALL_LIMIT_SECONDS=5
+readonly SIDECAR_BACKUP=/usr/local/lib/tracker-backup/sidecar-backup.sh
+readonly CRON_FILE=${BACKUP_CRON_FILE:-/etc/cron.d/tracker-backup}
+readonly ZONES=/usr/share/zoneinfo
 
 # ---------------------------------------------------------------- paths
 
@@ -92,7 +98,7 @@ refuse_writer_stall() {
     estimate=$((bytes * elapsed / sample / 1000000))
     log "an online copy would make the tracker's writes wait for about $estimate s"
     if ((estimate > STALL_LIMIT_SECONDS)) && [[ ${SETTING[BACKUP_ALLOW_WRITER_STALL]} == false ]]; then
-        die 1 "the tracker's writes would wait for about $estimate s (limit $STALL_LIMIT_SECONDS s): choose quiesce 'pause' or 'stop', or set backup.allow_writer_stall"
+        die 1 "the tracker's writes would wait for about $estimate s (limit $STALL_LIMIT_SECONDS s): choose strategy 'maintenance-window' with quiesce 'pause' or 'stop', or set backup.allow_writer_stall"
     fi
 }
 
@@ -263,11 +269,29 @@ idle() {
     wait
 }
 
+# Cron's jobs have another standard output than the container, which is where `docker logs` reads.
+write_cron_file() {
+    [[ -n ${BACKUP_SCHEDULE-} && $BACKUP_SCHEDULE != *$'\n'* ]] || die 2 'BACKUP_SCHEDULE is not in the environment; install the bundle again'
+    printf '%s\n' 'SHELL=/bin/sh' 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' 'MAILTO=""' \
+        "$BACKUP_SCHEDULE root $SIDECAR_BACKUP >>/proc/1/fd/1 2>&1" >"$CRON_FILE"
+    chmod 0644 -- "$CRON_FILE"
+}
+
+sidecar() {
+    write_cron_file
+    # A name, or the rule itself as POSIX writes it, which ends in a number.
+    [[ -z ${TZ-} || -e $ZONES/$TZ || $TZ == *[0-9] ]] || log "WARNING: the image does not know the time zone $TZ; the schedule is in UTC"
+    log "the schedule is $BACKUP_SCHEDULE, time zone ${TZ:-UTC}"
+    exec cron -f
+}
+
 main() {
     local step=${1-}
     [[ $step != idle ]] || { idle; exit; }
+    [[ $step != sidecar ]] || sidecar
+    [[ $step != now ]] || exec "$SIDECAR_BACKUP" "${@:2}"
     [[ $step =~ ^(preflight|capture|finish)$ && ${2-} =~ ^[0-9]{8}_[0-9]{6}$ ]] \
-        || die 2 "usage: backup.sh idle | preflight RUN METHOD | capture RUN METHOD | finish RUN"
+        || die 2 "usage: backup.sh idle | sidecar | now | preflight RUN METHOD | capture RUN METHOD | finish RUN"
     readonly RUN=$2
     WORK=$STAGING/$RUN
     [[ -d $WORK ]] || die 2 "$WORK is not there: maintenance-backup.sh makes it"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 
-from .host import CONFIG, Host
+from .host import CONFIG, IN_SIDECAR, Host
 from .log import say
 from .runs import Manifest, newest_success, read_runs, run_files, run_time
 from .state import lock, read_state, write_state
@@ -43,8 +44,7 @@ def suspicions(runs: list[Manifest], retention_days: int, longest_interval: int,
         if run_time(run["id"]) > now + datetime.timedelta(minutes=1):
             found[f"future {run['id']}"] = f"the run {run['id']} lies in the future: the clock was or is wrong"
     good = [run for run in runs if run["result"] == "success"]
-    if len(good) >= 2:
-        before, newest = good[-2], good[-1]
+    for before, newest in itertools.pairwise(good):  # a run after a suspicious one does not hide it
         pause = (run_time(newest["id"]) - run_time(before["id"])).total_seconds()
         if pause > max(retention_days * 86400, 2 * longest_interval):
             found[f"pause {newest['id']}"] = (
@@ -84,12 +84,19 @@ def command_acknowledge(_: argparse.Namespace) -> int:
     return 0
 
 
+def remember_suspension(host: Host, runs: list[Manifest]) -> dict[str, str]:
+    """Why retention is suspended; kept until somebody has looked, but for the sidecar, which may not write there."""
+    reasons = suspended(host, runs)
+    if not IN_SIDECAR:
+        write_state("retention.json", {**read_state("retention.json", {"acknowledged": []}), "pending": reasons})
+    return reasons
+
+
 def command_prune(_: argparse.Namespace) -> int:
     host = Host.read(CONFIG)
     runs = read_runs(host)
     days = host.retention_days
-    reasons = suspended(host, runs)
-    write_state("retention.json", {**read_state("retention.json", {"acknowledged": []}), "pending": reasons})
+    reasons = remember_suspension(host, runs)
     for reason in reasons.values():
         say(f"warning: retention is suspended, nothing is removed: {reason}")
     if reasons:

@@ -16,8 +16,13 @@ from .host import BUNDLE, CONFIG, ROOT, STATE, Host, Refused, config_path
 from .log import LOG, say
 from .runs import newest_success, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets, require_secrets
+from .sidecar import bring_up_sidecar, remove_sidecar
 from .state import lock, refuse_while_unfinished
 
+OF_STRATEGY = {
+    "maintenance-window": {"host/maintenance-backup.sh"},
+    "sidecar": {"host/sidecar-backup.sh", "host/__main__.py"},
+}
 LIBRARY = ROOT / "usr/local/lib/tracker-backup"
 
 
@@ -58,6 +63,9 @@ def placed(host: Host, names: Iterable[str]) -> dict[str, tuple[Path, int]]:
         "backup/backup-paths.txt": (deploy / "backup/backup-paths.txt", 0o644),
         "host/tracker-backup.conf": (CONFIG, 0o644),
         **{name: (LIBRARY / name.removeprefix("host/"), 0o644) for name in names if name.startswith("host/tracker_backup/")},
+        "host/run.sh": (LIBRARY / "run.sh", 0o644),
+        "host/__main__.py": (LIBRARY / "__main__.py", 0o755),
+        "host/sidecar-backup.sh": (LIBRARY / "sidecar-backup.sh", 0o755),
         "host/tracker-backup": (ROOT / "usr/local/bin/tracker-backup", 0o755),
         "host/maintenance-backup.sh": (ROOT / "usr/local/bin/maintenance-backup.sh", 0o755),
         "host/tracker-backup.logrotate": (ROOT / "etc/logrotate.d/tracker-backup", 0o644),
@@ -74,6 +82,7 @@ def command_install(arguments: argparse.Namespace) -> int:
     require_secrets(host, needed, secrets)
     check_docker(host, BUNDLE / "docker-compose.backup.yml")
     places = placed(host, files)
+    others = set().union(*OF_STRATEGY.values()) - OF_STRATEGY[host.strategy]
     with lock():
         refuse_while_unfinished()
         foreign = not CONFIG.exists()
@@ -83,14 +92,21 @@ def command_install(arguments: argparse.Namespace) -> int:
         make_directory(host.deploy_dir / "backup", 0o755)
         for directory in (LIBRARY, LIBRARY / "tracker_backup"):
             make_directory(directory, 0o755)
+        if host.strategy != "sidecar":
+            remove_sidecar(host)
         for name, (path, mode) in places.items():
+            if name in others:
+                continue
             if name == "host/tracker-backup.conf":
                 put_secrets(host, needed, secrets)
             if foreign and path.exists():
                 say(f"info: {path} was there before and is replaced")
             put(path, files[name], mode)
-        for stray in sorted({*(LIBRARY / "tracker_backup").iterdir()} - {path for path, _mode in places.values()}):
+        strays = {*(LIBRARY / "tracker_backup").iterdir()} - {path for path, _mode in places.values()}
+        for stray in sorted(strays | {places[name][0] for name in others}):
             remove(stray)
+        if host.strategy == "sidecar":
+            bring_up_sidecar(host)
         if not LOG.exists():
             put(LOG, b"", 0o640)
         remove_images(keep=host.image)
@@ -107,6 +123,8 @@ def command_uninstall(_: argparse.Namespace) -> int:
     host = Host.read(config_path())
     with lock():
         refuse_while_unfinished()
+        if host.strategy == "sidecar":
+            remove_sidecar(host)
         for path, _mode in reversed(placed(host, ()).values()):
             remove(path)
         for directory in (LIBRARY, host.deploy_dir / "backup/secrets", host.staging):

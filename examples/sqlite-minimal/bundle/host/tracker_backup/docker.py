@@ -17,6 +17,7 @@ from .log import say
 COMPOSE_MINIMUM = (2, 24, 4)
 DOCKER_SECONDS = 60  # for one call that should answer at once
 BUILD_SECONDS = 1800
+SIDECAR_LABEL = "tracker-backup.sidecar"
 WORK_SECONDS = 43200  # for what works through a whole backup
 
 
@@ -52,8 +53,13 @@ def check_docker(host: Host, fragment: Path) -> None:
 
 
 def stack_containers(host: Host) -> list[dict[str, Any]]:
-    """What `docker inspect` says of every container of the stack, one-off ones excepted."""
-    ids = docker("ps", "--all", "--quiet", "--filter", "label=com.docker.compose.project.working_dir").split()
+    """What `docker inspect` says of every container of the stack; not of one-off ones, nor of the sidecar."""
+    return [found for found in deployed_containers(host, "com.docker.compose.project.working_dir") if SIDECAR_LABEL not in found["Config"]["Labels"]]
+
+
+def deployed_containers(host: Host, label: str) -> list[dict[str, Any]]:
+    """Those with this label that Compose made for the deploy directory."""
+    ids = docker("ps", "--all", "--quiet", "--filter", f"label={label}").split()
     return [
         found
         for found in (json.loads(docker("inspect", "--type", "container", *ids)) if ids else [])

@@ -53,6 +53,6 @@ def lock(wait: float = LOCK_SECONDS) -> Iterator[None]:
 
 def refuse_while_unfinished() -> None:
     """Nothing is taken away from under a run or a restore that died and is still to be recovered."""
-    for name in ("window", "restore.json"):
+    for name, command in (("window", "maintenance-backup.sh --recover"), ("restore.json", "tracker-backup rollback")):
         if (STATE / name).exists():
-            raise Refused(f"a run or a restore died and left {STATE / name}: run maintenance-backup.sh --recover first")
+            raise Refused(f"a run or a restore died and left {STATE / name}: run `{command}` first")

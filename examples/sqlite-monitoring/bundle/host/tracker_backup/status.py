@@ -15,7 +15,8 @@ from .host import CONFIG, STATE, Host, Refused
 from .log import say
 from .remote import remote_status
 from .retention import suspended
-from .runs import newest_success, read_runs, run_time
+from .runs import newest_success, read_runs, too_old
+from .sidecar import sidecar_state
 from .state import read_state
 
 
@@ -65,13 +66,13 @@ def command_status(arguments: argparse.Namespace) -> int:
     except Refused as error:
         problems.append(str(error))
     last, success = (runs[-1] if runs else None), newest_success(runs)
-    now = datetime.datetime.now(datetime.timezone.utc)
-    age = (now - run_time(success["id"])).total_seconds() if success else None
-    limit = 2 * host.longest_interval
-    if age is None:
-        problems.append("there is no successful backup yet")
-    elif age > limit:
-        problems.append(f"the last success is {age / 3600:.1f} hours old; the limit is {limit / 3600:.1f}")
+    age, problem = too_old(host, runs)
+    problems += [problem] if problem else []
+    sidecar = sidecar_state(host)
+    if sidecar and not sidecar.startswith("running"):
+        problems.append(f"the sidecar is {sidecar}: no backup is made; `tracker-backup sidecar` brings it back")
+    elif sidecar.endswith("unhealthy"):
+        problems.append("the sidecar is unhealthy; `docker logs` of its container tells what its runs said")
     suspension = list(suspended(host, runs).values())
     if suspension:
         problems.append("retention is suspended until `tracker-backup acknowledge`")
@@ -90,10 +91,11 @@ def command_status(arguments: argparse.Namespace) -> int:
         "last_verify": read_state("verified.json", {}) or None,
         "remote": remote,
         "age_seconds": age,
-        "age_limit_seconds": limit,
+        "age_limit_seconds": host.age_limit,
         "runs": len(runs),
         "bytes": sum(file["bytes"] for run in runs for file in run["files"]),
         "free_bytes": free,
+        "sidecar": sidecar or None,
         "hold": (STATE / "hold").exists(),
         "unfinished": unfinished,
         "retention_suspended": suspension,
@@ -110,6 +112,8 @@ def show_status(host: Host, status: Mapping[str, Any]) -> None:
     last, success, verified = status["last_run"], status["last_success"], status["last_verify"]
     say(f"environment   {host.environment}, destination {host.destination}")
     say(f"schedule      {host.schedule}, next {status['next_run'] or 'never'}{', ON HOLD' if status['hold'] else ''}")
+    if status["sidecar"]:
+        say(f"sidecar       {status['sidecar']}")
     if last:
         say(f"last run      {last['id']} {last['result']}" + (f": {last['reason']}" if last["reason"] else ""))
         for warning in last["warnings"]:

@@ -62,6 +62,16 @@ def newest_success(runs: list[Manifest], scope: str | None = None) -> Manifest |
     return next((run for run in reversed(runs) if run["result"] == "success" and scope in (None, run["scope"])), None)
 
 
+def too_old(host: Host, runs: list[Manifest]) -> tuple[float | None, str]:
+    """(age of the newest success in seconds, what is wrong with it); no age when there is none."""
+    success = newest_success(runs)
+    if success is None:
+        return None, "there is no successful backup yet"
+    age = (datetime.datetime.now(datetime.timezone.utc) - run_time(success["id"])).total_seconds()
+    limit = host.age_limit
+    return age, f"the last success is {age / 3600:.1f} hours old; the limit is {limit / 3600:.1f}" if age > limit else ""
+
+
 def run_time(run_id: str) -> datetime.datetime:
     """When the run with this id began, UTC."""
     return datetime.datetime.strptime(run_id, "%Y%m%d_%H%M%S").replace(tzinfo=datetime.timezone.utc)

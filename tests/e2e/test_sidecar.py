@@ -1,0 +1,306 @@
+"""The sidecar: runs by its own cron beside a tracker that it never touches, comes back when it is removed, and leaves nothing when the strategy changes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from e2e import faults
+from e2e.bundle import Bundle, Outcome, ssh_key
+from e2e.conftest import STACKS
+from e2e.deployment import CONFIG, DESTINATION, Deployment, Run
+from e2e.faults import picture, rows
+from e2e.host import Container, Host, wait_until
+from e2e.stack import DATABASE, DEPLOY_DIR, HOSTILE_PASSWORD, SQLITE_FILE, compose, mysql, sqlite, untouched, wait_for_tracker
+from e2e.test_restore import BUNDLE, FILL, _elsewhere, _escaped, _pipe, tool
+
+LIBRARY = "/usr/local/lib/tracker-backup"
+STATE = "/var/lib/tracker-backup"
+TWO_FILES = ("--file", f"{DEPLOY_DIR}/docker-compose.yml", "--file", f"{DEPLOY_DIR}/docker-compose.backup.yml")
+RUNS = int(os.environ.get("SIDECAR_RUNS", "10"))
+MINUTE = {"strategy": "sidecar", "schedule": "* * * * *"}
+OF_SIDECAR = (f"{LIBRARY}/sidecar-backup.sh", f"{LIBRARY}/__main__.py", f"{DEPLOY_DIR}/backup/sidecar.env", f"{STATE}/stack.json")
+
+
+@pytest.fixture(scope="module", params=["sqlite3", "mysql"])
+def sidecar(request: pytest.FixtureRequest, docker: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A host in a time zone of its own with the stack up, SQLite in WAL mode, and a sidecar that runs every minute."""
+    stack = STACKS[request.param]
+    folder = tmp_path_factory.mktemp(f"sidecar-{stack.driver}")
+    key = ssh_key(folder)
+    with Host(f"gen-backup-bundle-e2e-sidecar-{stack.driver}-{os.getpid()}", buildkit=stack.driver == "mysql") as host:
+        host.authorize(key.with_suffix(".pub").read_text(encoding="utf-8"))
+        host.run("ln", "-sf", "/usr/share/zoneinfo/Asia/Kolkata", "/etc/localtime")
+        stack.bring_up(host)
+        if stack.driver == "sqlite3":
+            host.run("docker", "kill", "tracker")
+            assert sqlite(host, SQLITE_FILE, "PRAGMA journal_mode = wal;").strip() == "wal"
+            host.run("docker", "start", "tracker")
+            wait_for_tracker(host)
+            sqlite(host, SQLITE_FILE, FILL)
+        else:
+            mysql(host, FILL, DATABASE["mysql"])
+        bundle = Bundle.generate(stack.environment(key, dict(MINUTE)), folder / "bundle", host.address)
+        before = Deployment.inventory(host)
+        checked = bundle.playbook("install-backup", "--check", "--diff")
+        containers = host.containers()
+        installed = bundle.playbook("install-backup", "--diff").succeeded()
+        assert untouched(containers, others(host))
+        yield Deployment(host, stack, bundle, key, before, checked, installed)
+
+
+def sidecar_name(host: Host) -> str:
+    return host.sh("docker ps --all --filter label=tracker-backup.sidecar --format '{{.Names}}'").strip()
+
+
+def others(host: Host) -> dict[str, Container]:
+    """Every container but the sidecar."""
+    name = sidecar_name(host)
+    return {one: facts for one, facts in host.containers().items() if one != name}
+
+
+def wait_for_runs(deployment: Deployment, more: int) -> list[Run]:
+    """The next runs by the sidecar's cron, waited for without adding to the host's load."""
+    known = deployment.runs()
+    deadline = time.monotonic() + 60 * more + 180
+    while int(deployment.host.sh(f"ls {DESTINATION}/runs | grep -c 'json$'")) < len(known) + more:
+        assert time.monotonic() < deadline, "the sidecar's cron does not run"
+        time.sleep(3)
+    return deployment.runs()[len(known) :]
+
+
+def backup_now(host: Host) -> Outcome:
+    """As an operator does it by hand."""
+    done = host.run("docker", "compose", *TWO_FILES, "exec", "-T", "backup", "backup.sh", "now", check=False)
+    return Outcome(done.returncode, done.stdout + done.stderr)
+
+
+def health(host: Host) -> str:
+    return host.sh("docker inspect --format '{{.State.Health.Status}}' " + sidecar_name(host), check=False).strip()
+
+
+def other_bundle(deployment: Deployment, name: str, backup: dict[str, Any]) -> Bundle:
+    environment = deployment.stack.environment(deployment.key, backup)
+    return Bundle.generate(environment, deployment.bundle.directory.with_name(name), deployment.host.address)
+
+
+# ---------------------------------------------------------------- installed
+
+
+def test_installing_starts_the_sidecar_and_makes_the_first_backup(sidecar: Deployment) -> None:
+    sidecar.checked.succeeded()
+    first = sidecar.runs()[0]
+    assert (first["sequence"], first["result"], first["strategy"], first["quiesce"]) == (1, "success", "sidecar", "none"), first
+    assert first["images"].keys() == sidecar.host.containers().keys() - {sidecar_name(sidecar.host)}
+    assert first["directories"]["."]["uid"] == 1000
+    assert not sidecar.host.exists("/usr/local/bin/maintenance-backup.sh")
+    cron = sidecar.host.read("/etc/cron.d/tracker-backup")
+    assert "tracker-backup sidecar" in cron
+    assert "backup.sh" not in cron
+    said = sidecar.host.sh(f"docker logs {sidecar_name(sidecar.host)} 2>&1")
+    assert "the schedule is * * * * *, time zone Asia/Kolkata" in said
+    assert f"run {first['id']} succeeded" in said
+
+
+def test_installing_again_changes_nothing(sidecar: Deployment) -> None:
+    before = sidecar.host.containers()
+    again = sidecar.bundle.playbook("install-backup", "--diff").succeeded()
+    assert again.changed == 0, again.output
+    assert sidecar.host.containers() == before
+
+
+def test_ten_runs_by_its_own_cron_leave_the_tracker_answering(sidecar: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sidecar.host.containers()
+    with sidecar.load() as (http, udp):
+        runs = wait_for_runs(sidecar, RUNS)
+    with capsys.disabled():
+        print(
+            f"\n  {sidecar.stack.driver}, sidecar, {len(runs)} runs: longest time without an answered announce: HTTP {http.longest_gap:.2f} s, "
+            f"UDP {udp.longest_gap:.2f} s; {http.answered + udp.answered} answered"
+        )
+    assert {run["result"] for run in runs} == {"success"}, runs
+    assert {run["window_seconds"] for run in runs} == {0}
+    assert sidecar.host.containers() == before
+    assert max(http.longest_gap, udp.longest_gap) < 1
+    assert "healthy" in health(sidecar.host)
+
+
+def test_a_run_by_hand(sidecar: Deployment) -> None:
+    known = len(sidecar.runs())
+    done = backup_now(sidecar.host).succeeded()
+    (run,) = [run for run in sidecar.runs()[known:] if f"run {run['id']} succeeded" in done.output]
+    assert run["tables"].keys() >= {"torrents", "whitelist", "keys"}
+    said = sidecar.host.sh(f"docker logs {sidecar_name(sidecar.host)} 2>&1")
+    assert f"run {run['id']} succeeded" in said, "by hand it is in the container's log, too"
+    known = len(sidecar.published())
+    checked = sidecar.host.run("tracker-backup", "run", "--dry-run")
+    assert "dry run: everything is ready" in checked.stdout + checked.stderr
+    sidecar.bundle.playbook("run-backup").succeeded()
+    assert len(sidecar.published()) > known
+
+
+def test_status_and_verify(sidecar: Deployment) -> None:
+    status = tool(sidecar.host, "status").succeeded()
+    assert "sidecar       running" in status.output
+    verified = tool(sidecar.host, "verify").succeeded()
+    assert "verified " in verified.output
+
+
+# ---------------------------------------------------------------- gone, and back
+
+
+@pytest.mark.only("sqlite3")
+def test_a_sidecar_that_compose_removed_comes_back_and_status_fails_meanwhile(sidecar: Deployment) -> None:
+    before, name = others(sidecar.host), sidecar_name(sidecar.host)
+    sidecar.host.sh("until (($(date +%-S) > 3 && $(date +%-S) < 30)); do sleep 1; done")  # not when cron brings it back at once
+    compose(sidecar.host, "up", "--detach", "--remove-orphans")
+    removed = time.monotonic()
+    assert name not in sidecar.host.containers()
+    status = tool(sidecar.host, "status")
+    assert status.code == 1
+    assert "the sidecar is missing" in status.output
+    wait_until("cron on the host to bring the sidecar back", lambda: sidecar_name(sidecar.host) != "", 100)
+    print(f"back after {time.monotonic() - removed:.0f} s")
+    wait_for_runs(sidecar, 1)
+    tool(sidecar.host, "status").succeeded()
+    assert untouched(before, others(sidecar.host))
+
+
+def test_a_changed_time_zone_and_a_replaced_file_make_a_new_sidecar(sidecar: Deployment) -> None:
+    host, before = sidecar.host, others(sidecar.host)
+
+    def environment() -> str:
+        return host.sh("docker inspect --format '{{.Config.Env}}' " + sidecar_name(host), check=False)
+
+    host.run("ln", "-sf", "/usr/share/zoneinfo/US/Pacific", "/etc/localtime")
+    wait_until("the new time zone", lambda: "TZ=US/Pacific" in environment(), 100)
+    identity = host.containers()[sidecar_name(host)].id
+    host.run("sed", "-i", "s/^BACKUP_COMPRESSION=.*/BACKUP_COMPRESSION='zstd'/", f"{DEPLOY_DIR}/backup/backup.conf")
+    wait_until("a sidecar that sees the new file", lambda: host.containers().get(sidecar_name(host), Container(identity, "", "")).id != identity, 100)
+    (run, *_) = wait_for_runs(sidecar, 1)
+    assert run["result"] == "success"
+    assert all(file["path"].endswith(".zst") for file in run["files"])
+    assert untouched(before, others(host))
+    host.run("ln", "-sf", "/usr/share/zoneinfo/Asia/Kolkata", "/etc/localtime")
+    sidecar.bundle.playbook("install-backup").succeeded()
+    assert "TZ=Asia/Kolkata" in environment()
+
+
+@pytest.mark.only("sqlite3")
+def test_its_health_check_fails_when_the_last_success_is_too_old(sidecar: Deployment) -> None:
+    host = sidecar.host
+    host.run("sed", "-i", "s/^LONGEST_INTERVAL_SECONDS=.*/LONGEST_INTERVAL_SECONDS='1'/", CONFIG)
+    try:
+        wait_until("the health check to fail", lambda: health(host) == "unhealthy", 240)
+        status = tool(host, "status")
+        assert status.code == 1
+        assert "unhealthy" in status.output
+    finally:
+        sidecar.bundle.playbook("install-backup").succeeded()
+    wait_until("the health check to succeed", lambda: health(host) == "healthy", 150)
+
+
+@pytest.mark.only("sqlite3")
+def test_a_dead_restore_is_rolled_back_by_the_hosts_line_in_cron(sidecar: Deployment) -> None:
+    before = rows(sidecar)
+    killed = faults.strike(
+        sidecar.host, "tracker-backup", "restore", "latest", "--only", "database", "--confirm", at="restore.sh apply", when="after"
+    )
+    assert killed.code == 137, killed.output
+    refused = backup_now(sidecar.host)
+    if sidecar.host.exists(f"{STATE}/restore.json"):
+        assert (refused.code, "a restore died" in refused.output) == (1, True) or refused.code == 75, refused.output
+    wait_until("the roll-back", lambda: not sidecar.host.exists(f"{STATE}/restore.json"), 100)
+    wait_for_tracker(sidecar.host)
+    assert rows(sidecar) == before
+    sidecar.host.sh("rm -rf /root/shim /tmp/docker-calls*")
+
+
+# ---------------------------------------------------------------- another strategy
+
+
+def test_switching_to_the_other_strategy_and_back_leaves_nothing_of_the_old_one(sidecar: Deployment) -> None:
+    host, before = sidecar.host, others(sidecar.host)
+    window = other_bundle(sidecar, "window", {"quiesce": "none"})
+    window.playbook("install-backup").succeeded()
+    assert sidecar_name(host) == ""
+    assert [path for path in OF_SIDECAR if host.exists(path)] == []
+    cron = host.read("/etc/cron.d/tracker-backup")
+    assert "tracker-backup sidecar" not in cron
+    assert "maintenance-backup.sh" in cron
+    known = len(sidecar.runs())
+    window.playbook("run-backup").succeeded()
+    assert len(sidecar.runs()) == known + 1
+    assert sidecar.last_run()["strategy"] == "maintenance-window"
+    tool(host, "status").succeeded()
+
+    sidecar.bundle.playbook("install-backup").succeeded()
+    assert not host.exists("/usr/local/bin/maintenance-backup.sh")
+    assert [path for path in OF_SIDECAR if not host.exists(path)] == []
+    assert host.read("/etc/cron.d/tracker-backup").count("root") == 2
+    backup_now(host).succeeded()
+    assert sidecar.last_run()["strategy"] == "sidecar"
+    assert untouched(before, others(host))
+
+
+def test_installing_waits_for_a_run_and_is_refused_when_it_takes_too_long(sidecar: Deployment) -> None:
+    with subprocess.Popen(["docker", "exec", sidecar.host.name, "flock", f"{STATE}/lock", "sleep", "100"]) as holder:
+        wait_until("the lock", lambda: sidecar.host.run("flock", "--nonblock", f"{STATE}/lock", "true", check=False).returncode != 0, 30)
+        refused = tool(sidecar.host, "install", program=f"{BUNDLE}/host/tracker-backup")
+        assert refused.code == 75, refused.output
+        sidecar.host.run("pkill", "--full", "^sleep 100$")
+        holder.wait(30)
+
+
+# ---------------------------------------------------------------- restore, remove
+
+
+def test_restore_onto_an_empty_machine(sidecar: Deployment) -> None:
+    """Docker, the images, the backups and the bundle are all there is."""
+    stack, host = sidecar.stack, sidecar.host
+    sidecar.query(FILL)
+    backup_now(host).succeeded()
+    run = sidecar.last_run()
+    expected, files = rows(sidecar), picture(host, databases=False)
+    host.run("touch", f"{STATE}/hold")
+    try:
+        with Host(f"gen-backup-bundle-e2e-sidecar-empty-{stack.driver}-{os.getpid()}", buildkit=stack.driver == "mysql") as empty:
+            image = re.search(r"^IMAGE='(.*)'$", host.read(CONFIG), re.MULTILINE)
+            assert image
+            _pipe(host, f"docker save {image[1]}", empty, "docker load")
+            _pipe(host, f"tar -C {DESTINATION} -c .", empty, f"mkdir -p {DESTINATION} && tar -C {DESTINATION} -x")
+            local = subprocess.run(
+                ["tar", "-C", str(sidecar.bundle.directory), "--owner=0", "--group=0", "--exclude=./secrets", "--exclude=./.gitignore", "-c", "."],
+                capture_output=True,
+                check=True,
+            )
+            empty.run("bash", "-c", f"mkdir -p -m 0700 {BUNDLE} && tar -C {BUNDLE} -x", stdin=local.stdout)
+            tool(empty, "restore", run["id"], "--confirm", program=f"{BUNDLE}/host/tracker-backup").succeeded()
+            if stack.driver == "mysql":
+                mysql(empty, f"ALTER USER tracker_user@'%' IDENTIFIED BY '{_escaped(HOSTILE_PASSWORD)}'")
+            wait_for_tracker(empty)
+            assert rows(_elsewhere(sidecar, empty)) == expected
+            now = picture(empty, databases=False)
+            ours = {path for path in files if path.startswith("./backup") or path == "./docker-compose.backup.yml" or path.endswith(("-wal", "-shm"))}
+            assert {path: (files[path], now.get(path)) for path in files.keys() - ours if files[path] != now.get(path)} == {}
+    finally:
+        host.run("rm", f"{STATE}/hold")
+
+
+def test_uninstalling_leaves_the_backups_and_nothing_else_of_ours(sidecar: Deployment) -> None:
+    host, before = sidecar.host, others(sidecar.host)
+    sidecar.bundle.playbook("uninstall-backup").succeeded()
+    assert sidecar_name(host) == ""
+    assert untouched(before, host.containers())
+    backups = sidecar.published()
+    assert backups
+    time.sleep(61)  # a line of cron that was under way would have shown
+    left = {entry for entry in Deployment.inventory(host) - sidecar.before if not entry.startswith(DESTINATION)}
+    assert {entry for entry in left if not entry.endswith(("-wal", "-shm"))} == set()
+    assert sidecar.published() == backups
