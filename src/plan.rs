@@ -71,6 +71,9 @@ pub struct BackupPlan {
     /// Names in `secrets/`; the values never come near a template.
     pub secrets: Vec<&'static str>,
     pub has_secrets: bool,
+    /// Those that the service `backup` gets: not restic's, which has a container of its own.
+    pub service_secrets: Vec<&'static str>,
+    pub has_service_secrets: bool,
     /// Those that are files where Ansible runs.
     pub secret_files: Vec<SecretFile>,
     pub has_secret_files: bool,
@@ -126,7 +129,7 @@ impl BackupPlan {
         let remarks = [&identity.instance_name, &identity.description];
         let quiesce = backup.quiesce(database);
         let repository = backup.restic.as_ref().map(|restic| &restic.repository);
-        let networks = services.derive_networks(database, repository);
+        let networks = services.derive_networks(database);
         let own_networks: Vec<_> = networks
             .iter()
             .copied()
@@ -135,6 +138,11 @@ impl BackupPlan {
         let dependencies = services.derive_dependencies();
         let secret_files = secret_files(backup.restic.as_ref());
         let secrets = secret_names(environment, &secret_files);
+        let service_secrets: Vec<_> = secrets
+            .iter()
+            .copied()
+            .filter(|name| !name.starts_with(restic::SECRETS_PREFIX))
+            .collect();
         let packages = packages(backup.strategy, repository);
         let ca_file = backup
             .database_tls
@@ -197,6 +205,8 @@ impl BackupPlan {
             dependencies,
             ports: services.derive_ports(),
             has_secrets: !secrets.is_empty(),
+            has_service_secrets: !service_secrets.is_empty(),
+            service_secrets,
             secrets,
             has_secret_files: !secret_files.is_empty(),
             secret_files,
@@ -233,7 +243,9 @@ fn packages(strategy: Strategy, repository: Option<&Repository>) -> Vec<&'static
     ];
     match strategy {
         Strategy::MaintenanceWindow => {}
-        Strategy::Sidecar => packages.extend(["cron", "python3", "tzdata", "tzdata-legacy", "util-linux"]),
+        Strategy::Sidecar => {
+            packages.extend(["cron", "python3", "tzdata", "tzdata-legacy", "util-linux"])
+        }
     }
     match repository {
         None => {}

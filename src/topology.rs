@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::backup::Database;
-use crate::restic::Repository;
 
 /// A service of the deployer's stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
@@ -145,17 +144,13 @@ impl EnabledServices {
     }
 
     /// The database's network where there is a server in the stack to reach, a bridge of our own
-    /// to reach a database server or a repository elsewhere, none at all for files.
+    /// to reach a database server elsewhere, none at all for files. A restic repository is reached
+    /// from a container of its own.
     #[must_use]
-    pub fn derive_networks(
-        &self,
-        database: &Database,
-        repository: Option<&Repository>,
-    ) -> Vec<Network> {
-        let is_remote = repository.is_some_and(|repository| repository.directory().is_none());
+    pub fn derive_networks(&self, database: &Database) -> Vec<Network> {
         if self.0.contains(&Service::Mysql) {
             vec![Network::DatabaseNetwork]
-        } else if database.is_elsewhere() || is_remote {
+        } else if database.is_elsewhere() {
             vec![Network::BackupNetwork]
         } else {
             Vec::new()

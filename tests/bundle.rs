@@ -296,12 +296,8 @@ fn the_container_may_write_to_its_own_places_alone() {
             .collect();
         let writable: Vec<_> = writable.iter().map(|(target, _)| target.as_str()).collect();
         // Not the host's state, which holds the uploaded bundle: only its lock is taken.
-        let mut expected = vec!["/backups", "/staging"];
-        if case == "sqlite-sidecar" {
-            expected.insert(1, "/restic");
-        }
-        assert_eq!(writable, expected, "{case}");
-        // Every secret of the service is declared, handed to the playbooks, and there.
+        assert_eq!(writable, ["/backups", "/staging"], "{case}");
+        // Every secret is handed to the playbooks, and there; those of the service, which are not restic's, are declared.
         let names = |list: &Yaml| -> Vec<String> {
             list.as_sequence()
                 .into_iter()
@@ -309,14 +305,19 @@ fn the_container_may_write_to_its_own_places_alone() {
                 .map(|name| name.as_str().unwrap().into())
                 .collect()
         };
-        let secrets = names(&backup["secrets"]);
-        assert_eq!(
-            names(&parsed(&scratch.read("out/variables.yml"))["backup_secrets"]),
-            secrets
-        );
-        for secret in &secrets {
+        let secrets = names(&parsed(&scratch.read("out/variables.yml"))["backup_secrets"]);
+        let (of_restic, of_service): (Vec<_>, Vec<_>) = secrets
+            .iter()
+            .cloned()
+            .partition(|name| name.starts_with("restic_"));
+        assert_eq!(names(&backup["secrets"]), of_service, "{case}");
+        let has_restic = scratch.read("out/backup/backup.conf").contains("RESTIC_");
+        assert_eq!(of_restic.is_empty(), !has_restic, "{case}");
+        for secret in &of_service {
             let place = format!("./backup/secrets/{secret}");
             assert_eq!(file["secrets"][secret.as_str()]["file"], place.as_str());
+        }
+        for secret in &secrets {
             let is_file_of_the_operator =
                 ["restic_known_hosts", "restic_ssh_key"].contains(&secret.as_str());
             assert_eq!(

@@ -16,70 +16,35 @@ shopt -s inherit_errexit nullglob
 umask 077
 export LC_ALL=C TZ=UTC0
 
-readonly CONFIG=${TRACKER_BACKUP_CONFIG:-/etc/tracker-backup.conf}
-readonly STATE_DIR=${TRACKER_BACKUP_STATE_DIR:-/var/lib/tracker-backup}
-export BUILDX_CONFIG=$STATE_DIR/buildx  # not in root's home, where it would stay for ever
-readonly MARKER=$STATE_DIR/window HOLD=$STATE_DIR/hold RESTORE=$STATE_DIR/restore.json
+readonly NAME=maintenance-backup
 readonly LOG_FILE=${TRACKER_BACKUP_LOG:-/var/log/tracker-backup.log}
 readonly TOOL=${TRACKER_BACKUP_TOOL:-/usr/local/bin/tracker-backup}
+# shellcheck source-path=SCRIPTDIR source=run.sh
+source "${TRACKER_BACKUP_LIBRARY:-/usr/local/lib/tracker-backup}/run.sh"
+
+export BUILDX_CONFIG=$STATE_DIR/buildx  # not in root's home, where it would stay for ever
+readonly MARKER=$STATE_DIR/window
 readonly DOCKER_PID_FILE=${TRACKER_BACKUP_DOCKER_PID_FILE:-/run/docker.pid}
-readonly LOCK_SECONDS=${TRACKER_BACKUP_LOCK_SECONDS:-10}
-readonly DOCKER_SECONDS=${TRACKER_BACKUP_DOCKER_SECONDS:-60}    # for one call that should answer at once
-readonly PREFLIGHT_SECONDS=${TRACKER_BACKUP_PREFLIGHT_SECONDS:-300}
 readonly BUILD_SECONDS=1800             # for building or pulling the image, before the window
-readonly WORK_SECONDS=43200             # for what runs outside the window: an online capture, compressing
 readonly STEADY_SECONDS=${TRACKER_BACKUP_STEADY_SECONDS:-3}
 readonly BRING_BACK_SECONDS=${TRACKER_BACKUP_BRING_BACK_SECONDS:-20}
 readonly OVERDUE_SECONDS=30             # how long after its capture's limit a live run is recovered from outside
-readonly SETTINGS=(ENVIRONMENT DEPLOY_DIR DESTINATION STRATEGY QUIESCE STOP_TIMEOUT_SECONDS WINDOW_TIMEOUT_SECONDS
-    SCHEDULE LONGEST_INTERVAL_SECONDS CALENDAR IMAGE IMAGE_SOURCE)
 
-DRY_RUN=no FORCE=no RECOVER=no
-RUN='' STARTED='' WORK=''               # this run's id, start, directory in staging
-RECORDED=yes                            # 'no' from when the destination is known to be ours until a run manifest is written
+FORCE=no RECOVER=no
 CONTAINER=''                            # this run's backup container
 TRACKER='' STARTED_AT=''                # the tracker's container id, and since when it ran
 DOCKER_PID='' STACK=''                  # Docker, and the ids of the containers that it ran for the stack, as this run began
 ACTION=none                             # what this run has done to the tracker and not undone: none, stop, pause
-WINDOW_OPENED='' WINDOW_SECONDS=0
+WINDOW_OPENED=''
 LOOKED_AT='' CAPTURED_AT=''              # when the tracker's start was asked for, when the capture was over
 FOUND=''                                # the tracker's status, start and exit code before it was brought back
-REASON='' WARNINGS=() TEE='' INHIBITOR='' CHILD=''
+INHIBITOR=''
 
 # ---------------------------------------------------------------- helpers
 
-log() { printf '%(%FT%TZ)T maintenance-backup[%d]: %s\n' -1 "$$" "$*" >&2 || true; }
-
-warn() {
-    log "WARNING: $*"
-    WARNINGS+=("$*")
-}
-
-# The reason is logged once, when the run ends.
-die() {
-    REASON=${*:2}
-    exit "$1"
-}
-
-microseconds() { printf '%s' "${EPOCHREALTIME/[.,]/}"; }
-
-# limited SECONDS COMMAND...: nothing that can hang is without a time limit, nor inherits the lock, in a subshell either:
-# a free lock means a dead run. In a process group of its own, so that a Ctrl-C does not end it half-way.
-limited() {
-    [[ $BASHPID == "$$" ]] || exec 9>&-
-    timeout --kill-after=5 "$@" 9>&-
-}
-
 docker_call() { limited "$1" docker "${@:2}" </dev/null; }
 
-# The same, for long ones: a signal is acted on at once, not when the call is over.
-docker_wait() {
-    timeout --kill-after=5 "$1" docker "${@:2}" </dev/null 9>&- &
-    CHILD=$!
-    wait "$CHILD"
-}
-
-tool() { limited "$DOCKER_SECONDS" "$TOOL" "$@"; }
+docker_wait() { limited_wait "$1" docker "${@:2}"; }
 
 compose() {
     local project=()
@@ -102,10 +67,7 @@ tracker_state() { inspect_tracker '{{.State.Status}} {{.State.StartedAt}} {{.Sta
 in_container() {
     local limit=$1 status=0
     docker_wait "$limit" exec "$CONTAINER" /usr/local/bin/backup.sh "$2" "$RUN" "${@:3}" || status=$?
-    ((status != 0)) || return 0
-    ((status != 124 && status != 137)) || die 1 "the $2 step was not over after its time limit of $limit s, or its container was killed"
-    [[ -s $WORK/reason ]] || die 1 "the $2 step failed with exit code $status; its message is in the log"
-    die "$((status == 2 ? 2 : 1))" "$(<"$WORK/reason")"
+    ((status == 0)) || step_failed "$2" "$status" "$limit"
 }
 
 # ---------------------------------------------------------------- before the window
@@ -116,7 +78,7 @@ parse_arguments() {
             --dry-run) DRY_RUN=yes ;;
             --force) FORCE=yes ;;
             --recover) RECOVER=yes ;;
-            -h | --help) sed -n '2,/^# shellcheck/{/^# shellcheck/!{s/^# \{0,1\}//;p}}' "${BASH_SOURCE[0]}"; exit 0 ;;
+            -h | --help) usage "${BASH_SOURCE[0]}"; exit 0 ;;
             *) printf 'maintenance-backup.sh: unknown option %s; see --help\n' "$1" >&2; exit 2 ;;
         esac
         shift
@@ -124,38 +86,13 @@ parse_arguments() {
 }
 
 load_config() {
-    local key
-    unset "${SETTINGS[@]}"
-    [[ -r $CONFIG ]] || die 2 "cannot read $CONFIG; install the bundle again"
-    # shellcheck source=/dev/null  # rendered, root's own, every value in single quotes
-    source "$CONFIG"
-    for key in "${SETTINGS[@]}"; do [[ -n ${!key-} ]] || die 2 "$CONFIG: $key is missing or empty"; done
+    load_settings
     [[ $STRATEGY == maintenance-window ]] || die 2 "$CONFIG: STRATEGY='$STRATEGY'; this script runs maintenance-window"
     [[ $QUIESCE =~ ^(stop|pause|none)$ ]] || die 2 "$CONFIG: QUIESCE='$QUIESCE'; allowed: stop pause none"
     [[ $STOP_TIMEOUT_SECONDS$WINDOW_TIMEOUT_SECONDS =~ ^[0-9]+$ ]] || die 2 "$CONFIG: time limits are whole seconds"
+    readonly STAGING=$DEPLOY_DIR/storage/backup-staging
     # The rest of the window is for bringing the tracker back; should this script hang, for cron's recovery to notice it.
     readonly CAPTURE_SECONDS=$((WINDOW_TIMEOUT_SECONDS * 2 / 3))
-}
-
-# One log stream: under cron both streams are the log already; by hand they go there as well as to the terminal.
-open_log() {
-    [[ -e $LOG_FILE ]] || install -m 0640 /dev/null "$LOG_FILE"
-    if [[ ! /proc/self/fd/2 -ef $LOG_FILE ]]; then
-        exec > >(trap '' HUP INT TERM PIPE; exec tee --append --output-error=warn -- "$LOG_FILE") 2>&1
-        TEE=$!
-    fi
-}
-
-# A trap can run inside a redirection, whose saved descriptor holds the pipe to tee as well.
-close_log() {
-    local descriptor
-    [[ -n $TEE ]] || return 0
-    exec >/dev/null 2>&1
-    for descriptor in /proc/self/fd/*; do
-        descriptor=${descriptor##*/}
-        ((descriptor <= 2)) || exec {descriptor}>&-
-    done
-    timeout 5 tail --pid="$TEE" --sleep-interval=0.1 --follow /dev/null || true
 }
 
 take_lock() {
@@ -163,10 +100,10 @@ take_lock() {
     exec 9>>"$STATE_DIR/lock"
     if [[ $RECOVER == yes ]]; then
         flock --nonblock 9 || is_overdue || { trap - EXIT; exit 0; }
+        [[ /proc/self/fd/9 -ef $STATE_DIR/lock ]] || die 2 "uninstalled while waiting for the lock; nothing was done"
     else
-        flock --wait "$LOCK_SECONDS" 9 || die 75 "another run holds $STATE_DIR/lock; nothing was done"
+        wait_for_lock
     fi
-    [[ /proc/self/fd/9 -ef $STATE_DIR/lock ]] || die 2 "uninstalled while waiting for the lock; nothing was done"
 }
 
 # A live run keeps its window to itself until its deadline; after that the tracker matters more.
@@ -175,31 +112,6 @@ is_overdue() {
     read -r _ _ _ _ deadline _ <"$MARKER" && ((EPOCHSECONDS > deadline))
 }
 
-# check WHAT: by the tool; what it finds wrong is the reason, what it finds odd a warning.
-check() {
-    local message line status=0
-    message=$(tool check "$1" 2>&1) || status=$?
-    ((status == 0)) || die "$((status == 2 ? 2 : 1))" "${message#*error: }"
-    while IFS= read -r line; do [[ -z $line ]] || warn "${line#warning: }"; done <<<"$message"
-}
-
-begin_run() {
-    local taken
-    check destination
-    while true; do
-        printf -v RUN '%(%Y%m%d_%H%M%S)T' -1
-        taken=("$DESTINATION"/*/*"$RUN"*)
-        ((${#taken[@]} > 0)) || break
-        sleep 0.2
-    done
-    printf -v STARTED '%(%FT%TZ)T' -1
-    WORK=$DEPLOY_DIR/storage/backup-staging/$RUN
-    RECORDED=$DRY_RUN WINDOW_SECONDS=0
-    log "run $RUN begins: $STRATEGY, quiesce $QUIESCE"
-}
-
-# Under the lock, what carries a run's name and is not this run's belongs to a dead one. Only partial files: a file with
-# its final name is never removed here.
 remove_leftovers() {
     local containers leftover
     containers=$(docker_call "$DOCKER_SECONDS" ps --all --quiet --filter label=tracker-backup.run) || die 1 'Docker does not answer'
@@ -207,10 +119,7 @@ remove_leftovers() {
         warn "removing the container of a dead run: $leftover"
         docker_call "$DOCKER_SECONDS" rm --force "$leftover" >/dev/null
     done
-    for leftover in "$DEPLOY_DIR"/storage/backup-staging/[0-9]*_[0-9]* "$DESTINATION"/{sqlite,mysql,config,runs}/*[0-9]_[0-9]*.partial; do
-        warn "removing what a dead run left: $leftover"
-        rm -rf -- "$leftover"
-    done
+    remove_leftover_files
 }
 
 require_image() {
@@ -383,11 +292,6 @@ bring_back() {
     log "window closed: the tracker runs again after $WINDOW_SECONDS s"
 }
 
-seconds_since() {
-    local elapsed=$((($(microseconds) - $1) / 1000))
-    printf '%d.%03d' "$((elapsed / 1000))" "$((elapsed % 1000))"
-}
-
 # The marker goes when the tracker has run steadily, or is no longer ours to bring back.
 close_window() {
     local since
@@ -440,20 +344,9 @@ was_stopped_by_somebody() {
 
 # ---------------------------------------------------------------- after the window
 
-# record RESULT CODE: the run manifest; written last, it is what makes this a backup.
-record() {
-    {
-        printf '%s\n' "id=$RUN" "started=$STARTED" "result=$1" "exit_code=$2" "reason=${REASON//$'\n'/ }" "quiesce=$QUIESCE" \
-            "window_seconds=$WINDOW_SECONDS"
-        ((${#WARNINGS[@]} == 0)) || printf 'warning=%s\n' "${WARNINGS[@]}"
-    } | tool record "$WORK"
-}
-
 finish() {
     in_container "$WORK_SECONDS" finish
-    record success 0 || die 1 'the run manifest could not be written'
-    RECORDED=yes
-    tool prune || warn 'old backups could not be removed; see the line above'
+    record_success
     push
 }
 
@@ -476,25 +369,11 @@ on_exit() {
     ((code == 4)) || close_window || code=4
     [[ -z $CHILD ]] || kill "$CHILD" 2>/dev/null
     [[ -z $CONTAINER ]] || docker_call "$DOCKER_SECONDS" rm --force "$CONTAINER" >/dev/null 2>&1
-    if [[ $RECORDED == no && $code != 3 ]]; then
-        rm -f -- "$DESTINATION"/{sqlite,mysql,config}/*_"$RUN".*
-        record failed "$code"
-    fi
-    [[ -z $WORK ]] || rm -rf -- "$WORK"
-    case $code in
-        0) [[ -z $RUN || $DRY_RUN == yes ]] || log "run $RUN succeeded" ;;
-        3) log "WARNING: $REASON" ;;
-        *) log "ERROR: ${RUN:+run $RUN failed, }exit code $code: ${REASON:-unexpected}" ;;
-    esac
-    close_log
-    exit "$code"
+    end_run "$code"
 }
 
 run() {
-    trap 'REASON=${REASON:-"unexpected failure at line $LINENO"}' ERR
-    trap 'REASON="ended by a signal"; exit 129' HUP
-    trap 'REASON="ended by a signal"; exit 130' INT
-    trap 'REASON="ended by a signal"; exit 143' TERM
+    trap_signals
     [[ ! -e $MARKER ]] || recover
     [[ $RECOVER == no ]] || return 0
     load_config

@@ -16,7 +16,7 @@ from .log import say
 from .repository import NO_REPOSITORY, Repository, RepositoryFailure, address_digest, repository, uses_restic
 from .retention import suspended
 from .runs import Manifest, check_files, newest_success, read_runs
-from .state import lock, read_state, write_state
+from .state import LockHeld, lock, read_state, write_state
 
 STATE_FILE = "remote.json"
 
@@ -28,6 +28,7 @@ def nothing_yet() -> dict[str, Any]:
         "pushed": [],  # ids of this host's runs that are or were in it: the policy may have removed them there
         "checked": None,  # {"at", "problem"}
         "error": "",  # why the last push failed
+        "tried": "",  # the newest run at the last push
         "sequence": 0,  # the highest of any run in it
     }
 
@@ -38,7 +39,7 @@ def remembered() -> dict[str, Any]:
 
 def begin_anew(state: dict[str, Any], address: str) -> None:
     """For another repository: what was known of the one before does not count."""
-    state.update(nothing_yet(), address=address, error=state["error"], sequence=state["sequence"])
+    state.update(nothing_yet(), address=address, **{name: state[name] for name in ("error", "tried", "sequence")})
 
 
 def open_repository(host: Host, repo: Repository, state: dict[str, Any]) -> None:
@@ -94,6 +95,7 @@ def push(host: Host, runs: list[Manifest], state: dict[str, Any]) -> None:
 def push_or_tell(host: Host) -> None:
     """Copies what is pending; what fails stands in the state, in the newest run manifest and in the exception."""
     runs, state = read_runs(host), remembered()
+    state["tried"] = run["id"] if (run := newest_success(runs)) else ""
     write_state(STATE_FILE, state | {"error": f"a copy that began at {utc_now()} did not end"})
     try:
         push(host, runs, state)
@@ -107,6 +109,14 @@ def push_or_tell(host: Host) -> None:
             write_durably(host.destination / f"runs/{newest['id']}.json", json.dumps(newest, indent=2, ensure_ascii=False) + "\n")
         raise Refused(f"copying to the restic repository failed, {len(waiting)} to be made up for by the next run: {failure}") from failure
     write_state(STATE_FILE, state | {"error": ""})
+
+
+def push_what_is_new(host: Host) -> None:
+    """For the sidecar, which has neither restic's secrets nor Docker: its host pushes, once for each of its runs."""
+    run = newest_success(read_runs(host)) if uses_restic(host) else None
+    if run and run["id"] != remembered()["tried"]:
+        with contextlib.suppress(LockHeld), lock(wait=0):
+            push_or_tell(host)
 
 
 def command_push(arguments: argparse.Namespace) -> int:

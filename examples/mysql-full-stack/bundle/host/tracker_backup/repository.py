@@ -13,13 +13,12 @@ from urllib.parse import quote
 
 from .destination import machine_id
 from .docker import bind, container, docker
-from .host import ROOT, Host, Refused
+from .host import Host, Refused
 from .log import complain
 from .runs import RUN_ID, Manifest, run_files, run_time
 from .secrets import named_secrets
 
 CONTAINER = "tracker-backup-restic"
-SCRIPT = ROOT / "usr/local/bin/restic.sh"  # in the backup container alone: a sidecar calls it without Docker
 CALL_SECONDS = 22000  # more than restic.sh itself gives any call of restic
 NO_REPOSITORY = 10  # restic's own exit code: then, and only then, one may be made
 
@@ -104,9 +103,6 @@ def address_digest(host: Host) -> str:
 @contextlib.contextmanager
 def repository(host: Host, *arguments: str, secrets: Path | None = None) -> Iterator[Repository]:
     """Under the lock. The network comes in only when the repository is on a server; of the secrets only restic's do."""
-    if SCRIPT.exists():
-        yield Repository((str(SCRIPT),), host.environment)
-        return
     for left in docker("ps", "--all", "--quiet", "--filter", f"name=^{CONTAINER}$").split():
         docker("rm", "--force", "--volumes", left)  # a dead run's goes on working
     if host.image not in docker("images", "--format", "{{.Repository}}:{{.Tag}}").split():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .destination import check_destination, claim_destination, identity_environment
+from .deployment import make_deploy_directory
+from .destination import IDENTITY, check_restorable, claim_destination
 from .docker import BUILD_SECONDS, bind, docker, make_image, service_of, stack_containers
+from .fetch import fetch, find_run
 from .files import make_directory
 from .host import STATE, Host, Refused, config_path
 from .log import say
@@ -160,12 +161,16 @@ def restore(host: Host, run: Manifest, kinds: set[str]) -> None:
 def command_restore(arguments: argparse.Namespace) -> int:
     host = Host.read(config_path())
     kinds = {arguments.only} if arguments.only else {"database", "config"}
-    try:
-        check_destination(host)
-    except Refused:  # another machine's, of this environment, is what restoring onto an empty machine is for
-        if identity_environment(host) != host.environment:
-            raise
-    run = choose_run(read_runs(host), arguments.run)
+    secrets = read_secrets()
+    snapshot = None
+    if not arguments.source and not arguments.run:
+        raise Refused("say which backup: latest, or the id of a run that `tracker-backup list` shows", 2)
+    if not arguments.source or (host.destination / IDENTITY).exists():
+        check_restorable(host)
+    if arguments.source:
+        snapshot, run = find_run(host, arguments.run or "latest", secrets, may_make_image=arguments.confirm)
+    else:
+        run = choose_run(read_runs(host), arguments.run)
     say(f"restore of {run['id']} ({run['started']}, {run['scope']}): {' and '.join(sorted(kinds))} into {host.deploy_dir}")
     for name, rows in run["tables"].items() if "database" in kinds else ():
         say(f"  table {name}: {rows} rows")
@@ -174,19 +179,17 @@ def command_restore(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.confirm:
         raise Refused("nothing was done: what is there now would be replaced. Confirm: --confirm (-e confirm_restore=yes)", 2)
-    secrets = read_secrets()
     with lock():
         refuse_while_unfinished()
         if not (host.deploy_dir / "docker-compose.yml").exists():  # an empty machine, whatever was made there for the destination
-            for name in (".", "storage"):
-                facts = run["directories"][name]
-                make_directory(host.deploy_dir / name, int(facts["mode"], 8))
-                os.chown(host.deploy_dir / name, facts["uid"], facts["gid"])
+            make_deploy_directory(host, run["directories"])
         make_directory(host.staging, 0o700)
         claim_destination(host, take_over=True)
         make_directory(host.deploy_dir / "backup", 0o755)
         put_secrets(host, named_secrets(host.configuration / "backup.conf"), secrets)
         make_image(host, host.configuration, rebuild=False)
+        if snapshot:
+            fetch(host, snapshot, run)
         restore(host, run, kinds)
     return 0
 

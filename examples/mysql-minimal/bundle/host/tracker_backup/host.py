@@ -12,11 +12,16 @@ from pathlib import Path
 CONFIG = Path(os.environ.get("TRACKER_BACKUP_CONFIG", "/etc/tracker-backup.conf"))
 STATE = Path(os.environ.get("TRACKER_BACKUP_STATE_DIR", "/var/lib/tracker-backup"))
 ROOT = Path(os.environ.get("TRACKER_BACKUP_ROOT", "/"))  # where the host's own files are, for tests
+IN_SIDECAR = "TRACKER_BACKUP_DEPLOY_DIR" in os.environ  # then places are the container's, and there is no Docker
 BUNDLE = Path(__file__).resolve().parents[2]  # the upload, when a command is run from it
 
 
 def utc_now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_time(text: str) -> datetime.datetime:
+    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
 
 
 class Refused(Exception):
@@ -71,8 +76,8 @@ class Host:
         try:
             return cls(
                 environment=settings["ENVIRONMENT"],
-                deploy_dir=Path(settings["DEPLOY_DIR"]),
-                destination=Path(settings["DESTINATION"]),
+                deploy_dir=Path(os.environ.get("TRACKER_BACKUP_DEPLOY_DIR", settings["DEPLOY_DIR"])),
+                destination=Path(os.environ.get("TRACKER_BACKUP_DESTINATION", settings["DESTINATION"])),
                 strategy=settings["STRATEGY"],
                 schedule=settings["SCHEDULE"],
                 longest_interval=int(settings["LONGEST_INTERVAL_SECONDS"]),
@@ -108,6 +113,11 @@ class Host:
     def scope(self) -> str:
         """What of the database is backed up: `full` or `exclude-statistics`."""
         return self.backup_settings.get("BACKUP_SCOPE", "")
+
+    @property
+    def age_limit(self) -> int:
+        """Seconds after which the newest success is too old."""
+        return 2 * self.longest_interval
 
     @property
     def in_stack(self) -> bool:

@@ -16,6 +16,7 @@ from .docker import BUILD_SECONDS, SIDECAR_LABEL, deployed_containers, docker, m
 from .files import put, remove
 from .host import CONFIG, ROOT, STATE, Host, Refused
 from .log import say
+from .remote import push_what_is_new
 from .restore import command_rollback
 from .state import LockHeld, lock, refuse_while_unfinished, write_state
 
@@ -108,7 +109,7 @@ def remove_sidecar(host: Host) -> None:
 
 
 def command_sidecar(arguments: argparse.Namespace) -> int:
-    """Every minute: undoes a restore that died, tells the sidecar of the stack, and brings it back when it is not there."""
+    """Every minute: undoes a restore that died, tells the sidecar of the stack, brings it back when it is not there, and pushes its runs."""
     if (STATE / "hold").exists():
         return 0
     if (STATE / "restore.json").exists():
@@ -116,6 +117,7 @@ def command_sidecar(arguments: argparse.Namespace) -> int:
     host = sidecar_host()
     write_state(TOLD, look_for_sidecar(host))
     if is_as_wanted(host, find_sidecar(host)):
+        push_what_is_new(host)
         return 0
     for _ in range(LOCK_TRIES):
         with contextlib.suppress(LockHeld), lock(wait=0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import stat
@@ -11,11 +12,43 @@ from typing import Any
 
 from .docker import service_of, stack_containers
 from .files import make_directory
-from .host import Host, Refused
+from .host import IN_SIDECAR, STATE, Host, Refused, parse_time, utc_now
+from .state import read_state
+
+TOLD = "stack.json"  # what the host tells the sidecar
+TOLD_SECONDS = 600
+
+
+def look_for_sidecar(host: Host) -> dict[str, Any]:
+    """What only the host can see of the stack; the sidecar's runs go by it."""
+    images, directories = stack_facts(host)
+    tracker = [found["State"]["Status"] for found in stack_containers(host) if service_of(found) == "tracker"]
+    refused, warnings = "", [f"the tracker is {status}" for status in tracker if status != "running"]
+    try:
+        warnings += check_deployment(host)
+    except Refused as error:
+        refused = str(error)
+    if not tracker:
+        refused = f"there is no container of the service tracker in {host.deploy_dir}: what its database is nobody can tell"
+    return {"at": utc_now(), "images": images, "directories": directories, "refused": refused, "warnings": warnings}
+
+
+def told_by_host() -> dict[str, Any]:
+    """The same, in the sidecar."""
+    told = read_state(TOLD, {})
+    if not told:
+        raise Refused(f"{STATE / TOLD} is missing: cron on the host writes it every minute, by `tracker-backup sidecar`")
+    age = (datetime.datetime.now(datetime.timezone.utc) - parse_time(told["at"])).total_seconds()
+    if age > TOLD_SECONDS:
+        told["warnings"] = [*told["warnings"], f"cron on the host has told nothing of the stack for {age / 60:.0f} minutes: does it run?"]
+    return told
 
 
 def stack_facts(host: Host) -> tuple[dict[str, str], dict[str, Any]]:
     """Image ids by service, and owner and mode of each directory of the deployment that a service mounts."""
+    if IN_SIDECAR:
+        told = told_by_host()
+        return told["images"], told["directories"]
     images: dict[str, str] = {}
     directories: dict[str, Any] = {}
     for found in stack_containers(host):
@@ -78,6 +111,11 @@ def expected_database(settings: Mapping[str, str]) -> tuple[str, str]:
 
 def check_deployment(host: Host) -> list[str]:
     """The tracker's database is the one that backup.conf names, otherwise Refused; returns what else is not as installed."""
+    if IN_SIDECAR:
+        told = told_by_host()
+        if told["refused"]:
+            raise Refused(told["refused"])
+        return list(told["warnings"])
     warnings = []
     settings = host.backup_settings
     containers = stack_containers(host)

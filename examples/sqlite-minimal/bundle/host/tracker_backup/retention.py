@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 
 from .host import CONFIG, IN_SIDECAR, Host
 from .log import say
@@ -44,13 +43,14 @@ def suspicions(runs: list[Manifest], retention_days: int, longest_interval: int,
         if run_time(run["id"]) > now + datetime.timedelta(minutes=1):
             found[f"future {run['id']}"] = f"the run {run['id']} lies in the future: the clock was or is wrong"
     good = [run for run in runs if run["result"] == "success"]
-    for before, newest in itertools.pairwise(good):  # a run after a suspicious one does not hide it
+    for index, newest in enumerate(good[1:], 1):  # a run after a suspicious one does not hide it
+        before = good[index - 1]
         pause = (run_time(newest["id"]) - run_time(before["id"])).total_seconds()
         if pause > max(retention_days * 86400, 2 * longest_interval):
             found[f"pause {newest['id']}"] = (
                 f"{newest['id']} came {pause / 86400:.0f} days after the success before it: the clock jumped, or backups paused"
             )
-        if same := newest_success(good[:-1], newest["scope"]):
+        if same := newest_success(good[:index], newest["scope"]):
             for table, rows in same["tables"].items():
                 if 2 * newest["tables"].get(table, 0) < rows:
                     found[f"rows {newest['id']} {table}"] = (

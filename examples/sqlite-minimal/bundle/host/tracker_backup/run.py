@@ -15,7 +15,7 @@ from .files import write_durably
 from .host import CONFIG, Host, Refused, utc_now
 from .log import say
 from .remote import remembered
-from .runs import Manifest, newest_success, read_runs
+from .runs import Manifest, newest_success, read_runs, too_old
 from .secrets import named_secrets, require_secrets
 
 FORMAT = 1
@@ -28,6 +28,9 @@ def command_check(arguments: argparse.Namespace) -> int:
     elif arguments.what == "docker":
         require_secrets(host, named_secrets(host.configuration / "backup.conf"), {})
         check_docker(host, host.deploy_dir / "docker-compose.backup.yml")
+    elif arguments.what == "freshness":
+        if problem := too_old(host, read_runs(host))[1]:
+            raise Refused(problem)
     else:
         for warning in check_deployment(host):
             say(f"warning: {warning}")

@@ -11,6 +11,7 @@ from .docker import container
 from .host import CONFIG, Host, Refused, utc_now
 from .log import say
 from .remote import check_repository
+from .retention import remember_suspension
 from .runs import Manifest, check_files, choose_run, read_runs
 from .server import Server, wait_for_server
 from .state import lock, write_state
@@ -56,6 +57,7 @@ def command_verify(arguments: argparse.Namespace) -> int:
         run = choose_run(read_runs(host), arguments.run)
         problems = verify(host, run, arguments.image)
         write_state("verified.json", {"run": run["id"], "at": utc_now(), "problems": problems})
+        remember_suspension(host, read_runs(host))
         remote = check_repository(host) if arguments.run == "latest" else ""
     for problem in problems:
         say(f"PROBLEM: {run['id']}: {problem}")

@@ -1,8 +1,9 @@
 """Lists the backups of a Torrust Tracker, tells how they are, and installs or removes the backup itself.
 
-For operators:      list, status, verify, restore, acknowledge, push
+For operators:      run, list, status, verify, restore, acknowledge, push
 For the playbooks:  install, uninstall
-For the run:        check, expect, record, prune, push, rollback (maintenance-backup.sh calls these)
+For the run:        check, expect, record, prune, push, rollback (maintenance-backup.sh and sidecar-backup.sh call these)
+For cron:           sidecar
 
 Exit codes: 0 success; 1 failed, or the backups are not as they should be; 2 configuration error; 75 another run holds
 the lock. Source of all names and rules: the bundle that is installed; the newest run is the one with the highest
@@ -24,6 +25,7 @@ from .remote import command_push
 from .restore import command_restore, command_rollback
 from .retention import command_acknowledge, command_prune
 from .run import command_check, command_expect, command_record
+from .sidecar import command_run, command_sidecar
 from .status import command_list, command_status
 from .verify import command_verify
 
@@ -37,6 +39,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         command.set_defaults(call=call)
         return command
 
+    add("run", command_run, "back up now").add_argument("--dry-run", action="store_true", help="check everything, publish nothing")
     add("list", command_list, "the runs, oldest first").add_argument("--json", action="store_true", help="their run manifests")
     add("status", command_status, "last run, age, space; fails when backups are too old").add_argument("--json", action="store_true")
     install = add("install", command_install, "put the uploaded bundle in its places; secrets as JSON on standard input")
@@ -53,9 +56,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     restoring.add_argument("--confirm", action="store_true", help="what is there now is replaced")
     add("rollback", command_rollback, "undo a restore that died (maintenance-backup.sh --recover calls it)")
     add("acknowledge", command_acknowledge, "let retention go on after you have looked at what suspended it")
+    add("sidecar", command_sidecar, "for cron: bring a sidecar back that is missing, and tell it what only the host knows")
     add("uninstall", command_uninstall, "remove everything but the backups")
-    check = add("check", command_check, "for the run: is the destination ours, is Docker fit, is the deployment as installed")
-    check.add_argument("what", choices=["destination", "docker", "deployment"])
+    check = add(
+        "check", command_check, "for the run: is the destination ours, is Docker fit, is the deployment as installed, is the last success recent"
+    )
+    check.add_argument("what", choices=["destination", "docker", "deployment", "freshness"])
     add("expect", command_expect, "for the run: what the last good run teaches").add_argument("work")
     add("record", command_record, "for the run: write the run manifest").add_argument("work")
     add("prune", command_prune, "for the run: remove what is older than the retention")
