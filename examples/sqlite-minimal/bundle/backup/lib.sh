@@ -119,6 +119,10 @@ while_in_use() {
     done
 }
 
+online_copy() { while_in_use "$1" copy_sqlite "$1" "$2"; }
+
+online_excerpt() { while_in_use "$1" excerpt_sqlite "$1" "$2"; }
+
 # copy_sqlite FROM TO: one read transaction held for the whole copy, so that a writer cannot make it start over.
 copy_sqlite() {
     local from=$1 to=$2
@@ -132,7 +136,7 @@ copy_sqlite() {
 # -safe, since the text of a hostile schema may hold more than its one statement.
 excerpt_sqlite() {
     local from=$1 to=$2 uri virtual settings statements version answer
-    local reading=(sqlite3 -batch -bail -readonly -cmd '.timeout 5000' "$from")
+    local reading=(sqlite3 -batch -bail -readonly -cmd '.timeout 5000' "$from") writing
     rm -f -- "$to" "$to"-{journal,wal}
     virtual=$("${reading[@]}" "SELECT group_concat(name, ', ') FROM sqlite_master WHERE type = 'table' AND rootpage = 0") || return
     [[ -z $virtual ]] || die 1 "$from has virtual tables ($virtual), of which no excerpt can be made: set backup.database_scope to full"
@@ -140,9 +144,8 @@ excerpt_sqlite() {
         && settings=$("${reading[@]}" "$SQLITE_SETTINGS") \
         && statements=$("${reading[@]}" "$SQLITE_EXCERPT") || return
     uri=${from//%/%25} uri=${uri//\?/%3f} uri=${uri//\#/%23} uri=${uri//\'/%27}
-    answer=$(printf '%s\n' 'BEGIN;' 'PRAGMA live.schema_version;' "$statements" \
-        | SQLITE_TMPDIR=$WORK sqlite3 -batch -bail -cmd "$settings" -cmd "ATTACH 'file:$uri?mode=ro' AS live" -cmd '.timeout 5000' -safe "$to") \
-        || return
+    writing=(sqlite3 -batch -bail -cmd '.timeout 5000' -cmd "$settings" -cmd "ATTACH 'file:$uri?mode=ro' AS live" -safe "$to")
+    answer=$(printf '%s\n' 'BEGIN;' 'PRAGMA live.schema_version;' "$statements" | SQLITE_TMPDIR=$WORK "${writing[@]}") || return
     [[ ${answer%%$'\n'*} == "$version" ]] || { echo 'the schema was changed meanwhile' >&2; return 1; }
     [[ $(od -An -j 18 -N 1 -t u1 -- "$from") -ne 2 ]] || sqlite3 -batch -bail "$to" 'PRAGMA journal_mode=WAL' >/dev/null
 }
@@ -153,18 +156,22 @@ readonly SQLITE_SETTINGS="
         '; PRAGMA auto_vacuum=' || auto_vacuum || '; PRAGMA user_version=' || user_version || '; PRAGMA application_id=' || application_id
     FROM pragma_page_size, pragma_encoding, pragma_auto_vacuum, pragma_user_version, pragma_application_id"
 
-# Tables, rows, autoincrement state, then what would only be in the way before: indexes, views, triggers.
+# Tables, rows, autoincrement state, then what would only be in the way before: indexes, views, triggers. The text of a schema
+# may end in a comment.
 readonly SQLITE_EXCERPT="
-    SELECT 'CREATE TABLE main.a (a INTEGER PRIMARY KEY AUTOINCREMENT); DROP TABLE main.a;' FROM sqlite_master WHERE name = 'sqlite_sequence';
-    SELECT sql || char(10) || ';' FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid;
+    SELECT 'CREATE TABLE main.a (a INTEGER PRIMARY KEY AUTOINCREMENT); DROP TABLE main.a;'
+    FROM sqlite_master WHERE name = 'sqlite_sequence';
+    CREATE TEMP VIEW tables AS SELECT rowid, name, '\"' || replace(name, '\"', '\"\"') || '\"' AS quoted, sql FROM main.sqlite_master
+        WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid;
+    SELECT sql || iif(instr(sql, '--'), char(10), '') || ';' FROM tables;
     SELECT 'INSERT INTO main.' || quoted || ' (' || columns || ') SELECT ' || columns || ' FROM live.' || quoted ||
-        CASE name WHEN 'torrents' THEN ' WHERE completed > 0' ELSE '' END || ';'
-    FROM (SELECT name, '\"' || replace(name, '\"', '\"\"') || '\"' AS quoted,
-            (SELECT group_concat('\"' || replace(name, '\"', '\"\"') || '\"') FROM pragma_table_xinfo(tables.name) WHERE hidden = 0) AS columns
-        FROM sqlite_master AS tables WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid);
+        iif(name = 'torrents', ' WHERE completed > 0;', ';')
+    FROM (SELECT *, (SELECT group_concat('\"' || replace(name, '\"', '\"\"') || '\"')
+            FROM pragma_table_xinfo(tables.name, 'main') WHERE hidden = 0) AS columns FROM tables);
     SELECT 'DELETE FROM main.sqlite_sequence; INSERT INTO main.sqlite_sequence SELECT * FROM live.sqlite_sequence;'
     FROM sqlite_master WHERE name = 'sqlite_sequence';
-    SELECT sql || char(10) || ';' FROM sqlite_master WHERE type <> 'table' AND sql IS NOT NULL ORDER BY type = 'trigger', rowid;
+    SELECT sql || iif(instr(sql, '--'), char(10), '') || ';' FROM sqlite_master WHERE type <> 'table' AND sql IS NOT NULL
+    ORDER BY type = 'trigger', rowid;
     SELECT 'COMMIT;';
     SELECT 'ANALYZE main;' FROM sqlite_master WHERE name = 'sqlite_stat1'"
 
@@ -226,28 +233,27 @@ said() {
     ((status == 0)) || die 1 "$(tail -n 1 -- "$WORK/stderr") ($1, exit code $status)"
 }
 
-query_mysql() { said mariadb --defaults-file="$CLIENT_CONFIG" --batch --skip-column-names --execute "$1" -- "${SETTING[DB_NAME]}"; }
+query_mysql() { said mariadb --defaults-file="$CLIENT_CONFIG" --batch --raw --skip-column-names --execute "$1" -- "${SETTING[DB_NAME]}"; }
 
 # dump_mysql FILE OPTION...
 dump_mysql() {
-    said mariadb-dump --defaults-file="$CLIENT_CONFIG" --single-transaction --quick --no-tablespaces --hex-blob "${@:2}" >"$1"
+    said mariadb-dump --defaults-file="$CLIENT_CONFIG" --single-transaction --quick --no-tablespaces --hex-blob "${@:2}" \
+        -- "${SETTING[DB_NAME]}" >"$1"
 }
 
 # Leaving out rows takes two dumps, each consistent in itself: --where would be of every table. Triggers come with the second,
 # since those of torrents must not be there before its rows; of other tables it has nothing else.
 capture_mysql() {
-    local name=${SETTING[DB_NAME]} tables table only_triggers=()
+    local name=${SETTING[DB_NAME]} tables table others=()
     if [[ ${SETTING[BACKUP_SCOPE]} == full ]]; then
-        dump_mysql "$WORK/database.sql" --routines --triggers --events -- "$name"
+        dump_mysql "$WORK/database.sql" --routines --triggers --events
         return
     fi
-    dump_mysql "$WORK/database.sql" --routines --skip-triggers --events --ignore-table-data="$name.torrents" -- "$name"
-    tables=$(query_mysql "SELECT DISTINCT event_object_table FROM information_schema.triggers
-        WHERE trigger_schema = database() AND event_object_table <> 'torrents'")
-    [[ -z $tables ]] || mapfile -t only_triggers <<<"$tables"
-    set --
-    for table in "${only_triggers[@]}"; do set -- "$@" --ignore-table-data="$name.$table"; done
-    dump_mysql "$WORK/torrents.sql" --triggers --no-create-info --where='completed > 0' "$@" -- "$name" torrents "${only_triggers[@]}"
+    dump_mysql "$WORK/database.sql" --routines --skip-triggers --events --ignore-table-data="$name.torrents"
+    tables=$(query_mysql "SELECT table_name FROM information_schema.tables
+        WHERE table_schema = database() AND table_type = 'BASE TABLE' AND table_name <> 'torrents'")
+    while IFS= read -r table; do others+=(--ignore-table-data="$name.$table"); done <<<"$tables"
+    dump_mysql "$WORK/torrents.sql" --triggers --no-create-info --where='completed > 0' "${others[@]}"
 }
 
 check_mysql_dump() {

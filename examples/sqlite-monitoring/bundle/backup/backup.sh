@@ -128,8 +128,8 @@ capture() {
     case ${SETTING[DB_TYPE]}-$method-${SETTING[BACKUP_SCOPE]} in
         sqlite-copy-full) capture_sqlite_files "$WORK/database.db" ;;
         sqlite-copy-*) capture_sqlite_files "$WORK/whole.db" ;;
-        sqlite-online-full) while_in_use "${SETTING[DB_PATH]}" copy_sqlite "${SETTING[DB_PATH]}" "$WORK/database.db" ;;
-        sqlite-online-*) while_in_use "${SETTING[DB_PATH]}" excerpt_sqlite "${SETTING[DB_PATH]}" "$WORK/database.db" ;;
+        sqlite-online-full) online_copy "${SETTING[DB_PATH]}" "$WORK/database.db" ;;
+        sqlite-online-*) online_excerpt "${SETTING[DB_PATH]}" "$WORK/database.db" ;;
         mysql-*) capture_mysql ;;
         *) die 2 "no such capture: ${SETTING[DB_TYPE]}, $method" ;;
     esac
@@ -166,7 +166,7 @@ archive_config() {
     for relative in "${DATABASES[@]}"; do
         require_sqlite_file "$DATA/$relative"
         member=$WORK/members/$relative
-        while_in_use "$DATA/$relative" copy_sqlite "$DATA/$relative" "$WORK/member.db"
+        online_copy "$DATA/$relative" "$WORK/member.db"
         check_sqlite "$WORK/member.db"
         mkdir -p -- "${member%/*}"
         mv -T -- "$WORK/member.db" "$member"
@@ -219,8 +219,9 @@ timed() {
 # What was copied whole, since the window is for copying alone, is checked and then becomes the excerpt.
 take_excerpt() {
     check_sqlite "$WORK/whole.db"
-    said excerpt_sqlite "$WORK/whole.db" "$WORK/database.db"
-    rm -f -- "$WORK/whole.db"
+    excerpt_sqlite "$WORK/whole.db" "$WORK/database.db" 2>"$WORK/stderr" \
+        || die 1 "the statistics could not be left out: $(tr -s '\n ' ' ' <"$WORK/stderr")"
+    rm -f -- "$WORK/whole.db"*
 }
 
 finish() {
