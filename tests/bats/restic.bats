@@ -74,7 +74,7 @@ REASONS
     output_lacks 'quite secret'
     output_has 'Fatal: *** and ***'
     grep -qx 'AWS_SECRET_ACCESS_KEY=quite secret key' "$STUB/environment"
-    ! grep -q 'secret key\|hidden-word\|the password' "$CALLS"
+    run ! grep -q 'secret key\|hidden-word\|the password' "$CALLS"
 }
 
 @test "a variable that is none of a server's is refused" {

@@ -74,11 +74,10 @@ def s3(host: Host) -> Server:
     found = shutil.which("rclone", path=str(REPOSITORY / "target/venv/bin")) or shutil.which("rclone")
     assert found, "no rclone in target/venv/bin or on PATH: run scripts/setup"
     host.run("install", "-m", "0755", "/dev/stdin", "/usr/local/bin/rclone", stdin=Path(found).read_bytes(), seconds=300)
-    host.unpack({"srv/s3": None, "srv/s3/torrust": None, "srv/s3.env": f"RCLONE_AUTH_KEY={','.join(ACCESS_KEY.values())}\n"})
+    host.unpack({"srv/s3": None, "srv/s3/torrust": None})
     section = {"repository": f"s3:http://{host.address}:9000/torrust", "password": PASSWORD, "environment": ACCESS_KEY}
-    return _service(
-        host, "s3", section, 9000, "/usr/local/bin/rclone serve s3 --addr :9000 /srv/s3", "EnvironmentFile=/srv/s3.env\nEnvironment=HOME=/root"
-    )
+    command = f"/usr/local/bin/rclone serve s3 --auth-key {','.join(ACCESS_KEY.values())} --addr :9000 /srv/s3"
+    return _service(host, "s3", section, 9000, command, "Environment=HOME=/root")
 
 
 def _service(host: Host, name: str, section: dict[str, Any], port: int, command: str, more: str = "") -> Server:

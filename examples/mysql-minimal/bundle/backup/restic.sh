@@ -91,7 +91,7 @@ redact() {
 explain() {
     local status=$1 limit=$2 step=$3 said last
     said=$(<"$SAID")
-    last=$(grep -E '^Fatal: |returned error' "$SAID" | tail -n 1) || last=$(tail -n 1 "$SAID")
+    last=$(grep 'returned error' "$SAID" | tail -n 1) || last=$(grep '^Fatal: ' "$SAID" | tail -n 1) || last=$(tail -n 1 "$SAID")
     last=$(redact <<<"$last")
     case $status-$said in
         10-*) die 10 "there is no restic repository at the address of backup.restic.repository" ;;
