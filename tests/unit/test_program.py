@@ -49,6 +49,7 @@ def test_the_whole_package_is_installed_and_anyone_may_read_it(host: Sandbox) ->
     library = host.root / "usr/local/lib/tracker-backup"
     assert {str(path.relative_to(library)): mode(path) for path in (library, *library.rglob("*"))} == {
         ".": "0755",
+        "run.sh": "0644",
         "tracker_backup": "0755",
         **{f"tracker_backup/{path.name}": "0644" for path in PACKAGE.glob("*.py")},
     }
