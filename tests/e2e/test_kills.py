@@ -10,7 +10,6 @@ import os
 import random
 import re
 import time
-from dataclasses import dataclass
 
 import pytest
 
@@ -19,6 +18,7 @@ from e2e.aftermath import becomes, lost, next_run
 from e2e.deployment import Deployment
 from e2e.faults import MARKER, PAUSE, STOP, recover, tracker_started_again
 from e2e.host import Container, Host, wait_until
+from e2e.page import Row
 from e2e.stack import wait_for_tracker
 from e2e.steps import KILL, Step, Struck, strike_after, strike_at
 
@@ -58,7 +58,7 @@ STEPS = (
 # Outside the window it makes no difference how the tracker is taken down. Before it has the lock, a run has not asked Docker for anything: what a
 # dead Docker takes down then is as down as it would be without us.
 CASES = [
-    pytest.param(quiesce, victim, step, id=f"{quiesce}: {victim}, {step.name}")
+    (quiesce, victim, step)
     for quiesce in ACTIONS
     for victim in KILL
     for step in STEPS
@@ -70,15 +70,9 @@ AT_RANDOM = {"the script": 8, "its container": 1, "containerd": 1}
 BY_CRON = ("the script", "capturing the database")
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What became of a kill: the cells of a row of the table but for the step, and for how long the tracker did not answer."""
-
-    cells: tuple[str, ...]
-    gap: float
-
-
-SEEN: dict[tuple[str, str], dict[tuple[str, str], Seen]] = {}
+# By database and by how the tracker is taken down: what became of each kill, and the longest time without an answer to an announce.
+SEEN: dict[tuple[str, str], dict[str, Row]] = {}
+GAPS: dict[tuple[str, str], list[float]] = {}
 
 
 def reason(killed: Struck, log: str) -> str:
@@ -89,7 +83,7 @@ def reason(killed: Struck, log: str) -> str:
     assert not re.search("exit code [0-9]+: unexpected", log), log
     for pattern in ("]: ERROR:", "skipped: ", "recovery: run", " succeeded", " begins"):
         if found := [line for line in lines if pattern in line]:
-            return page.plain(found[0])
+            return found[0]
     return ""
 
 
@@ -119,7 +113,7 @@ def recovered(host: Host, killed: Struck, *, by_cron: bool = False) -> None:
     wait_for_tracker(host, left)
 
 
-@pytest.mark.parametrize(("quiesce", "victim", "step"), CASES)
+@pytest.mark.parametrize(("quiesce", "victim", "step"), CASES, ids=[f"{quiesce}: {victim}, {step.name}" for quiesce, victim, step in CASES])
 def test_a_kill_at_a_step_loses_nothing(deployment: Deployment, quiesce: str, victim: str, step: Step) -> None:
     host = deployment.host
     if not faults.backups(host):
@@ -135,8 +129,10 @@ def test_a_kill_at_a_step_loses_nothing(deployment: Deployment, quiesce: str, vi
         log = faults.log_since(host, since)
         tracker = brought_back(deployment, before, log)
         assert lost(host, earlier) == []
-        cells = (str(killed.outcome.code), reason(killed, log), tracker, next_run(deployment, earlier))
-    SEEN.setdefault((deployment.stack.driver, quiesce), {})[victim, step.name] = Seen(cells, gap)
+        name, key = row_name(victim, step), (deployment.stack.driver, quiesce)
+        row = Row(name, killed.outcome.code, reason(killed, log), tracker, next_run(deployment, earlier))
+    SEEN.setdefault(key, {})[name] = row
+    GAPS.setdefault(key, []).append(gap)
 
 
 def test_kills_at_random_moments_lose_nothing(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,22 +171,19 @@ def test_kills_at_random_moments_lose_nothing(deployment: Deployment, capsys: py
     page.show(f"random kills, {deployment.stack.driver}", text, capsys)
 
 
-def table(seen: dict[tuple[str, str], Seen]) -> str:
-    """Markdown: steps that a kill at has the same effect are one row."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for victim in KILL:
-        for step in STEPS:
-            if (victim, step.name) in seen:
-                rows.setdefault((victim, *seen[victim, step.name].cells), []).append(step.name)
-    text = "| killed | at the step | exit code | what the log says | tracker | next run |\n| --- | --- | --- | --- | --- | --- |\n"
-    for (victim, *cells), steps in rows.items():
-        text += f"| {' | '.join((victim, '; '.join(steps), *cells))} |\n"
-    return f"{text}\nThe longest time without an answer to an announce: {max(one.gap for one in seen.values()):.0f} s, of {len(seen)} kills.\n"
+def row_name(victim: str, step: Step) -> str:
+    """The first cell of a kill's row."""
+    return f"{victim}: {step.name}"
 
 
-def test_zz_the_tables(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
-    """Prints what was seen; a table that is not complete is not written."""
-    for quiesce in ACTIONS:
-        seen = SEEN.get((deployment.stack.driver, quiesce), {})
-        if len(seen) == sum(case.values[0] == quiesce for case in CASES):
-            page.show(f"kills, {deployment.stack.driver}, {quiesce}", table(seen), capsys)
+@pytest.mark.parametrize("quiesce", ACTIONS)
+def test_zz_the_tables(deployment: Deployment, quiesce: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prints what was seen; what was not run this time stays on the page as it is."""
+    key, name = (deployment.stack.driver, quiesce), f"kills, {deployment.stack.driver}, {quiesce}"
+    if key not in SEEN:
+        pytest.skip("nothing was killed this time")
+    rows = page.rows(name) | {name: str(row) for name, row in SEEN[key].items()}
+    order = [row_name(victim, step) for taken_down, victim, step in CASES if taken_down == quiesce]
+    table = page.HEAD + "".join(f"{rows[name]}\n" for name in order if name in rows)
+    gap = f"\nOf {len(GAPS[key])} kills, the longest time without an answer to an announce: {max(GAPS[key]):.0f} s.\n"
+    page.show(name, table + gap, capsys)
