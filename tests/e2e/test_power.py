@@ -71,10 +71,11 @@ def back_on(deployment: Deployment) -> None:
 
 def test_a_backup_is_whole_after_a_power_cut_just_after_success(deployment: Deployment) -> None:
     host = deployment.host
-    with losing_disk(deployment), deployment.configured(QUIESCE="none"):
-        deployment.run().succeeded()
-        earlier, before, since = faults.backups(host), deployment.tracker(), faults.log_lines(host)
-        host.sh(f"{SCRIPT} && {{ {POWER_GONE}; }}")
+    with losing_disk(deployment):
+        with deployment.configured(QUIESCE="none"):
+            deployment.run().succeeded()
+            earlier, before, since = faults.backups(host), deployment.tracker(), faults.log_lines(host)
+            host.sh(f"{SCRIPT} && {{ {POWER_GONE}; }}")
         back_on(deployment)
         assert lost(host, earlier) == []
         run = deployment.last_run()
