@@ -66,7 +66,7 @@ def copying(sandbox: Sandbox) -> Sandbox:
     """A host with a repository, none of it made yet, and one run."""
     sandbox.make_bundle(**SETTINGS)
     assert sandbox.install(secrets=SECRETS).code == 0
-    script = sandbox.root / "usr/local/bin/restic.sh"
+    script = sandbox.stub / "restic.sh"
     script.write_text(STUB)
     script.chmod(0o755)
     add_run(sandbox, "20260101_030000", 1)
@@ -215,3 +215,20 @@ def test_a_restore_without_a_run_says_what_is_missing(host: Sandbox) -> None:
     asked = host.call("restore")
     assert asked.code == 2
     assert "say which backup" in asked.err
+
+
+def test_the_host_of_a_sidecar_pushes_each_of_its_runs_once(copying: Sandbox) -> None:
+    """The sidecar itself has neither Docker nor restic's secrets."""
+    package = copying.package
+    host = package.host.Host.read(package.host.CONFIG)
+    package.remote.push_what_is_new(host)
+    assert "backup" in steps(copying)
+    package.remote.push_what_is_new(host)
+    assert steps(copying) == []
+    fails(copying, "backup", 14, "down")
+    add_run(copying, "20260102_030000", 2)
+    with pytest.raises(package.host.Refused, match="down"):
+        package.remote.push_what_is_new(host)
+    assert steps(copying)
+    package.remote.push_what_is_new(host)
+    assert steps(copying) == []
