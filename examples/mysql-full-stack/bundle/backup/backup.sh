@@ -95,7 +95,7 @@ refuse_writer_stall() {
     head -c "$sample" -- "${SETTING[DB_PATH]}" >"$WORK/sample"
     elapsed=$((${EPOCHREALTIME/[.,]/} - started + 1))
     rm -f -- "$WORK/sample"
-    estimate=$((bytes * elapsed / sample / 1000000))
+    estimate=$((bytes / sample * elapsed / 1000000))
     log "an online copy would make the tracker's writes wait for about $estimate s"
     if ((estimate > STALL_LIMIT_SECONDS)) && [[ ${SETTING[BACKUP_ALLOW_WRITER_STALL]} == false ]]; then
         die 1 "the tracker's writes would wait for about $estimate s (limit $STALL_LIMIT_SECONDS s): choose strategy 'maintenance-window' with quiesce 'pause' or 'stop', or set backup.allow_writer_stall"
