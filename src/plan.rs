@@ -244,7 +244,7 @@ fn packages(strategy: Strategy, repository: Option<&Repository>) -> Vec<&'static
     match strategy {
         Strategy::MaintenanceWindow => {}
         Strategy::Sidecar => {
-            packages.extend(["cron", "python3", "tzdata", "tzdata-legacy", "util-linux"])
+            packages.extend(["cron", "python3", "tzdata", "tzdata-legacy", "util-linux"]);
         }
     }
     match repository {
