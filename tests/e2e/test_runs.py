@@ -208,6 +208,10 @@ def test_retention_removes_old_runs_of_ours_and_nothing_else(deployment: Deploym
     tree[f"{base}/{kind}/notes.txt"] = "an operator's own"
     kept = set(deployment.published())
     deployment.host.unpack(tree, modes=dict.fromkeys(tree, 0o600))
+    suspended = deployment.run().succeeded()
+    assert "retention is suspended" in suspended.output, "years without a backup: did the clock jump?"
+    assert {path.removeprefix(f"{base}/") for path in tree} <= set(deployment.published())
+    deployment.host.run("tracker-backup", "acknowledge")
     deployment.run().succeeded()
     left = set(deployment.published())
     assert left >= kept, "nothing younger than the retention goes"
