@@ -88,14 +88,14 @@ probe_write() {
 
 # A writer in rollback-journal mode waits for the whole online copy; SQLite's drivers commonly give up after 5 s.
 refuse_writer_stall() {
-    local bytes=$1 started elapsed sample=67108864 estimate
+    local bytes=$1 started elapsed sample=67108864 samples estimate
     [[ $(od -An -j 18 -N 1 -t u1 -- "${SETTING[DB_PATH]}") -ne 2 ]] || return 0
     ((bytes > sample)) || return 0
     started=${EPOCHREALTIME/[.,]/}
     head -c "$sample" -- "${SETTING[DB_PATH]}" >"$WORK/sample"
     elapsed=$((${EPOCHREALTIME/[.,]/} - started + 1))
     rm -f -- "$WORK/sample"
-    estimate=$((bytes / sample * elapsed / 1000000))
+    samples=$((bytes / sample)) estimate=$((samples * elapsed / 1000000))
     log "an online copy would make the tracker's writes wait for about $estimate s"
     if ((estimate > STALL_LIMIT_SECONDS)) && [[ ${SETTING[BACKUP_ALLOW_WRITER_STALL]} == false ]]; then
         die 1 "the tracker's writes would wait for about $estimate s (limit $STALL_LIMIT_SECONDS s): choose strategy 'maintenance-window' with quiesce 'pause' or 'stop', or set backup.allow_writer_stall"
