@@ -1116,6 +1116,35 @@ killed_in_the_window() {
     tracker_is running
 }
 
+@test "--recover keeps the marker when the pause of a dead run takes effect late" {
+    configure QUIESCE pause
+    on pause '(sleep 1.5; printf paused >"$STUB/tracker/status") >/dev/null 2>&1 & touch "$STUB/hanging"; wait; exit 0'
+    start_run
+    wait_until 10 test -e "$STUB/hanging"
+    kill -KILL "$PID"
+    wait_until 3 gone "$PID"
+    TRACKER_BACKUP_STEADY_SECONDS=3 maintenance --recover
+    ends_with_status 4
+    [[ -e $STATE/window ]]
+    maintenance --recover
+    ends_with_status 0
+    tracker_is running
+    [[ ! -e $STATE/window ]]
+}
+
+@test "--recover says nothing of somebody else when a run died before its pause" {
+    configure QUIESCE pause
+    on pause 'touch "$STUB/hanging"; exec sleep 30'
+    start_run
+    wait_until 10 test -e "$STUB/hanging"
+    kill -KILL "$PID"
+    wait_until 3 gone "$PID"
+    maintenance --recover
+    ends_with_status 0
+    tracker_is running
+    [[ $output != *somebody* && ! -e $STATE/window ]]
+}
+
 @test "the next run recovers the tracker of a dead one first, and then backs it up" {
     killed_in_the_window
     rm "$STUB/hooks/capture"

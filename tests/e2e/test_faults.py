@@ -229,7 +229,7 @@ FAULTS = (
     Fault("killed (-9), then somebody restarts the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('restart --timeout 1 tracker')}", window=True, recovery=True, settings=PAUSED),
     Fault("killed (-9), then somebody replaces the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('up --detach --force-recreate --no-deps tracker')}", window=True, recovery=True,
           settings=STOPPED),
-    Fault("killed (-9), then somebody unpauses the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('unpause tracker')}", window=True, recovery=True, settings=PAUSED),
+    Fault("killed (-9), then somebody unpauses the tracker", 137, "the tracker runs again", at=CAPTURE, do=f"{HELD}; {_compose('unpause tracker')}", window=True, recovery=True, settings=PAUSED),
     Fault("killed (-9), then somebody stops the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('stop --timeout 1 tracker')}", window=True, recovery=True, settings=PAUSED,
           after="docker start tracker", left="exited"),
     Fault("killed (-9), then somebody removes the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('rm --stop --force tracker')}", window=True, recovery=True, settings=PAUSED,

@@ -325,11 +325,11 @@ recover() {
     ACTION=none RUN=''
 }
 
-# is_as_left STATUS START
+# is_as_left STATUS START. What still runs may be stopped or paused any moment by the dead run's last call.
 is_as_left() {
     [[ $2 == "$STARTED_AT" ]] || return 1
     case $ACTION-$1 in
-        stop-exited | stop-running | pause-paused) ;;
+        stop-exited | stop-running | pause-paused | pause-running) ;;
         pause-exited) ! was_stopped_by_somebody ;;
         *) return 1 ;;
     esac
