@@ -106,11 +106,9 @@ class Deployment:
     def configured(self, **settings: str) -> Iterator[None]:
         """Other values in the host's configuration for as long as the block lasts."""
         files = f"{CONFIG} {DEPLOY_DIR}/backup/backup.conf"
-        edits = [f"s|^{key}=.*|{key}='{value}'|" for key, value in settings.items()]
+        edits = "".join(f"s|^{key}=.*|{key}='{value}'|\n" for key, value in settings.items())
         try:
-            self.host.sh(
-                f"for file in {files}; do cp -p $file $file.original; done; sed -i {shlex.join(f'--expression={edit}' for edit in edits)} {files}"
-            )
+            self.host.sh(f"for file in {files}; do cp -p $file $file.original; done; sed -i {shlex.quote(edits)} {files}")
             yield
         finally:
             self.host.sh(f"for file in {files}; do mv $file.original $file; done")
