@@ -974,6 +974,27 @@ stop_goes_on() {
     recorded result=success
 }
 
+# As when containerd was dead at the moment at which the step ended.
+unheard() { printf 'work=$STUB_DEPLOY/storage/backup-staging/$5; %s; printf %s >"$work/ended"; exec sleep 60' "$1" "$2"; }
+
+@test "a step that succeeded although Docker's client never hears of it does not hold up the run" {
+    on capture "$(unheard 'backup_step capture "$5"' 0)"
+    on finish "$(unheard 'backup_step finish "$5"' 0)"
+    SECONDS=0
+    maintenance
+    ends_with_status 0
+    tracker_is running
+    ((SECONDS < 40))
+}
+
+@test "a step that failed although Docker's client never hears of it fails the run with its reason" {
+    on capture "$(unheard 'printf "the copy is empty\n" >"$work/reason"' 1)"
+    maintenance
+    ends_with_status 1
+    tracker_is running
+    [[ $output == *'the copy is empty'* ]]
+}
+
 # ---------------------------------------------------------------- dead runs, recovery, hold
 
 # A run that was killed inside its window: the tracker is as it left it, the marker is there.

@@ -150,6 +150,7 @@ def test_kills_at_random_moments_lose_nothing(deployment: Deployment, capsys: py
             quiesce, victim = chance.choice(list(ACTIONS)), chance.choices(list(AT_RANDOM), list(AT_RANDOM.values()))[0]
             moment = chance.uniform(0, length)
             what = f"seed {seed}, kill {number}: {victim} after {moment:.3f} s, {quiesce}"
+            print(what)
             earlier, before = faults.backups(host), deployment.tracker()
             with deployment.configured(**ACTIONS[quiesce]):
                 killed = strike_after(host, moment, KILL[victim])

@@ -137,7 +137,7 @@ class Bench:
         for name, (make, _) in FILE_SYSTEMS.items():
             image = _image(name)
             host.sh(f"truncate -s {megabytes * 8 + 2000}M {image} && {make} {image}")
-        host.sh(f"mkdir {DEPLOY_DIR} && mount -o loop {_image('ext4')} {DEPLOY_DIR}")
+        host.sh(f"mkdir {DEPLOY_DIR} && {_mount('ext4', DEPLOY_DIR)}")
         stack = Stack("sqlite3")
         stack.bring_up(host)
         key = ssh_key(folder)
@@ -151,7 +151,7 @@ class Bench:
         sqlite(host, SQLITE_FILE, _FILL.format(rows=megabytes * 1_000_000 // ROW_BYTES, kibibytes=megabytes * 1100), seconds=STEP_SECONDS)
         self.bytes = int(host.run("stat", "--format=%s", SQLITE_FILE).stdout)
         with self._deployment.scratch() as other:
-            host.sh(f"mount -o loop {_image('xfs')} {other} && cp -a {DEPLOY_DIR}/. {other}/ && umount {other}", seconds=STEP_SECONDS)
+            host.sh(f"{_mount('xfs', other)} && cp -a {DEPLOY_DIR}/. {other}/ && umount {other}", seconds=STEP_SECONDS)
 
     def measure(self, way: Way) -> Sample:
         """Brings the host into the way's state, copies the database, then backs up with announces running."""
@@ -168,7 +168,7 @@ class Bench:
         return Sample(ended - started, max(load.longest_gap for load in loads), down, total, size)
 
     def _arrange(self, way: Way) -> None:
-        self._host.sh(f"docker stop -t 0 tracker && umount {DEPLOY_DIR} && mount -o loop {_image(way.file_system)} {DEPLOY_DIR}")
+        self._host.sh(f"docker stop -t 0 tracker && umount {DEPLOY_DIR} && {_mount(way.file_system, DEPLOY_DIR)}")
         answer = sqlite(self._host, SQLITE_FILE, f"PRAGMA journal_mode = {way.journal};").strip()
         assert answer == way.journal, f"the database is in journal mode {answer}"
         self._host.run("docker", "start", "tracker")
@@ -189,6 +189,14 @@ class Bench:
 
 def _image(file_system: str) -> str:
     return f"/var/lib/docker/{file_system}.img"
+
+
+def _mount(file_system: str, directory: str) -> str:
+    """A shell fragment. Direct I/O, as a disk does it: otherwise one commit of the tracker waits until all of the image is written back."""
+    return (
+        f"device=$(losetup --find --show --direct-io=on {_image(file_system)})"
+        f" && mount $device {directory} && losetup --detach $device && losetup --noheadings --output DIO $device | grep -qw 1"
+    )
 
 
 def table(rounds: list[dict[Way, Sample]]) -> str:
@@ -247,7 +255,7 @@ def bench(megabytes: int, rounds: int) -> tuple[str, int]:
                 measured[-1][way] = sample = prepared.measure(way)
                 say(f"round {number + 1}, {way.name}: {sample}")
         text = (
-            f"{prepared.bytes / 1e9:.2f} GB, medians of {rounds} rounds; {machine(host)}, file systems on loop devices; "
+            f"`scripts/bench-window --megabytes {megabytes} --rounds {rounds}`: {prepared.bytes / 1e9:.2f} GB; {machine(host)}, file systems on loop devices with direct I/O; "
             f"the machine's load before: {busy:.1f}.\n\n{table(measured)}"
         )
     return text, sum(misses(way, measured) for way in WAYS)
