@@ -63,11 +63,26 @@ tracker_is_gone() {
 
 tracker_state() { inspect_tracker '{{.State.Status}} {{.State.StartedAt}} {{.State.ExitCode}}'; }
 
-# in_container STEP ARGUMENT...: one step of backup.sh, which says through staging why it failed.
+# in_container LIMIT STEP ARGUMENT...: one step of backup.sh, which says through staging that it is over, and why it failed.
 in_container() {
     local limit=$1 status=0
-    docker_wait "$limit" exec "$CONTAINER" /usr/local/bin/backup.sh "$2" "$RUN" "${@:3}" || status=$?
+    rm -f -- "$WORK/ended"
+    timeout --kill-after=5 "$limit" docker exec "$CONTAINER" /usr/local/bin/backup.sh "$2" "$RUN" "${@:3}" </dev/null 9>&- &
+    CHILD=$!
+    hang_up_when_ended "$CHILD" </dev/null >/dev/null 2>&1 9>&- &
+    wait "$CHILD" || status=$?
+    [[ ! -s $WORK/ended ]] || status=$(<"$WORK/ended")
     ((status == 0)) || step_failed "$2" "$status" "$limit"
+}
+
+# hang_up_when_ended CLIENT: Docker's client waits for ever for a step that ended while containerd was dead.
+hang_up_when_ended() {
+    local patience=5
+    while kill -0 "$1" && ((patience > 0)); do
+        [[ ! -s $WORK/ended ]] || patience=$((patience - 1))
+        sleep 1
+    done
+    ((patience > 0)) || kill "$1"
 }
 
 # ---------------------------------------------------------------- before the window

@@ -296,6 +296,7 @@ main() {
     readonly RUN=$2
     WORK=$STAGING/$RUN
     [[ -d $WORK ]] || die 2 "$WORK is not there: maintenance-backup.sh makes it"
+    trap 'printf "%s" "$?" >"$WORK/ended"' EXIT
     "$step" "${@:3}"
 }
 
