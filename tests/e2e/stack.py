@@ -318,7 +318,8 @@ _COMPOSE_SERVICES = {
       - ./storage/mysql/data:/var/lib/mysql
     healthcheck:
       test: ["CMD-SHELL", "mysqladmin ping --host=127.0.0.1 --user=root --password=\\"$$MYSQL_ROOT_PASSWORD\\""]
-      interval: 2s
+      interval: 30s
+      start_interval: 1s
       timeout: 5s
       retries: 5
       start_period: 60s
@@ -334,7 +335,8 @@ _COMPOSE_SERVICES = {
       - ./storage/prometheus/etc:/etc/prometheus:Z
     healthcheck:
       test: ["CMD", "wget", "--spider", "-q", "http://localhost:9090/-/healthy"]
-      interval: 2s
+      interval: 30s
+      start_interval: 1s
       timeout: 5s
       retries: 5
       start_period: 30s
@@ -356,7 +358,8 @@ _COMPOSE_SERVICES = {
       - ./storage/grafana/provisioning:/etc/grafana/provisioning:ro
     healthcheck:
       test: ["CMD", "wget", "--spider", "-q", "http://localhost:3000/api/health"]
-      interval: 2s
+      interval: 30s
+      start_interval: 1s
       timeout: 5s
       retries: 5
       start_period: 60s
