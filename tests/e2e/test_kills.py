@@ -111,6 +111,8 @@ def recovered(host: Host, killed: Struck, *, by_cron: bool = False) -> None:
     left = BACK_SECONDS - CRON_SECONDS - (time.monotonic() - killed.moment)
     wait_until("the recovery", lambda: not host.exists(MARKER), left)
     wait_for_tracker(host, left)
+    # A containerd that was killed takes systemd and Docker some seconds.
+    wait_until("Docker to reach containerd", lambda: host.run("docker", "top", "tracker", check=False).returncode == 0, 60)
 
 
 @pytest.mark.parametrize(("quiesce", "victim", "step"), CASES, ids=[f"{quiesce}: {victim}, {step.name}" for quiesce, victim, step in CASES])

@@ -256,8 +256,9 @@ look_back() {
         *) [[ -z $TRACKER ]] || FOUND=$(tracker_state) || true ;;
     esac
     ids=$(tracker_ids) || die 1 'Docker does not say whether the tracker was changed during the capture; the copy is discarded'
+    ids=${ids//$'\n'/ }
     [[ $ids == "$TRACKER" && (-z $TRACKER || $FOUND == "$expected $STARTED_AT "*) ]] \
-        || die 1 "the tracker was changed during the capture (was: $TRACKER $expected $STARTED_AT; is: ${ids//$'\n'/ } $FOUND); the copy is discarded"
+        || die 1 "the tracker was changed during the capture (was: $TRACKER $expected $STARTED_AT; is: ${ids:-gone}${FOUND:+ $FOUND}); the copy is discarded"
     [[ -n $TRACKER ]] || return 0
     events=$(docker_call "$DOCKER_SECONDS" events --since "$LOOKED_AT" --until "$CAPTURED_AT" --filter "container=$TRACKER" \
         --filter event=start --filter event=unpause --format '{{.Action}}') \
