@@ -232,7 +232,7 @@ FAULTS = (
     Fault("killed (-9), then somebody unpauses the tracker", 137, "the tracker runs again", at=CAPTURE, do=f"{HELD}; {_compose('unpause tracker')}", window=True, recovery=True, settings=PAUSED),
     Fault("killed (-9), then somebody stops the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('stop --timeout 1 tracker')}", window=True, recovery=True, settings=PAUSED,
           after="docker start tracker", left="exited"),
-    Fault("killed (-9), then somebody removes the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('rm --stop --force tracker')}", window=True, recovery=True, settings=PAUSED,
+    Fault("killed (-9), then somebody removes the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; docker rm --force tracker >/dev/null", window=True, recovery=True, settings=PAUSED,
           after=_compose("up --detach --wait"), left=""),
     Fault("killed (-9), then somebody takes the stack down", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; docker rm --force {CONTAINER} >/dev/null; {_compose('down --timeout 1')}", window=True,
           recovery=True, settings=STOPPED, after=_compose("up --detach --wait"), left="", drivers=("mysql",)),
