@@ -428,6 +428,7 @@ def test_the_page_in_the_docs_has_every_fault_of_the_suite() -> None:
     assert list(page.rows("faults")) == ORDER
 
 
+@pytest.mark.usefixtures("deployment")
 def test_zz_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     """What was not run this time stays on the page as it is."""
     seen = page.rows("faults") | {name: str(row) for name, row in SEEN.items()}
