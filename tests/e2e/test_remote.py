@@ -168,13 +168,21 @@ def test_wrong_keys_a_wrong_password_and_a_strange_server_are_told_apart(plain: 
     nothing_is_left(plain)
 
 
+FREEZE_RESTIC_WITH_ITS_LOCK = """
+for ((n = 0; n < 6000; n++)); do
+    [[ -z $(ls /srv/rest/torrust/locks) ]] || ! pkill -STOP -f '^restic .* backup ' || break
+    sleep 0.01
+done
+[[ -n $(ls /srv/rest/torrust/locks) ]]
+"""
+
+
 @each_server("rest")
 def test_a_run_killed_in_mid_push_leaves_a_lock_that_the_next_one_takes_away(plain: Deployment, server: Server) -> None:
     host = plain.host
     a_good_run(plain)
     with plain.running() as run:
-        wait_until("restic to copy", lambda: host.run("pkill", "-STOP", "-f", "^restic .* backup ", check=False).returncode == 0, 90)
-        wait_until("its lock", lambda: host.sh("ls /srv/rest/torrust/locks") != "", 30)
+        host.sh(FREEZE_RESTIC_WITH_ITS_LOCK, seconds=120)
         run.signal("KILL")
         run.wait()
     missed = plain.last_run()
