@@ -172,6 +172,13 @@ def test_a_push_that_was_killed_shows_until_the_next(copying: Sandbox) -> None:
     assert state(copying)["error"] == ""
 
 
+def test_a_push_that_dies_without_a_word_is_told_by_status(copying: Sandbox) -> None:
+    (copying.stub / "hooks/restic-backup").write_text(f"cp {copying.state}/remote.json {copying.stub}/meanwhile\n")
+    assert copying.call("push").code == 0
+    assert "did not end" in json.loads((copying.stub / "meanwhile").read_text())["error"]
+    assert state(copying)["error"] == ""
+
+
 def test_without_a_repository_a_run_pushes_nothing_and_says_nothing(host: Sandbox) -> None:
     assert host.call("push", "--in-run").out == ""
     assert json.loads(host.call("status", "--json").out)["remote"] is None

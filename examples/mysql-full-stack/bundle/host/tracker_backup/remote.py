@@ -96,7 +96,8 @@ def push_or_tell(host: Host) -> None:
     """Copies what is pending; what fails stands in the state, in the newest run manifest and in the exception."""
     runs, state = read_runs(host), remembered()
     state["tried"] = run["id"] if (run := newest_success(runs)) else ""
-    write_state(STATE_FILE, state | {"error": f"a copy that began at {utc_now()} did not end"})
+    state["error"] = f"a copy that began at {utc_now()} did not end"
+    write_state(STATE_FILE, state)
     try:
         push(host, runs, state)
     except Refused as failure:
