@@ -103,7 +103,8 @@ def test_a_live_wal_is_part_of_the_backup(deployment: Deployment, way: str) -> N
     with tracker_started_again(deployment), another_database(deployment, journal="wal", opened=True):
         row = "e" * 40
         deployment.query(f"INSERT INTO whitelist (info_hash) VALUES ('{row}');")
-        assert deployment.host.sh(f"grep -c {row} {SQLITE_FILE}; grep -c {row} {SQLITE_FILE}-wal", check=False).split() == ["0", "1"]
+        lines = deployment.host.sh(f"grep -c {row} {SQLITE_FILE}; grep -c {row} {SQLITE_FILE}-wal", check=False).split()
+        assert lines[0] == "0" and int(lines[1]) > 0
         with deployment.configured(**WAYS[way]):
             assert captured(deployment).split() == [COMMITTED, row]
 
