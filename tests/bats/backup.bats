@@ -343,12 +343,17 @@ has_member() { members | grep -qxF -- "$1" || fail "not in the archive: $1" "$(m
 
 # ---------------------------------------------------------------- preflight
 
-@test "preflight writes nothing but the destination's directories" {
+# Every file and directory of the deployment and of staging, but what changes as a file comes into it.
+everything() { find "$DATA" "$BACKUP_STAGING" ! -path "$BACKUP_STAGING" ! -path "$WORK" -printf '%p %s %T@\n' | sort; }
+
+@test "preflight writes nothing but that it has ended, and the destination's directories" {
     local before
-    before=$(find "$DATA" "$BACKUP_STAGING" -printf '%p %s %T@\n' | grep -v "$BACKUP_STAGING ")
+    before=$(everything)
     preflight
     ends_with_status 0
-    [[ $(find "$DATA" "$BACKUP_STAGING" -printf '%p %s %T@\n' | grep -v "$BACKUP_STAGING ") == "$before" ]]
+    [[ $(<"$WORK/ended") == 0 ]]
+    rm "$WORK/ended"
+    [[ $(everything) == "$before" ]]
     [[ -z $(find "$DESTINATION" -type f) ]]
 }
 
