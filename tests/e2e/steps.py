@@ -18,6 +18,7 @@ from e2e.host import Host
 
 RUN_SECONDS = 240
 HELD_SECONDS = 60
+_OVER = 99  # the exit code that says that the run was over before it was struck
 
 # Below staging, where both the host and the container look.
 _STEPS = ".steps"
@@ -82,6 +83,8 @@ class Struck:
 
     outcome: Outcome = field(default_factory=lambda: Outcome(-1, ""))
     moment: float = 0
+    live: bool = True
+    """Whether it was still running then."""
 
 
 def strike_at(host: Host, step: Step, do: str) -> Struck:
@@ -93,9 +96,10 @@ def strike_at(host: Host, step: Step, do: str) -> Struck:
 
 
 def strike_after(host: Host, seconds: float, do: str) -> Struck:
-    """Runs a backup and does something so many seconds after its begin, wherever it is then."""
+    """Runs a backup and does something so many seconds after its begin, wherever it is then; nothing when it is over."""
     with _running(host, "") as struck:
-        host.sh(f"until [[ -s {_ON_HOST}/pid ]]; do sleep 0.01; done; sleep {seconds:.3f}; {do}", check=False)
+        waited = f"until [[ -s {_ON_HOST}/pid ]]; do sleep 0.01; done; sleep {seconds:.3f}; kill -0 $(cat {_ON_HOST}/pid) || exit {_OVER}; {do}"
+        struck.live = host.run("bash", "-c", waited, check=False).returncode != _OVER
         struck.moment = time.monotonic()
     return struck
 
