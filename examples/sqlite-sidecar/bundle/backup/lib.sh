@@ -175,11 +175,12 @@ readonly SQLITE_EXCERPT="
     SELECT 'COMMIT;';
     SELECT 'ANALYZE main;' FROM sqlite_master WHERE name = 'sqlite_stat1'"
 
-# Lets SQLite recover the copied set, checks it, and leaves one file. The page cache makes the check 20 times as fast.
+# Lets SQLite recover the copied set, checks it, and leaves one file. Mapping the file makes the check two to three times as
+# fast; of what lies beyond the 2 GB that can be mapped, the page cache does.
 check_sqlite() {
     local database=$1 answer
-    answer=$(sqlite3 -batch -bail "$database" 'PRAGMA cache_size=-262144; PRAGMA integrity_check;' 2>&1) \
-        || die 1 "integrity_check failed: ${answer//$'\n'/ }"
+    answer=$(sqlite3 -batch -bail -cmd '.output /dev/null' -cmd 'PRAGMA cache_size=-262144; PRAGMA mmap_size=2147418112;' -cmd '.output stdout' \
+        "$database" 'PRAGMA integrity_check;' 2>&1) || die 1 "integrity_check failed: ${answer//$'\n'/ }"
     [[ $answer == ok ]] || die 1 "integrity_check found: ${answer:0:400}"
     sqlite3 -batch -bail "$database" 'PRAGMA wal_checkpoint(TRUNCATE);' >/dev/null
     # A journal that is left is not hot: some writers keep the file, with its head wiped.
