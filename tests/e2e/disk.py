@@ -16,12 +16,17 @@ def small(directory: str, size: str) -> str:
     )
 
 
+# A container has to make its own loop devices.
+LOOP_DEVICES = """
+[ -e /dev/loop-control ] || mknod -m 660 /dev/loop-control c 10 237
+for n in {0..63}; do [ -e /dev/loop$n ] || mknod -m 660 /dev/loop$n b 7 $n; done
+"""
+
+
 def ext4(directory: str) -> str:
-    """An ext4 file system in the place of a directory, with its content; a container has to make its own loop devices."""
+    """An ext4 file system in the place of a directory, with its content."""
     return (
-        "[ -e /dev/loop-control ] || mknod -m 660 /dev/loop-control c 10 237; "
-        "for n in {0..63}; do [ -e /dev/loop$n ] || mknod -m 660 /dev/loop$n b 7 $n; done; "
-        f"truncate -s 128M {_IMAGE} && mkfs.ext4 -q {_IMAGE} && mkdir -p /root/small && mount -o loop {_IMAGE} /root/small"
+        f"{LOOP_DEVICES} truncate -s 128M {_IMAGE} && mkfs.ext4 -q {_IMAGE} && mkdir -p /root/small && mount -o loop {_IMAGE} /root/small"
         f" && rmdir /root/small/lost+found && chmod 0700 /root/small && cp -a {directory}/. /root/small/"
         f" && mount --bind /root/small {directory} && umount /root/small && sync --file-system {directory}"
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from e2e.bundle import REPOSITORY, Bundle, ssh_key
 from e2e.deployment import DESTINATION, SCRIPT, STAGING, Deployment
+from e2e.disk import LOOP_DEVICES
 from e2e.host import Host
 from e2e.stack import DEPLOY_DIR, SQLITE_FILE, Stack, sqlite, wait_for_tracker
 
@@ -29,15 +30,11 @@ STEP_SECONDS = 1800
 # File systems to the commands that make one and that copy a file byte for byte: on xfs a plain `cp` would only make a reflink.
 FILE_SYSTEMS = {"ext4": ("mkfs.ext4 -q", "cp"), "xfs": ("mkfs.xfs -q -m reflink=1", "cp --reflink=never")}
 
-_PREPARE = """
+_PREPARE = f"""
 set -e
 apt-get update -qq
 DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq --no-install-recommends e2fsprogs xfsprogs
-[ -e /dev/loop-control ] || mknod /dev/loop-control c 10 237
-for number in {0..63}; do
-    [ -e /dev/loop$number ] || mknod /dev/loop$number b 7 $number
-done
-"""
+{LOOP_DEVICES}"""
 
 # Random hashes, as announces bring them; few of the torrents were ever completed.
 _FILL = """

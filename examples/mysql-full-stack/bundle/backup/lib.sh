@@ -96,6 +96,9 @@ require_sqlite_file() {
     [[ $(head -c 15 -- "$path") == 'SQLite format 3' ]] || die 1 "the database $path is not an SQLite database"
 }
 
+# is_wal DATABASE: what its header says; nothing is opened.
+is_wal() { [[ $(od -An -j 18 -N 1 -t u1 -- "$1") -eq 2 ]]; }
+
 # capture_sqlite_files TO: the live file and its journals, together, while nobody writes: never the .db alone, never opened
 # where it lies.
 capture_sqlite_files() {
@@ -147,7 +150,7 @@ excerpt_sqlite() {
     writing=(sqlite3 -batch -bail -cmd '.timeout 5000' -cmd "$settings" -cmd "ATTACH 'file:$uri?mode=ro' AS live" -safe "$to")
     answer=$(printf '%s\n' 'BEGIN;' 'PRAGMA live.schema_version;' "$statements" | SQLITE_TMPDIR=$WORK "${writing[@]}") || return
     [[ ${answer%%$'\n'*} == "$version" ]] || { echo 'the schema was changed meanwhile' >&2; return 1; }
-    [[ $(od -An -j 18 -N 1 -t u1 -- "$from") -ne 2 ]] || sqlite3 -batch -bail "$to" 'PRAGMA journal_mode=WAL' >/dev/null
+    ! is_wal "$from" || sqlite3 -batch -bail "$to" 'PRAGMA journal_mode=WAL' >/dev/null
 }
 
 # What a database has beside its schema; page size, encoding and auto_vacuum before anything is written.

@@ -89,7 +89,7 @@ probe_write() {
 # A writer in rollback-journal mode waits for the whole online copy; SQLite's drivers commonly give up after 5 s.
 refuse_writer_stall() {
     local bytes=$1 started elapsed sample=67108864 samples estimate
-    [[ $(od -An -j 18 -N 1 -t u1 -- "${SETTING[DB_PATH]}") -ne 2 ]] || return 0
+    ! is_wal "${SETTING[DB_PATH]}" || return 0
     ((bytes > sample)) || return 0
     started=${EPOCHREALTIME/[.,]/}
     head -c "$sample" -- "${SETTING[DB_PATH]}" >"$WORK/sample"

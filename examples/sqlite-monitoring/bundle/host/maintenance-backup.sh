@@ -67,8 +67,7 @@ tracker_state() { inspect_tracker '{{.State.Status}} {{.State.StartedAt}} {{.Sta
 in_container() {
     local limit=$1 status=0
     rm -f -- "$WORK/ended"
-    timeout --kill-after=5 "$limit" docker exec "$CONTAINER" /usr/local/bin/backup.sh "$2" "$RUN" "${@:3}" </dev/null 9>&- &
-    CHILD=$!
+    limited_start "$limit" docker exec "$CONTAINER" /usr/local/bin/backup.sh "$2" "$RUN" "${@:3}"
     hang_up_when_ended "$CHILD" </dev/null >/dev/null 2>&1 9>&- &
     wait "$CHILD" || status=$?
     [[ ! -s $WORK/ended ]] || status=$(<"$WORK/ended")

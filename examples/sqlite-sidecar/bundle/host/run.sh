@@ -49,9 +49,14 @@ limited() {
 
 # The same, for long ones: a signal is acted on at once, not when the call is over.
 limited_wait() {
+    limited_start "$@"
+    wait "$CHILD"
+}
+
+# CHILD is what has been started.
+limited_start() {
     timeout --kill-after=5 "$@" </dev/null 9>&- &
     CHILD=$!
-    wait "$CHILD"
 }
 
 tool() { limited "$DOCKER_SECONDS" "$TOOL" "$@"; }
