@@ -107,9 +107,23 @@ capture_sqlite_files() {
         source=${SETTING[DB_PATH]}$suffix
         [[ -e $source || -L $source ]] || continue
         [[ -f $source && ! -L $source ]] || die 1 "$source is not a regular file"
-        cp --reflink=auto -- "$source" "$to$suffix" || die 1 "copying $source failed"
+        copy_or_share "$source" "$to$suffix" || die 1 "copying $source failed"
     done
     [[ -s $to ]] || die 1 "the copy of ${SETTING[DB_PATH]} is empty"
+}
+
+copy_or_share() {
+    if cp --reflink=always -- "$1" "$2" 2>/dev/null; then : >"$WORK/shared"; else cp --reflink=never -- "$1" "$2"; fi
+}
+
+# make_own FILE...: copies that share their blocks with the live files do so no longer. What the tracker writes meanwhile goes to a place
+# of its own and stays there: with every minute of sharing the live file is in more pieces, and the next reflink takes longer.
+make_own() {
+    local file
+    for file in "$@"; do
+        [[ -e $WORK/shared && -e $file ]] || continue
+        cp --reflink=never -- "$file" "$WORK/own" && mv -T -- "$WORK/own" "$file" || die 1 "copying $file failed"
+    done
 }
 
 # while_in_use FROM COMMAND...: again and again while a writer is in the way.

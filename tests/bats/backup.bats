@@ -543,6 +543,35 @@ restores_what_was_committed() {
     restores
 }
 
+# reflinks YES_OR_NO: a cp that can share blocks, or cannot, as the file system says.
+reflinks() {
+    printf '#!/usr/bin/env bash\nprintf "cp %%s\\n" "$*" >>%q\n[[ $1 != --reflink=always ]] || { [[ %s == yes ]] || exit 1; set -- --reflink=auto "${@:2}"; }\nexec %s "$@"\n' \
+        "$CALLS" "$1" "$(type -P cp)" >"$STUB/bin/cp"
+    chmod +x "$STUB/bin/cp"
+}
+
+@test "a copy that shares blocks with the live file is made its own before the slow work" {
+    preflight
+    reflinks yes
+    step capture copy
+    ends_with_status 0
+    step finish
+    ends_with_status 0
+    called_in_order "^cp --reflink=always -- $DATABASE $WORK/database.db" "^cp --reflink=never -- $WORK/database.db $WORK/own"
+    [[ ! -e $WORK/own ]]
+}
+
+@test "a copy that shares nothing is not copied again" {
+    preflight
+    reflinks no
+    step capture copy
+    ends_with_status 0
+    step finish
+    ends_with_status 0
+    called_in_order "^cp --reflink=never -- $DATABASE $WORK/database.db"
+    never_called "$WORK/own"
+}
+
 @test "a journal that is a symlink or a directory is refused" {
     ln -s /etc/passwd "$DATABASE-journal"
     step capture copy

@@ -420,6 +420,25 @@ lock_is_free_after_killing_in() {
     never_called '^docker \(build\|pull\)'
 }
 
+@test "a check that hangs fails the run with what it was of" {
+    short_limits
+    on tool-check '[[ $2 != destination ]] || exec sleep 30'
+    maintenance
+    ends_with_status 1
+    output_has 'checking the destination was not over after'
+    tracker_was_left_alone
+    nothing_was_recorded
+}
+
+@test "what Compose repeats of a broken .env does not get into the log" {
+    on run 'printf "%s\n" "level=warning msg=The \"hidden-word\" variable is not set." "failed to read /opt/.env: line 7: unterminated quoted value '"'"'hidden-word" "hidden-word=x" >&2; exit 1'
+    maintenance
+    ends_with_status 1
+    output_has '.env: line 7: unterminated quoted value'
+    output_lacks hidden-word
+    tracker_was_left_alone
+}
+
 @test "a destination that is not ours fails the run, and nothing is written there" {
     on tool-check '[[ $2 != destination ]] || { echo "error: belongs to staging" >&2; exit 1; }'
     maintenance
@@ -798,6 +817,14 @@ docker_hangs() {
     recorded result=failed
 }
 
+@test "a run manifest that says success does not outlive the files of its run" {
+    on tool-record 'id=$(sed -n s/^id=//p); touch "$STUB_DESTINATION/runs/$id.json"; exit 1'
+    maintenance
+    ends_with_status 1
+    nothing_was_published
+    [[ -e $STUB/tried || -n $(ls "$STUB_DESTINATION/runs") ]] || fail 'the second one was not asked for'
+}
+
 @test "nothing is pruned after a failed run" {
     on finish 'exit 1'
     maintenance
@@ -1078,6 +1105,19 @@ killed_in_the_window() {
     maintenance --recover
     ends_with_status 0
     tracker_is running
+    kill -KILL "$PID"
+}
+
+@test "--recover of a run past its deadline leaves the marker of the next one" {
+    on capture 'touch "$STUB/hanging"; exec sleep 30'
+    start_run
+    wait_until 10 test -e "$STUB/hanging"
+    kill -STOP "$PID"
+    sed -i -E 's/\b1[0-9]{9}\b/1000000000/g' "$STATE/window"
+    on start 'printf "%s" "7e57 2026-01-01T00:00:00Z stop 1000000000 2000000000 1 20300101_000000" >"$TRACKER_BACKUP_STATE_DIR/window"'
+    maintenance --recover
+    ends_with_status 0
+    [[ $(<"$STATE/window") == *20300101_000000 ]]
     kill -KILL "$PID"
 }
 

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import Protocol
@@ -16,6 +17,7 @@ from urllib.parse import quote_from_bytes
 
 ANSWER_SECONDS = 0.25
 ANNOUNCES_PER_SECOND = 20
+CLIENTS = 4
 
 _PROTOCOL_ID = 0x41727101980
 _CONNECT, _ANNOUNCE = 0, 1
@@ -75,23 +77,28 @@ class UdpAnnouncer:
 
 
 class Load:
-    """Announces from a thread of its own for as long as the `with` block lasts."""
+    """Announces of several clients, taking turns, for as long as the `with` block lasts: while one waits for a lost answer the others go on."""
 
-    def __init__(self, announcer: Announcer) -> None:
-        self._announcer = announcer
+    def __init__(self, announcers: Sequence[Announcer]) -> None:
         self._answers: list[float] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_announcing, daemon=True)
+        pause = len(announcers) / ANNOUNCES_PER_SECOND
+        self._threads = [
+            threading.Thread(target=self._keep_announcing, args=(announcer, pause, pause * number / len(announcers)), daemon=True)
+            for number, announcer in enumerate(announcers)
+        ]
         self._started = self._ended = 0.0
 
     def __enter__(self) -> Load:
         self._started = time.monotonic()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        for thread in self._threads:
+            thread.join(timeout=10)
         self._ended = time.monotonic()
 
     @property
@@ -102,10 +109,12 @@ class Load:
     @property
     def longest_gap(self) -> float:
         """Seconds of the longest stretch without an answered announce, the ends included."""
-        times = [self._started, *self._answers, self._ended]
+        times = [self._started, *sorted(self._answers), self._ended]
         return max(later - earlier for earlier, later in pairwise(times))
 
-    def _keep_announcing(self) -> None:
-        while not self._stop.wait(1 / ANNOUNCES_PER_SECOND):
-            if self._announcer.announce():
+    def _keep_announcing(self, announcer: Announcer, pause: float, first: float) -> None:
+        if self._stop.wait(first):
+            return
+        while not self._stop.wait(pause):
+            if announcer.announce():
                 self._answers.append(time.monotonic())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2e.announce import HttpAnnouncer, Load, UdpAnnouncer
+from e2e.announce import CLIENTS, HttpAnnouncer, Load, UdpAnnouncer
 from e2e.bundle import Bundle, Outcome
 from e2e.host import Container, Host, wait_until
 from e2e.stack import DATABASE, DEPLOY_DIR, SQLITE_FILE, Stack, mysql, sqlite, wait_for_tracker
@@ -125,7 +125,8 @@ class Deployment:
     @contextmanager
     def load(self) -> Iterator[tuple[Load, Load]]:
         """Announces by HTTP and by UDP for as long as the block lasts."""
-        with Load(HttpAnnouncer(self.host.address)) as http, Load(UdpAnnouncer(self.host.address)) as udp:
+        address = self.host.address
+        with Load([HttpAnnouncer(address) for _ in range(CLIENTS)]) as http, Load([UdpAnnouncer(address) for _ in range(CLIENTS)]) as udp:
             yield http, udp
 
     def runs(self) -> list[Run]:

@@ -149,7 +149,7 @@ FAULTS = (
     Fault("the tracker was moved to another database", 1, "the tracker uses .*, backup.conf says",
           **_kept(TOML, f"sed -i '/database\\]/,$s|^path = .*|path = \"mysql://u:p@elsewhere:3306/other\"|' {TOML}"), drivers=BOTH),
     Fault("somebody has edited .env", 0, "succeeded", **_kept(DOTENV, f"sed -i \"s/^MYSQL_ROOT_PASSWORD=.*/MYSQL_ROOT_PASSWORD='edited'/\" {DOTENV}; echo \"EDITED='yes'\" >>{DOTENV}"), drivers=BOTH),
-    Fault("somebody has broken .env", 1, "docker compose failed: failed to read /opt/torrust/.env", **_kept(DOTENV, f"echo \"BROKEN='\" >>{DOTENV}")),
+    Fault("somebody has broken .env", 1, r"docker compose failed: failed to read /opt/torrust/.env: line \d+: unterminated quoted value *$", **_kept(DOTENV, f"echo \"BROKEN='of a password\" >>{DOTENV}")),
     # SQLite
     Fault("the SQLite file is empty", 1, r"is empty \(0 bytes\)", _swapped("truncate -s 0 /root/new.db"), after=SWAPPED_BACK),
     Fault("the SQLite file is missing", 1, "tracker.db does not exist", f"mv {SQLITE_FILE} /root/open.db", after=SWAPPED_BACK),
@@ -211,7 +211,7 @@ FAULTS = (
           after=_compose("up --detach --wait"), left="", drivers=BOTH),
     Fault("somebody edits .env in the window", 0, "succeeded", f"cp -p {DOTENV} /root/kept", at=CAPTURE, do=f"echo \"EDITED='yes'\" >>{DOTENV}", after=f"cat /root/kept >{DOTENV}",
           window=True, settings=STOPPED),
-    Fault("somebody breaks .env in the window", 0, "succeeded", f"cp -p {DOTENV} /root/kept", at=CAPTURE, do=f"echo \"BROKEN='\" >>{DOTENV}", after=f"cat /root/kept >{DOTENV}",
+    Fault("somebody breaks .env in the window", 0, "succeeded", f"cp -p {DOTENV} /root/kept", at=CAPTURE, do=f"echo \"BROKEN='of a password\" >>{DOTENV}", after=f"cat /root/kept >{DOTENV}",
           window=True, settings=STOPPED),
     # signals
     Fault("TERM in the window", 143, "ended by a signal", at=CAPTURE, do="kill -TERM $FAULT_PID; sleep 1", window=True, settings=STOPPED, drivers=BOTH),
@@ -236,7 +236,7 @@ FAULTS = (
           after=_compose("up --detach --wait"), left=""),
     Fault("killed (-9), then somebody takes the stack down", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; docker rm --force {CONTAINER} >/dev/null; {_compose('down --timeout 1')}", window=True,
           recovery=True, settings=STOPPED, after=_compose("up --detach --wait"), left="", drivers=("mysql",)),
-    Fault("killed (-9), then somebody breaks .env", 137, "the tracker runs again", f"cp -p {DOTENV} /root/kept", at=CAPTURE, do=f"{HELD}; echo \"BROKEN='\" >>{DOTENV}",
+    Fault("killed (-9), then somebody breaks .env", 137, "the tracker runs again", f"cp -p {DOTENV} /root/kept", at=CAPTURE, do=f"{HELD}; echo \"BROKEN='of a password\" >>{DOTENV}",
           after=f"cat /root/kept >{DOTENV}", window=True, recovery=True, settings=STOPPED),
 )  # fmt: skip
 

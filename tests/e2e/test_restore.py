@@ -300,7 +300,32 @@ def test_no_symlink_of_a_service_leads_a_capture_or_a_restore_out_of_its_directo
     as_backed_up(deployment, good)
 
 
+# ---------------------------------------------------------------- the playbooks
+
+
+@pytest.mark.only("sqlite3")
+def test_the_playbooks_verify_restore_and_tell(deployment: Deployment, good: Good) -> None:
+    bundle, latest = deployment.bundle, ("-e", "backup_run=latest")
+    assert f"verified {good.id}" in bundle.playbook("verify-backup").succeeded().output
+    deployment.query(SPOIL)
+    planned = bundle.playbook("restore-backup", *latest, "--check").succeeded()
+    assert f"restore of {good.id}" in planned.output and "dry run: nothing was done" in planned.output
+    unconfirmed = bundle.playbook("restore-backup", *latest)
+    assert unconfirmed.code != 0 and "confirm_restore=yes" in unconfirmed.output
+    assert rows(deployment) != good.rows
+    restored = bundle.playbook("restore-backup", *latest, "-e", "confirm_restore=yes", "-e", "restore_only=database").succeeded()
+    assert f"restored database of {good.id}" in restored.output
+    as_backed_up(deployment, good)
+    told = json.loads(bundle.playbook("backup-status", "-e", "output=json").succeeded().output)
+    assert (told["ok"], told["last_success"]["id"], told["last_verify"]["run"]) == (True, good.id, good.id)
+    assert (told["hold"], told["unfinished"], told["drift"]) == (False, [], [])
+    assert told["next_run"] > told["last_verify"]["at"][:16]
+
+
 # ---------------------------------------------------------------- onto an empty machine
+
+# The call at which a first attempt dies: when the files are in their place, or in the midst of the import.
+HALF_DONE = {"sqlite3": "^compose .* up --detach$", "mysql": "binary-mode"}
 
 
 def test_restore_onto_an_empty_machine(deployment: Deployment, good: Good) -> None:
@@ -318,7 +343,14 @@ def test_restore_onto_an_empty_machine(deployment: Deployment, good: Good) -> No
             check=True,
         )
         empty.run("bash", "-c", f"mkdir -p -m 0700 {BUNDLE} && tar -C {BUNDLE} -x", stdin=local.stdout)
-        restored = tool(empty, "restore", good.id, "--confirm", program=f"{BUNDLE}/host/tracker-backup").succeeded()
+        program = f"{BUNDLE}/host/tracker-backup"
+        # What dies half-way leaves a machine that is as empty, and can be restored to again.
+        died = strike(empty, program, "restore", good.id, "--confirm", at=HALF_DONE[stack.driver], do=DIE)
+        assert died.code == 137, died.output
+        assert "rolled back" in tool(empty, "rollback", program=program).succeeded().output
+        assert empty.containers() == {}
+        assert not empty.exists(f"{DEPLOY_DIR}/docker-compose.yml") and not empty.exists(f"{faults.STATE}/restore.json")
+        restored = tool(empty, "restore", good.id, "--confirm", program=program).succeeded()
         assert f"restored config and database of {good.id}" in restored.output
         if stack.driver == "mysql":
             # The stack's `.env` does not have the password that the tracker uses; a deployer's does.
@@ -403,6 +435,67 @@ def test_a_restore_killed_at_any_step_is_rolled_back(deployment: Deployment, spo
     after = host.containers()
     assert {one: (now.id, now.status) for one, now in after.items()} == {one: (then.id, "running") for one, then in before.items()}, name
     assert recover(host) == Outcome(0, ""), "there is nothing more to recover"
+
+
+@pytest.mark.parametrize("at", ["restore.sh apply", "^start", "binary-mode"])
+def test_a_restore_that_fails_is_rolled_back_at_once(deployment: Deployment, spoilt: Good, at: str) -> None:
+    if at == "binary-mode" and deployment.stack.driver != "mysql":
+        pytest.skip("nothing is imported into SQLite")
+    host, before = deployment.host, deployment.host.containers()
+    failed = strike(host, TOOL, "restore", spoilt.id, "--confirm", at=at, do="exit 1")
+    assert failed.code == 1 and "error: the restore failed" in failed.output and "rolled back" in failed.output, failed.output
+    as_backed_up(deployment, spoilt)
+    assert {name: (one.id, one.status) for name, one in host.containers().items()} == {name: (one.id, "running") for name, one in before.items()}
+
+
+def test_a_roll_back_is_not_over_before_the_tracker_runs(deployment: Deployment, spoilt: Good) -> None:
+    host = deployment.host
+    strike(host, TOOL, "restore", spoilt.id, "--confirm", at="^start", do=DIE)
+    tried = strike(host, TOOL, "rollback", at="^start", do="exit 1")
+    assert tried.code == 1 and "the tracker does not start" in tried.output, tried.output
+    assert host.exists(f"{faults.STATE}/restore.json")
+    recover(host).succeeded()
+    as_backed_up(deployment, spoilt)
+    assert deployment.tracker().status == "running"
+
+
+def test_a_roll_back_stops_what_was_started_since(deployment: Deployment, spoilt: Good) -> None:
+    host = deployment.host
+    strike(host, TOOL, "restore", spoilt.id, "--confirm", at="^start", do=DIE)
+    host.run("docker", "start", "tracker")
+    rolled_back = strike(host, TOOL, "rollback")
+    rolled_back.outcome.succeeded()
+    tracker = deployment.tracker().id
+    stopped, swapped = (next(n for n, call in enumerate(rolled_back.calls) if words in call) for words in (f"stop {tracker}", "restore.sh rollback"))
+    assert stopped < swapped, rolled_back.calls
+    as_backed_up(deployment, spoilt)
+
+
+@pytest.mark.only("mysql")
+def test_without_a_server_nothing_is_stopped(deployment: Deployment, good: Good) -> None:
+    host, tracker = deployment.host, deployment.tracker()
+    host.run("docker", "stop", "--time", "10", "mysql")
+    try:
+        refused = tool(host, "restore", good.id, "--confirm")
+        assert refused.code == 1 and "docker compose start mysql" in refused.output, refused.output
+        assert deployment.tracker() == tracker
+    finally:
+        host.run("docker", "start", "mysql")
+    wait_for_tracker(host)
+
+
+@pytest.mark.only("sqlite3")
+def test_no_room_to_unpack_is_said_before_anything_is_touched(deployment: Deployment, good: Good) -> None:
+    host, before = deployment.host, deployment.host.containers()
+    host.sh(f"mkdir -p {STAGING} && mount -t tmpfs -o size=8m,mode=0700 tmpfs {STAGING}")
+    try:
+        for words in (("verify", good.id), ("restore", good.id, "--confirm")):
+            refused = tool(host, *words)
+            assert refused.code == 1 and f"not enough space in {STAGING}" in refused.output, refused.output
+        assert untouched(before, host.containers())
+        assert json.loads(tool(host, "status", "--json").output)["retention_suspended"] == []
+    finally:
+        host.run("umount", STAGING)
 
 
 @pytest.mark.only("sqlite3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import pytest
@@ -94,6 +95,21 @@ def test_a_compose_file_that_does_not_go_with_ours_is_refused_with_its_message(h
     outcome = host.call("check", "docker")
     assert outcome.code == 1
     assert "line 3" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("failed to read /opt/.env: line 7: unterminated quoted value 'hidden\nNEXT=hidden", "line 7: unterminated quoted value"),
+        ('failed to read /opt/.env: line 2: unexpected character "!" in variable name "hidden!=x"', "line 2: unexpected character"),
+        ('time="now" level=warning msg="The \\"hidden\\" variable is not set."\nno such service', "no such service"),
+    ],
+)
+def test_what_compose_repeats_of_a_broken_env_is_not_shown(host: Sandbox, said: str, shown: str) -> None:
+    (host.stub / "hooks/config").write_text(f"printf '%s\n' {shlex.quote(said)} >&2; exit 15\n")
+    outcome = host.call("check", "docker")
+    assert outcome.code == 1
+    assert shown in outcome.err and "hidden" not in outcome.err
 
 
 def test_a_docker_that_does_not_run_is_refused(host: Sandbox) -> None:

@@ -332,6 +332,13 @@ def test_status_fails_when_the_last_success_is_older_than_twice_the_longest_inte
     assert ("hours old" in outcome.out) == bool(code)
 
 
+def test_status_fails_when_the_last_success_lies_in_the_future(host: Sandbox) -> None:
+    host.add_run(hours_ago(-10 * 365 * 24), 1)
+    outcome = host.call("status")
+    assert outcome.code == 1
+    assert "hours in the future: the host's clock was wrong then, or is now" in outcome.out
+
+
 def test_the_json_of_status_says_what_monitoring_needs(host: Sandbox) -> None:
     host.add_run(hours_ago(3), 1)
     host.add_run(hours_ago(2), 2, result="failed")

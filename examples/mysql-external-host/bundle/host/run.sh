@@ -111,6 +111,7 @@ trap_signals() {
 check() {
     local message line status=0
     message=$(tool check "$1" 2>&1) || status=$?
+    ((status != 124 && status != 137)) || die 1 "checking the $1 was not over after $DOCKER_SECONDS s: it, or Docker, does not answer"
     ((status == 0)) || die "$((status == 2 ? 2 : 1))" "${message#*error: }"
     while IFS= read -r line; do [[ -z $line ]] || warn "${line#warning: }"; done <<<"$message"
 }
@@ -166,7 +167,8 @@ record_success() {
 end_run() {
     local code=$1
     if [[ $RECORDED == no && $code != 3 ]]; then
-        rm -f -- "$DESTINATION"/{sqlite,mysql,config}/*_"$RUN".*
+        # The manifest first: it may be there already, and then none must say success of files that are gone.
+        rm -f -- "$DESTINATION/runs/$RUN.json" "$DESTINATION"/{sqlite,mysql,config}/*_"$RUN".*
         record failed "$code"
     fi
     [[ -z $WORK ]] || rm -rf -- "$WORK"

@@ -53,6 +53,9 @@ compose() {
         --file "$DEPLOY_DIR/docker-compose.yml" --file "$DEPLOY_DIR/docker-compose.backup.yml" "$@"
 }
 
+# Compose repeats what it does not understand of `.env`, where the passwords are.
+without_values() { sed -E '/variable is not set/d; /\.env: line /{s/(\.env: line [0-9]+: [^"'\''`]*).*/\1/; q}'; }
+
 inspect_tracker() { docker_call "$DOCKER_SECONDS" inspect --type container --format "$1" "$TRACKER"; }
 
 # Not the same as an inspect that fails: Docker answers, and does not know it.
@@ -194,8 +197,8 @@ start_container() {
     CONTAINER=tracker-backup-$RUN
     mkdir -m 0700 -- "$WORK"
     tool expect "$WORK"
-    compose --profile backup run --detach --no-deps -T --name "$CONTAINER" --label "tracker-backup.run=$RUN" backup >/dev/null \
-        || die 1 'the backup container could not be started; the message is in the log'
+    compose --profile backup run --detach --no-deps -T --name "$CONTAINER" --label "tracker-backup.run=$RUN" backup >/dev/null 2>"$WORK/compose" \
+        || { without_values <"$WORK/compose" >&2; die 1 'the backup container could not be started; the message is in the log'; }
 }
 
 # ---------------------------------------------------------------- the window
@@ -320,8 +323,11 @@ close_window() {
         [[ $(inspect_tracker '{{.State.Status}} {{.State.StartedAt}}') == "running $since" ]] \
             || { REASON="the tracker does not run steadily after the window (docker logs $TRACKER)${REASON:+; before that: $REASON}"; return 4; }
     fi
-    rm -f -- "$MARKER"
+    remove_marker
 }
+
+# Of this run, or of the one that is recovered; without the lock, another may have opened its window meanwhile.
+remove_marker() { [[ $(<"$MARKER") != *" $RUN" ]] || rm -f -- "$MARKER"; }
 
 # Takes over the window of a dead run, or of one past its deadline; nothing of the deploy directory is read.
 recover() {
@@ -335,7 +341,7 @@ recover() {
         close_window || exit "$?"
     else
         log 'recovery: somebody has stopped, started or replaced the tracker since; leaving it as it is'
-        rm -f -- "$MARKER"
+        remove_marker
     fi
     ACTION=none RUN=''
 }

@@ -2,6 +2,7 @@
 # Unpacks, checks and puts back one backup, inside a container of the backup image that `tracker-backup` starts.
 #
 # The steps, by `docker exec`; what was captured is checked with the same functions as before it was published:
+#   restore.sh measure  WORK FILE...     their sizes unpacked, in WORK/sizes
 #   restore.sh unpack   WORK FILE...     from the destination into staging, checked; counts in WORK/result
 #   restore.sh prepare  WORK KIND [DB]   KIND: database, config, all: what will be put where, in WORK/new and WORK/targets
 #   restore.sh apply    WORK             every target: what is there moves to WORK/old, the new one into its place
@@ -15,12 +16,24 @@ shopt -s inherit_errexit nullglob
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "${BASH_SOURCE[0]%/*}/lib.sh"
 
+readonly COPYING=.restore-partial
+
 decompress() {
     case $1 in
         *.gz) pigz --decompress --stdout <"$1" ;;
         *.zst) zstd -q --decompress --stdout <"$1" ;;
         *) die 2 "$1 is not a backup" ;;
     esac
+}
+
+# What cannot be unpacked is found by unpacking it.
+measure() {
+    local file bytes
+    : >"$WORK/sizes"
+    for file in "$@"; do
+        bytes=$(decompress "$DESTINATION/$file" 2>/dev/null | wc -c) || true
+        printf '%s\t%s\n' "$bytes" "$file" >>"$WORK/sizes"
+    done
 }
 
 unpack() {
@@ -83,6 +96,18 @@ refuse_link_above() {
     done
 }
 
+# move FROM TO: a link first; where there can be none, as on another file system, a copy, which has its name when it is whole and on
+# disk. So one of both is whole at any moment, and a TO that is there is; `mv` would copy to the name itself.
+move() {
+    if ! ln --force --physical --no-target-directory -- "$1" "$2" 2>/dev/null; then
+        cp --archive --no-target-directory -- "$1" "$2$COPYING"
+        sync --file-system -- "${2%/*}"
+        mv -T -- "$2$COPYING" "$2"
+        sync --file-system -- "${2%/*}"
+    fi
+    rm -f -- "$1"
+}
+
 # What was there and what was not is on disk before the first move; so a rollback is right after a kill at any moment.
 apply() {
     local relative
@@ -97,10 +122,10 @@ apply() {
     make_directories
     while IFS= read -r -d '' relative; do
         mkdir -p -- "$WORK/old/$(dirname -- "$relative")"
-        mv -T -- "$DATA/$relative" "$WORK/old/$relative"
+        move "$DATA/$relative" "$WORK/old/$relative"
     done <"$WORK/existing"
     while IFS= read -r -d '' relative; do
-        if there "$WORK/new/$relative"; then mv -T -- "$WORK/new/$relative" "$DATA/$relative"; fi
+        if there "$WORK/new/$relative"; then move "$WORK/new/$relative" "$DATA/$relative"; fi
     done <"$WORK/targets"
     sync --file-system "$DATA"
 }
@@ -121,9 +146,10 @@ make_directories() {
 rollback() {
     local relative index made
     [[ -e $WORK/begun ]] || return 0
+    while IFS= read -r -d '' relative; do rm -f -- "$DATA/$relative$COPYING"; done <"$WORK/targets"
     while IFS= read -r -d '' relative; do rm -f -- "$DATA/$relative"; done <"$WORK/absent"
     while IFS= read -r -d '' relative; do
-        if there "$WORK/old/$relative"; then mv -T -- "$WORK/old/$relative" "$DATA/$relative"; fi
+        if there "$WORK/old/$relative"; then move "$WORK/old/$relative" "$DATA/$relative"; fi
     done <"$WORK/existing"
     mapfile -d '' -t made <"$WORK/made"
     for ((index = ${#made[@]} - 1; index >= 0; index--)); do
@@ -143,8 +169,10 @@ connect() {
 
 restore_main() {
     local step=${1-}
-    [[ $step =~ ^(unpack|prepare|apply|rollback|connect)$ && ${2-} =~ ^[0-9A-Za-z_.]+$ ]] || die 2 'usage: see the head of restore.sh'
+    [[ $step =~ ^(measure|unpack|prepare|apply|rollback|connect)$ && ${2-} =~ ^[0-9A-Za-z_.]+$ ]] || die 2 'usage: see the head of restore.sh'
     WORK=$STAGING/$2
+    # There it is one mount with the deployment: between two, of one file system, too, there are no links.
+    [[ ! -d $DATA/storage/backup-staging/$2 ]] || WORK=$DATA/storage/backup-staging/$2
     [[ -d $WORK ]] || die 2 "$WORK is not there: tracker-backup makes it"
     "$step" "${@:3}"
 }

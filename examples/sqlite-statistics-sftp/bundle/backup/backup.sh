@@ -236,6 +236,7 @@ finish() {
     type=${SETTING[DB_TYPE]}
     [[ ${SETTING[BACKUP_COMPRESSION]} == gzip ]] || suffix=zst
     if [[ $type == sqlite ]]; then
+        make_own "$WORK"/{database,whole}.db{,-journal,-wal}
         files=("$WORK/database.db") names=("sqlite_$RUN.db.$suffix")
         [[ ! -e $WORK/whole.db ]] || timed excerpt take_excerpt
         timed check check_database check_sqlite count_sqlite_rows "${files[@]}"

@@ -18,7 +18,7 @@ from .host import CONFIG, ROOT, STATE, Host, Refused
 from .log import say
 from .remote import push_what_is_new
 from .restore import command_rollback
-from .state import LockHeld, lock, refuse_while_unfinished, write_state
+from .state import LockHeld, lock, write_state
 
 LOCK_TRIES = 40  # a second each: no longer than until cron calls again
 
@@ -122,7 +122,6 @@ def command_sidecar(arguments: argparse.Namespace) -> int:
     for _ in range(LOCK_TRIES):
         with contextlib.suppress(LockHeld), lock(wait=0):
             host = sidecar_host()
-            refuse_while_unfinished()
             if not is_as_wanted(host, find_sidecar(host)):
                 make_image(host, host.configuration, rebuild=False)
                 bring_up_sidecar(host)

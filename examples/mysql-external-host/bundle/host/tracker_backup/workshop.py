@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .docker import WORK_SECONDS, bind, container, docker
+from .files import require_space
 from .host import Host, Refused
 from .runs import Manifest, run_files
 
@@ -34,6 +35,12 @@ class Workshop:
             with contextlib.suppress(FileNotFoundError):
                 raise Refused((self.work / "reason").read_text(encoding="utf-8").strip()) from error
             raise
+
+    def require_space(self, run: Manifest, kinds: set[str]) -> None:
+        """Refuses a run for which staging has no room: the configuration is there as archive and as files, of MySQL two dumps when one is saved."""
+        self.step("measure", *(path for kind, path in run_files(run) if kind in kinds))
+        sizes = [line.split("\t") for line in (self.work / "sizes").read_text(encoding="utf-8").splitlines()]
+        require_space(self.host.staging, sum(int(size) * (1 if path.startswith("sqlite/") else 2) for size, path in sizes))
 
     def unpack(self, run: Manifest, kinds: set[str]) -> list[str]:
         """Unpacks the run's files of these kinds, checked; returns what differs from the run manifest."""

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from .destination import check_destination
-from .docker import container
+from .docker import BUILD_SECONDS, container, docker, remove_dead_containers
+from .files import require_space
 from .host import CONFIG, Host, Refused, utc_now
 from .log import say
 from .remote import check_repository
@@ -20,9 +21,12 @@ from .workshop import compare_rows, workshop
 
 def verify_import(host: Host, run: Manifest, dumps: list[Path], image: str) -> list[str]:
     """Imports the dumps into a throw-away server without network; returns what differs from the run manifest."""
+    require_image(image)
+    root = Path(docker("info", "--format", "{{.DockerRootDir}}").strip())
+    require_space(root, 3 * sum(dump.stat().st_size for dump in dumps))  # rows, indexes, and what the server writes beside them
     name = f"tracker-backup-server-{run['id']}"
     local = ("--user=root", "--protocol=tcp", "--host=127.0.0.1")
-    with container(name, image, "--network", "none", "--env", "MYSQL_ALLOW_EMPTY_PASSWORD=yes"):
+    with container(name, image, "--network", "none", "--env", "MYSQL_ALLOW_EMPTY_PASSWORD=yes", command=("--skip-log-bin",)):
         server = Server(name, ("mysql", *local), ("mysqldump", *local), host.backup_settings["DB_NAME"])
         wait_for_server(server)
         try:
@@ -33,12 +37,26 @@ def verify_import(host: Host, run: Manifest, dumps: list[Path], image: str) -> l
             return [str(error)]
 
 
+def require_image(image: str) -> None:
+    """An image's name is pulled when it is not there; the id of the one that the stack had when it was backed up cannot be."""
+    try:
+        docker("image", "inspect", "--format", "{{.Id}}", image)
+    except Refused:
+        try:
+            docker("pull", image, seconds=BUILD_SECONDS)
+        except Refused as error:
+            raise Refused(
+                f"not verified: there is no image {image} to import the dump into; name another: --image (-e verify_image=...): {error}"
+            ) from error
+
+
 def verify(host: Host, run: Manifest, image: str) -> list[str]:
     """Everything that can be proved of one run without touching the deployment; returns the problems found."""
     if problems := check_files(host, run):
         return problems
     with workshop(host, "verify") as shop:
         try:
+            shop.require_space(run, {"database", "config"})
             problems = shop.unpack(run, {"database", "config"})
             if not problems and shop.dumps:
                 server_image = image or run["images"].get("mysql", "")
@@ -53,6 +71,7 @@ def verify(host: Host, run: Manifest, image: str) -> list[str]:
 def command_verify(arguments: argparse.Namespace) -> int:
     host = Host.read(CONFIG)
     with lock():
+        remove_dead_containers()
         check_destination(host)
         run = choose_run(read_runs(host), arguments.run)
         problems = verify(host, run, arguments.image)

@@ -32,8 +32,8 @@ class LockHeld(Refused):
 
 
 @contextlib.contextmanager
-def lock(wait: float = LOCK_SECONDS) -> Iterator[None]:
-    """The one lock of all that changes anything; a run that holds it is waited for, for so many seconds."""
+def lock(wait: float = LOCK_SECONDS, *, recovering: bool = False) -> Iterator[None]:
+    """The one lock of all that changes anything; a run that holds it is waited for, for so many seconds. Refused while a dead one is to be recovered."""
     make_directory(STATE, 0o700)
     deadline = time.monotonic() + wait
     while True:
@@ -46,13 +46,15 @@ def lock(wait: float = LOCK_SECONDS) -> Iterator[None]:
                 time.sleep(0.5)
                 continue
             if (STATE / "lock").exists() and os.path.samestat(os.fstat(file.fileno()), (STATE / "lock").stat()):
+                if not recovering:
+                    refuse_while_unfinished()
                 yield
                 return
         make_directory(STATE, 0o700)  # an uninstallation removed it meanwhile
 
 
 def refuse_while_unfinished() -> None:
-    """Nothing is taken away from under a run or a restore that died and is still to be recovered."""
+    """Nothing is taken from under a run or a restore that died, nor is its recovery kept waiting."""
     for name, command in (("window", "maintenance-backup.sh --recover"), ("restore.json", "tracker-backup rollback")):
         if (STATE / name).exists():
             raise Refused(f"a run or a restore died and left {STATE / name}: run `{command}` first")

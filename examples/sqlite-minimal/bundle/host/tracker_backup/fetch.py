@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .docker import bind, make_image
-from .files import sync_directory, write_durably
+from .files import require_space, sync_directory, write_durably
 from .host import STATE, Host, Refused
 from .log import say
 from .remote import STATE_FILE, remembered
@@ -77,9 +77,7 @@ def fetch(host: Host, snapshot: Snapshot, run: Manifest) -> None:
     if own.exists() and not check_files(host, run):
         say(f"{run['id']} is in {host.destination} already, and whole")
         return
-    needed, free = sum(file["bytes"] for file in run["files"]) + (16 << 20), shutil.disk_usage(host.destination).free
-    if free < needed:
-        raise Refused(f"not enough space in {host.destination}: {needed} bytes needed, {free} free")
+    require_space(host.destination, sum(file["bytes"] for file in run["files"]))
     target = host.destination / ".fetch"  # on the destination's own file system, so that a rename publishes
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(mode=0o700)

@@ -17,7 +17,7 @@ from .log import say
 COMPOSE_MINIMUM = (2, 24, 4)
 DOCKER_SECONDS = 60  # for one call that should answer at once
 BUILD_SECONDS = 1800
-SIDECAR_LABEL = "tracker-backup.sidecar"
+RUN_LABEL, SIDECAR_LABEL = "tracker-backup.run", "tracker-backup.sidecar"
 WORK_SECONDS = 43200  # for what works through a whole backup
 
 
@@ -33,9 +33,15 @@ def docker(*arguments: str, seconds: int = DOCKER_SECONDS) -> str:
     except subprocess.TimeoutExpired as error:
         raise Refused(f"docker {arguments[0]} did not answer within {seconds} s") from error
     if done.returncode != 0:
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        lines = without_values(done.stderr.strip() or done.stdout.strip()).splitlines()
         raise Refused(f"docker {arguments[0]} failed: " + "\n".join(lines[-20:]))
     return done.stdout
+
+
+def without_values(message: str) -> str:
+    """Compose repeats what it does not understand of `.env`, where the passwords are."""
+    message = re.sub(r"^.*variable is not set.*\n?", "", message, flags=re.MULTILINE)
+    return re.sub(r"(\.env: line \d+: [^\"'`]*).*", r"\1", message, flags=re.DOTALL)
 
 
 def check_docker(host: Host, fragment: Path) -> None:
@@ -79,13 +85,19 @@ def bind(source: Path, target: str, *options: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def container(name: str, image: str, *arguments: str) -> Iterator[str]:
-    """A container of ours; one that is left over from a dead run is removed by the next run, by its label."""
-    docker("run", "--detach", "--name", name, "--label", f"tracker-backup.run={name}", *arguments, image)
+def container(name: str, image: str, *arguments: str, command: tuple[str, ...] = ()) -> Iterator[str]:
+    """A container of ours, of an image that is there."""
+    docker("run", "--detach", "--pull", "never", "--name", name, "--label", f"{RUN_LABEL}={name}", *arguments, image, *command)
     try:
         yield name
     finally:
         docker("rm", "--force", "--volumes", name)
+
+
+def remove_dead_containers() -> None:
+    """Those of dead runs, verifications and restores, which may go on working; under the lock, where nobody else has one."""
+    for left in docker("ps", "--all", "--quiet", "--filter", f"label={RUN_LABEL}").split():
+        docker("rm", "--force", "--volumes", left)
 
 
 def make_image(host: Host, context: Path, rebuild: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from .host import Host, Refused
 from .log import complain
 
+FUTURE_SECONDS = 60  # by which a clock may go back without a word
 RUN_ID = re.compile(r"[0-9]{8}_[0-9]{6}")
 BACKUP_FILE = re.compile(r"(sqlite|mysql|config)/(sqlite|mysql|config)_([0-9]{8}_[0-9]{6})\.(db|sql|torrents\.sql|tar)\.(gz|zst)")
 
@@ -69,6 +70,8 @@ def too_old(host: Host, runs: list[Manifest]) -> tuple[float | None, str]:
         return None, "there is no successful backup yet"
     age = (datetime.datetime.now(datetime.timezone.utc) - run_time(success["id"])).total_seconds()
     limit = host.age_limit
+    if age < -FUTURE_SECONDS:
+        return age, f"the last success, {success['id']}, lies {-age / 3600:.1f} hours in the future: the host's clock was wrong then, or is now"
     return age, f"the last success is {age / 3600:.1f} hours old; the limit is {limit / 3600:.1f}" if age > limit else ""
 
 

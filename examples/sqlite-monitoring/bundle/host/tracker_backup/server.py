@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +33,26 @@ class Server:
 
     def end_imports(self) -> None:
         """Ends what a dead restore still does in the server: its client outlives it."""
-        name = self.database.replace("\\", "\\\\").replace("'", "''")
         own = "user = substring_index(user(), '@', 1) AND id <> connection_id()"
-        for line in self.ask(f"SELECT id FROM information_schema.processlist WHERE db = '{name}' AND {own}"):
+        for line in self.ask(f"SELECT id FROM information_schema.processlist WHERE db = {quote_text(self.database)} AND {own}"):
             with contextlib.suppress(Refused):  # it may have ended by itself
                 self.ask(f"KILL {int(line)}")
+
+    def prove_rights(self) -> None:
+        """That this user may drop and make what a restore replaces; to be known before anything is stopped or dropped."""
+        name, probe = quote_name(self.database), f"{quote_name(self.database)}.tracker_backup_probe"
+        triggers = f"SELECT count(*) FROM information_schema.triggers WHERE trigger_schema = {quote_text(self.database)}"
+        try:
+            self.ask(f"CREATE DATABASE IF NOT EXISTS {name}")
+            self.ask(f"DROP TABLE IF EXISTS {probe}")
+            self.ask(f"CREATE TABLE {probe} (a INT)")
+            if self.ask(triggers) != ["0"]:
+                self.ask(f"CREATE TRIGGER {name}.tracker_backup_probe BEFORE INSERT ON {probe} FOR EACH ROW SET NEW.a = 1")
+            self.ask(f"DROP TABLE {probe}")
+        except Refused as error:
+            raise Refused(
+                f"the database {self.database} may not be replaced by this user; give root's password (tracker.core.database.root_password), or CREATE and DROP: {error}"
+            ) from error
 
     def recreate(self) -> None:
         self.ask(f"DROP DATABASE IF EXISTS {quote_name(self.database)}")
@@ -77,6 +93,10 @@ def quote_name(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
 
+def quote_text(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
 def wait_for_server(server: Server) -> None:
     """Until it answers over TCP: while its image initialises it, it answers on its socket alone."""
     deadline = time.monotonic() + SERVER_SECONDS
@@ -85,18 +105,31 @@ def wait_for_server(server: Server) -> None:
             server.ask("SELECT 1")
             return
         except Refused as error:
+            if "ERROR 1045" in str(error):  # a password does not become right by waiting
+                raise
             if time.monotonic() > deadline:
                 raise Refused(f"the MySQL server in {server.container} was not ready after {SERVER_SECONDS} s: {error}") from error
             time.sleep(1)
 
 
-def stack_server(host: Host) -> Server:
-    """The stack's own MySQL, as root: by the secret db_root_password, else by what its container was started with."""
+@contextlib.contextmanager
+def tracker_server(host: Host, shop: Workshop) -> Iterator[Server]:
+    """The server that the tracker uses, as root where root's password is known, once it answers."""
+    with stack_server(host) if host.in_stack else contextlib.nullcontext(external_server(shop)) as server:
+        wait_for_server(server)
+        yield server
+
+
+@contextlib.contextmanager
+def stack_server(host: Host) -> Iterator[Server]:
+    """The stack's own MySQL: by the secret db_root_password, else by what its container was started with. The password is there for as long as the block lasts."""
     for found in stack_containers(host):
         if service_of(found) == "mysql":
             break
     else:
         raise Refused("the service mysql has no container: docker compose up -d mysql")
+    if not found["State"]["Running"]:
+        raise Refused("the service mysql does not run: docker compose start mysql")
     secret = host.deploy_dir / "backup/secrets/db_root_password"
     environment = dict(pair.partition("=")[::2] for pair in found["Config"]["Env"] or [])
     password = secret.read_text(encoding="utf-8") if secret.exists() else environment.get("MYSQL_ROOT_PASSWORD", "")
@@ -104,17 +137,22 @@ def stack_server(host: Host) -> Server:
         raise Refused("MySQL's root password is neither a secret (tracker.core.database.root_password) nor in the service's environment")
     quoted = password.replace("\\", "\\\\").replace('"', '\\"')
     options = f'[client]\nuser=root\npassword="{quoted}"\nhost=127.0.0.1\nprotocol=tcp\n'
-    file = "/tmp/tracker-backup.cnf"
-    subprocess.run(
-        ["docker", "exec", "--interactive", found["Id"], "sh", "-c", f"umask 077; cat >{file}"],
-        input=options, text=True, timeout=DOCKER_SECONDS, check=True,
+    made = subprocess.run(
+        ["docker", "exec", "--interactive", found["Id"], "sh", "-c", 'umask 077; file=$(mktemp) && cat >"$file" && echo "$file"'],
+        input=options, capture_output=True, text=True, timeout=DOCKER_SECONDS, check=False,
     )  # fmt: skip
-    option = f"--defaults-extra-file={file}"
-    return Server(found["Id"], ("mysql", option), ("mysqldump", option, "--set-gtid-purged=OFF"), host.backup_settings["DB_NAME"])
+    if made.returncode != 0:
+        raise Refused(f"the container of the service mysql does not take a file: {made.stderr.strip()[-400:]}")
+    option = f"--defaults-extra-file={made.stdout.strip()}"
+    try:
+        yield Server(found["Id"], ("mysql", option), ("mysqldump", option, "--set-gtid-purged=OFF"), host.backup_settings["DB_NAME"])
+    finally:
+        with contextlib.suppress(Refused):
+            docker("exec", found["Id"], "rm", "-f", made.stdout.strip())
 
 
 def external_server(shop: Workshop) -> Server:
-    """The external MySQL server, through the backup container's own client, by root's secret where there is one."""
+    """The external MySQL server, through the backup container's own client."""
     shop.step("connect")
     option = "--defaults-file=/tmp/client.cnf"
     return Server(shop.container, ("mariadb", option), ("mariadb-dump", option), shop.host.backup_settings["DB_NAME"])

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from .host import Refused
 from .log import say
 
 
@@ -30,6 +31,13 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_space(directory: Path, needed: int) -> None:
+    """Refuses when the directory's file system has not so many bytes, and a little more, left."""
+    needed += 16 << 20
+    if (free := shutil.disk_usage(directory).free) < needed:
+        raise Refused(f"not enough space in {directory}: {needed} bytes needed, {free} free")
 
 
 def make_directory(path: Path, mode: int) -> None:

@@ -17,7 +17,7 @@ from .log import LOG, say
 from .runs import newest_success, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets, require_secrets
 from .sidecar import bring_up_sidecar, remove_sidecar
-from .state import lock, refuse_while_unfinished
+from .state import lock
 
 OF_STRATEGY = {
     "maintenance-window": {"host/maintenance-backup.sh"},
@@ -84,7 +84,6 @@ def command_install(arguments: argparse.Namespace) -> int:
     places = placed(host, files)
     others = set().union(*OF_STRATEGY.values()) - OF_STRATEGY[host.strategy]
     with lock():
-        refuse_while_unfinished()
         foreign = not CONFIG.exists()
         make_image(host, BUNDLE / "backup", arguments.rebuild_image)
         claim_destination(host, arguments.take_over_destination)
@@ -122,7 +121,6 @@ def command_uninstall(_: argparse.Namespace) -> int:
     """Leaves the backups, and nothing else of ours; also after an installation that ended half-way."""
     host = Host.read(config_path())
     with lock():
-        refuse_while_unfinished()
         if host.strategy == "sidecar":
             remove_sidecar(host)
         for path, _mode in reversed(placed(host, ()).values()):

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from .deployment import make_deploy_directory
 from .destination import IDENTITY, check_restorable, claim_destination
-from .docker import BUILD_SECONDS, bind, docker, make_image, service_of, stack_containers
+from .docker import BUILD_SECONDS, bind, docker, make_image, remove_dead_containers, service_of, stack_containers
 from .fetch import fetch, find_run
-from .files import make_directory
+from .files import make_directory, sync_directory
 from .host import STATE, Host, Refused, config_path
 from .log import say
 from .runs import Manifest, check_files, choose_run, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets
-from .server import external_server, stack_server, wait_for_server
-from .state import LockHeld, lock, read_state, refuse_while_unfinished, write_state
+from .server import Server, tracker_server
+from .state import LockHeld, lock, read_state, write_state
 from .workshop import Workshop, compare_rows, workshop
 
 
@@ -29,9 +29,10 @@ class Journal:
     run: str
     work: str
     fresh: bool  # there was no stack: what is undone is everything
+    config: bool  # files of all services are swapped, not the database alone
     start: list[str]  # ids of the containers to start again
-    saved: bool = False  # work/before.sql holds the database as it was, whole
-    importing: bool = False
+    importing: bool = False  # the database may be gone; work/before.sql holds it as it was, whole
+    undone: bool = False  # rolled back but for what is to be started
 
     def write(self) -> None:
         write_state("restore.json", self.__dict__)
@@ -41,11 +42,16 @@ class Journal:
         state = read_state("restore.json", {})
         return cls(**state) if state else None
 
+    def end(self) -> None:
+        """Durable before anything is removed that a roll-back would need."""
+        (STATE / "restore.json").unlink()
+        sync_directory(STATE)
+
 
 @contextlib.contextmanager
 def restore_workshop(host: Host) -> Iterator[Workshop]:
     """As for verifying, with the deployment mounted to be written, and with a network when the server is external."""
-    external = "DB_HOST" in host.backup_settings and host.backup_settings["DB_HOST"] != "mysql"
+    external = "DB_HOST" in host.backup_settings and not host.in_stack
     network = ["--network", "bridge", *bind(host.deploy_dir / "backup/secrets", "/run/secrets", "readonly")] if external else []
     with workshop(
         host, "restore", "--cap-add", "CHOWN", "--cap-add", "FOWNER", "--cap-add", "FSETID", *network,
@@ -55,43 +61,80 @@ def restore_workshop(host: Host) -> Iterator[Workshop]:
 
 
 def rollback(host: Host, journal: Journal) -> None:
-    """Puts everything back as it was before the restore that the journal tells of, then starts what it had stopped."""
-    say(f"rolling back the restore of {journal.run}")
-    for left in docker("ps", "--all", "--quiet", "--filter", "label=tracker-backup.run").split():
-        docker("rm", "--force", "--volumes", left)  # a dead restore's container goes on working
-    if journal.fresh:
-        compose(host, "down")
+    """Puts everything back as it was before the restore that the journal tells of, then starts what it had stopped. Can die and be begun again."""
     work = host.staging / journal.work
-    with restore_workshop(host) as shop:
-        if work.is_dir():
-            Workshop(host, shop.container, work).step("rollback")
-        if journal.importing:
-            server = stack_server(host) if host.in_stack else external_server(shop)
-            wait_for_server(server)
-            server.end_imports()
-            server.recreate()
-            if journal.saved:
-                server.load(work / "before.sql")
-        shutil.rmtree(shop.work)
+    if not journal.undone:
+        say(f"rolling back the restore of {journal.run}")
+        remove_dead_containers()
+        make_image(host, host.configuration, rebuild=False)
+        if not journal.fresh:
+            # What runs now, too: a dead restore's last call may still be under way in Docker, and somebody may have started something.
+            journal.start = list(dict.fromkeys([*running_services(host, config=journal.config), *journal.start]))
+            journal.write()
+            stop(journal.start)
+        with restore_workshop(host) as shop:
+            if journal.importing:
+                if journal.fresh and host.in_stack:
+                    compose(host, "up", "--detach", "mysql")
+                with tracker_server(host, shop) as server:
+                    server.end_imports()
+                    server.recreate()
+                    server.load(work / "before.sql")
+                journal.importing = False
+                journal.write()
+            if journal.fresh:
+                take_down(host)
+            if work.is_dir():
+                Workshop(host, shop.container, work).step("rollback")
+            shutil.rmtree(shop.work)
+        journal.undone = True
+        journal.write()
+        say("rolled back: files and database are as they were before the restore")
     failures = start(journal.start)
-    (STATE / "restore.json").unlink()
+    if tracker_is_down(host, journal.start):
+        raise Refused("rolled back, but the tracker does not start; --recover tries again every minute: " + "; ".join(failures))
+    journal.end()
     shutil.rmtree(work, ignore_errors=True)
-    say("rolled back: files and database are as they were before the restore")
     if failures:
         raise Refused("rolled back, but not everything started again: " + "; ".join(failures))
+
+
+def running_services(host: Host, *, config: bool) -> list[str]:
+    """Ids of the running containers that use what a restore replaces; the tracker is the first, to come back first."""
+    return [
+        one["Id"]
+        for one in sorted(stack_containers(host), key=lambda one: service_of(one) != "tracker")
+        if one["State"]["Running"] and (service_of(one) == "tracker" or (config and service_of(one) not in ("mysql", "backup")))
+    ]
+
+
+def tracker_is_down(host: Host, ids: list[str]) -> bool:
+    """Whether the tracker is one of these containers, and does not run."""
+    return any(service_of(one) == "tracker" and one["Id"] in ids and not one["State"]["Running"] for one in stack_containers(host))
+
+
+def stop(ids: list[str]) -> None:
+    """Stops those of these containers that are still there, also one that is being stopped already."""
+    for container_id in present(ids):
+        if docker("inspect", "--format", "{{.State.Paused}}", container_id).strip() == "true":
+            docker("unpause", container_id)
+        docker("stop", container_id, seconds=BUILD_SECONDS)
 
 
 def start(ids: list[str]) -> list[str]:
     """Starts these containers, each on its own; returns what went wrong."""
     failures = []
-    present = set(docker("ps", "--all", "--quiet", "--no-trunc").split())
-    for container_id in ids:
+    for container_id in present(ids):
         try:
-            if container_id in present:
-                docker("start", container_id)
+            docker("start", container_id)
         except Refused as error:
             failures.append(str(error))
     return failures
+
+
+def present(ids: list[str]) -> list[str]:
+    there = set(docker("ps", "--all", "--quiet", "--no-trunc").split())
+    return [container_id for container_id in ids if container_id in there]
 
 
 def compose(host: Host, *arguments: str) -> None:
@@ -99,63 +142,77 @@ def compose(host: Host, *arguments: str) -> None:
            *arguments, seconds=BUILD_SECONDS)  # fmt: skip
 
 
-def restore(host: Host, run: Manifest, kinds: set[str]) -> None:
+def take_down(host: Host) -> None:
+    """What a restore onto an empty machine has started; the restored files may be what keeps Compose from it."""
+    with contextlib.suppress(Refused):
+        compose(host, "down")
+    for left in stack_containers(host):
+        docker("rm", "--force", left["Id"])
+
+
+def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
     """Unpacks and checks first; then stops, swaps, imports and starts, each step in the journal before it is done."""
-    found = stack_containers(host)
-    fresh = not found
     database = host.backup_settings.get("DB_PATH", "").removeprefix("/data/")
     mysql = "database" in kinds and not database
-    stops = [
-        one["Id"]
-        for one in sorted(found, key=lambda one: service_of(one) != "tracker")  # the tracker is the first to come back
-        if one["State"]["Running"] and (service_of(one) == "tracker" or ("config" in kinds and service_of(one) not in ("mysql", "backup")))
-    ]
     with restore_workshop(host) as shop:
-        if problems := check_files(host, run) + shop.unpack(run, kinds):
+        try:
+            if mysql and not (fresh and host.in_stack):
+                with tracker_server(host, shop) as server:
+                    server.prove_rights()
+            problems = check_files(host, run)
+            if not problems:
+                shop.require_space(run, kinds)
+                problems = shop.unpack(run, kinds)
+            if problems:
+                raise Refused(f"{run['id']} is not restored: " + "; ".join(problems))
+            shop.step("prepare", "all" if len(kinds) == 2 else min(kinds), *([database] if database else []))
+        except BaseException:
             shutil.rmtree(shop.work)
-            raise Refused(f"{run['id']} is not restored: " + "; ".join(problems))
-        what = "all" if len(kinds) == 2 else kinds.copy().pop()
-        shop.step("prepare", what, *([database] if database else []))
-        journal = Journal(run["id"], shop.work.name, fresh, stops)
+            raise
+        stops = [] if fresh else running_services(host, config="config" in kinds)
+        journal = Journal(run["id"], shop.work.name, fresh, "config" in kinds, stops)
         journal.write()
         try:
-            for container_id in stops:
-                if docker("inspect", "--format", "{{.State.Paused}}", container_id).strip() == "true":
-                    docker("unpause", container_id)
-                docker("stop", container_id, seconds=BUILD_SECONDS)
+            stop(stops)
             shop.step("apply")
             if mysql:
                 if fresh and host.in_stack:
                     compose(host, "up", "--detach", "mysql")
-                server = stack_server(host) if host.in_stack else external_server(shop)
-                wait_for_server(server)
-                if not fresh or not host.in_stack:
-                    server.save(shop.work / "before.sql")
-                    journal.saved = True
-                journal.importing = True
-                journal.write()
-                server.recreate()
-                server.load(*shop.dumps)
-                if problems := compare_rows(run["tables"], server.count_rows()):
-                    raise Refused("; ".join(problems))
+                with tracker_server(host, shop) as server:
+                    replace_database(server, journal, shop, run)
             if fresh and "config" in kinds:
                 compose(host, "up", "--detach")
-            for failure in start(stops):
-                if docker("inspect", "--format", "{{.State.Running}}", stops[0]).strip() != "true":
-                    raise Refused(failure)
+            failures = start(stops)
+            if tracker_is_down(host, stops):
+                raise Refused("; ".join(failures))
+            for failure in failures:
                 say(f"warning: {failure}")
         except BaseException as error:
             say(f"error: the restore failed: {error}")
             rollback(host, journal)
             raise
-        (STATE / "restore.json").unlink()
+        journal.end()
         before = host.staging / "before-restore"
         shutil.rmtree(before, ignore_errors=True)
         (shop.work / "old").rename(before)
-        if journal.saved:
+        if mysql:
             (shop.work / "before.sql").rename(before / "before.sql")
         shutil.rmtree(shop.work)
         say(f"changed: restored {' and '.join(sorted(kinds))} of {run['id']}; what was there before is in {before}, until the next restore")
+        if not fresh and not stops:
+            say("the tracker did not run before, so it was not started")
+
+
+def replace_database(server: Server, journal: Journal, shop: Workshop, run: Manifest) -> None:
+    """Saves the database as it is, an empty one, too: whatever else is in the server's volume of an empty machine is not lost."""
+    server.prove_rights()
+    server.save(shop.work / "before.sql")
+    journal.importing = True
+    journal.write()
+    server.recreate()
+    server.load(*shop.dumps)
+    if problems := compare_rows(run["tables"], server.count_rows()):
+        raise Refused("; ".join(problems))
 
 
 def command_restore(arguments: argparse.Namespace) -> int:
@@ -165,6 +222,8 @@ def command_restore(arguments: argparse.Namespace) -> int:
     snapshot = None
     if not arguments.source and not arguments.run:
         raise Refused("say which backup: latest, or the id of a run that `tracker-backup list` shows", 2)
+    if kinds == {"database"} and host.in_stack and not (host.deploy_dir / "docker-compose.yml").exists():
+        raise Refused(f"there is no {host.deploy_dir}/docker-compose.yml to start MySQL with: restore the configuration, too, without --only", 2)
     if not arguments.source or (host.destination / IDENTITY).exists():
         check_restorable(host)
     if arguments.source:
@@ -180,8 +239,8 @@ def command_restore(arguments: argparse.Namespace) -> int:
     if not arguments.confirm:
         raise Refused("nothing was done: what is there now would be replaced. Confirm: --confirm (-e confirm_restore=yes)", 2)
     with lock():
-        refuse_while_unfinished()
-        if not (host.deploy_dir / "docker-compose.yml").exists():  # an empty machine, whatever was made there for the destination
+        there = (host.deploy_dir / "docker-compose.yml").exists()
+        if not there:  # an empty machine, whatever was made there for the destination
             make_deploy_directory(host, run["directories"])
         make_directory(host.staging, 0o700)
         claim_destination(host, take_over=True)
@@ -190,14 +249,14 @@ def command_restore(arguments: argparse.Namespace) -> int:
         make_image(host, host.configuration, rebuild=False)
         if snapshot:
             fetch(host, snapshot, run)
-        restore(host, run, kinds)
+        restore(host, run, kinds, fresh=not there and not stack_containers(host))
     return 0
 
 
 def command_rollback(_: argparse.Namespace) -> int:
     """For --recover: undoes a dead restore; a live one holds the lock and is left alone."""
     host = Host.read(config_path())
-    with contextlib.suppress(LockHeld), lock(wait=0):
+    with contextlib.suppress(LockHeld), lock(wait=0, recovering=True):
         if journal := Journal.read():
             rollback(host, journal)
     return 0
