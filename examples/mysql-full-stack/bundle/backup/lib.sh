@@ -122,7 +122,8 @@ make_own() {
     local file
     for file in "$@"; do
         [[ -e $WORK/shared && -e $file ]] || continue
-        cp --reflink=never -- "$file" "$WORK/own" && mv -T -- "$WORK/own" "$file" || die 1 "copying $file failed"
+        cp --reflink=never -- "$file" "$WORK/own" || die 1 "copying $file failed"
+        mv -T -- "$WORK/own" "$file"
     done
 }
 
