@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from e2e.bundle import Bundle, ssh_key
+from e2e.bundle import Bundle, Outcome, ssh_key
 from e2e.deployment import Deployment, Run
+from e2e.faults import STATE
 from e2e.host import Host, wait_until
 from e2e.stack import DATABASE, DATABASE_USER, HOSTILE_PASSWORD, ROOT_PASSWORD, Stack, compose, mysql, wait_for_tracker
 
@@ -152,3 +154,42 @@ def test_a_routine_of_somebody_else_fails_the_run_by_its_name_until_it_may_be_re
         assert "PROCEDURE `of_somebody_else`" in dumped(external)
     finally:
         mysql(external.host, f"REVOKE SHOW_ROUTINE ON *.* FROM {USER}@'%'; DROP PROCEDURE of_somebody_else;", DATABASE["mysql"])
+
+
+def tool(deployment: Deployment, *words: str) -> Outcome:
+    """One command of the operator's tool."""
+    done = deployment.host.run("tracker-backup", *words, check=False, seconds=600)
+    return Outcome(done.returncode, done.stdout + done.stderr)
+
+
+def test_without_an_image_of_its_kind_a_run_is_not_verified(external: Deployment) -> None:
+    install(external, database_tls={"ca_file": AUTHORITY})
+    dumped(external)
+    refused = tool(external, "verify")
+    assert refused.code == 1 and "not verified: the database is on an external server" in refused.output, refused.output
+    assert json.loads(tool(external, "status", "--json").output)["last_verify"] is None
+    unknown = external.bundle.playbook("verify-backup", "-e", "verify_image=localhost:1/not/there:1")
+    assert unknown.code != 0 and "not verified: there is no image localhost:1/not/there:1" in unknown.output, unknown.output
+    verified = external.bundle.playbook("verify-backup", "-e", "verify_image=mysql:8.4").succeeded()
+    assert "verified " in verified.output and "whitelist 1 rows" in verified.output
+
+
+def test_restoring_wants_the_rights_before_it_stops_anything(external: Deployment) -> None:
+    """The restoring container reaches servers that the host reaches, not those that only a network of Docker's knows: it is told the address."""
+    install(external, database_tls={"verify": False})
+    dumped(external)
+    host, tracker = external.host, external.tracker()
+    address = host.sh("docker inspect --format '{{.NetworkSettings.Networks.bridge.IPAddress}}' mysql").strip()
+    mysql(host, f"DELETE FROM {DATABASE['mysql']}.whitelist")
+    with external.configured(DB_HOST=address):
+        refused = tool(external, "restore", "latest", "--only", "database", "--confirm")
+        assert refused.code == 1 and "may not be replaced by this user" in refused.output, refused.output
+        assert external.tracker() == tracker
+        assert not host.exists(f"{STATE}/restore.json")
+        mysql(host, f"GRANT ALL ON {DATABASE['mysql']}.* TO {USER}@'%'")
+        try:
+            tool(external, "restore", "latest", "--only", "database", "--confirm").succeeded()
+        finally:
+            mysql(host, f"REVOKE ALL ON {DATABASE['mysql']}.* FROM {USER}@'%'; GRANT {RIGHTS} ON {DATABASE['mysql']}.* TO {USER}@'%'")
+    wait_for_tracker(host)
+    assert external.query("SELECT info_hash FROM whitelist").split() == [ROW]
