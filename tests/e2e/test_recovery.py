@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 
@@ -63,14 +64,15 @@ def test_a_run_that_was_killed_in_its_window_is_recovered(deployment: Deployment
     host, earlier, since = deployment.host, faults.backups(deployment.host), faults.log_lines(deployment.host)
     with tracker_started_again(deployment):
         # The call that was under way goes on without the script: it must not keep the lock.
-        before = dead_run(deployment, quiesce, KILL)
+        blocking = ("pgrep", "--full", "^systemd-inhibit .*tracker-backup")
+        before = dead_run(deployment, quiesce, f"{shlex.join(blocking)} >/root/blocking; {KILL}")
+        assert host.read("/root/blocking").split(), "the shutdown was not blocked in the window"
         host.run("flock", "--nonblock", f"{STATE}/lock", "true")
         # Cron's own recovery comes within a minute: once is enough to wait for it.
         log = recovered(deployment, since, by_hand=(deployment.stack.driver, quiesce) != ("sqlite3", "stop"))
         assert re.search(rf"recovery: run \d+_\d+ left a window open \({quiesce}\)", log)
         assert "the tracker runs again" in log
         is_back(deployment, before, quiesce)
-        blocking = ("pgrep", "--full", "^systemd-inhibit .*tracker-backup")
         wait_until("the shutdown to be allowed again", lambda: host.run(*blocking, check=False).returncode != 0, 10)
         assert host.sh("docker ps --quiet --filter label=tracker-backup.run | wc -l").strip() == "1", "the next run removes it"
         next_run_succeeds(deployment, earlier)

@@ -14,7 +14,7 @@ import pytest
 from e2e import faults
 from e2e.bundle import Outcome
 from e2e.conftest import STACKS
-from e2e.deployment import CONFIG, DESTINATION, STAGING, Deployment, Run
+from e2e.deployment import CONFIG, DESTINATION, LOG, STAGING, Deployment, Run
 from e2e.faults import DIE, KILL, picture, recover, rows, strike
 from e2e.host import Host, wait_until
 from e2e.stack import DATABASE, DEPLOY_DIR, HOSTILE_PASSWORD, SQLITE_FILE, mysql, untouched, wait_for_tracker
@@ -111,6 +111,19 @@ def test_verify_proves_a_good_backup_and_touches_nothing(deployment: Deployment,
     assert untouched(before, deployment.host.containers())
     assert picture(deployment.host, databases=False) == good.picture
     assert faults.leftovers(deployment.host) == []
+
+
+@pytest.mark.only("sqlite3")
+def test_cron_verifies_the_newest_backup(deployment: Deployment, good: Good) -> None:
+    host, cron = deployment.host, "/etc/cron.d/tracker-backup"
+    host.run("rm", "-f", f"{faults.STATE}/verified.json")
+    host.sh(f"cp -p {cron} /root/cron; sed -i -E 's|^.* (root /usr/local/bin/tracker-backup verify)|* * * * * \\1|' {cron}")
+    try:
+        wait_until("cron to verify", lambda: host.exists(f"{faults.STATE}/verified.json"), 150)
+    finally:
+        host.run("mv", "/root/cron", cron)
+    wait_until("it to be logged", lambda: f"verified {good.id}" in host.read(LOG), 30)
+    assert json.loads(host.read(f"{faults.STATE}/verified.json"))["problems"] == []
 
 
 @pytest.fixture

@@ -356,6 +356,36 @@ def test_the_json_of_status_says_what_monitoring_needs(host: Sandbox) -> None:
     assert status["free_bytes"] > 0
 
 
+def test_status_tells_of_a_hold_and_of_what_is_unfinished(host: Sandbox) -> None:
+    host.add_run(hours_ago(1), 1)
+    (host.state / "hold").touch()
+    (host.state / "window").touch()
+    status = json.loads(host.call("status", "--json").out)
+    assert (status["hold"], status["unfinished"]) == (True, ["window"])
+    assert "ON HOLD" in host.call("status").out
+
+
+DAYS, MONTHS, WEEKDAYS = (",".join(map(str, numbers)) for numbers in (range(1, 32), range(1, 13), range(7)))
+
+
+@pytest.mark.parametrize(
+    ("calendar", "after", "expected"),
+    [
+        (f"0 3 {DAYS} {MONTHS} {WEEKDAYS} both", "2026-01-01 02:59", "2026-01-01 03:00"),
+        (f"0 3 {DAYS} {MONTHS} {WEEKDAYS} both", "2026-01-01 03:00", "2026-01-02 03:00"),
+        (f"0,30 3,15 {DAYS} {MONTHS} {WEEKDAYS} both", "2026-12-31 15:30", "2027-01-01 03:00"),
+        (f"0 3 {DAYS} {MONTHS} 0 both", "2026-11-21 12:00", "2026-11-22 03:00"),  # a Sunday
+        (f"0 3 13 {MONTHS} 5 either", "2026-11-13 03:00", "2026-11-20 03:00"),  # the 13th or a Friday
+        (f"0 3 31 2,4,5 {WEEKDAYS} both", "2026-01-01 00:00", "2026-05-31 03:00"),
+        (f"0 3 29 2 {WEEKDAYS} both", "2026-01-01 00:00", "2028-02-29 03:00"),
+        (f"0 3 31 2 {WEEKDAYS} both", "2026-01-01 00:00", None),
+    ],
+)
+def test_the_next_run_is_the_next_minute_of_the_calendar(host: Sandbox, calendar: str, after: str, expected: str | None) -> None:
+    found = host.package.status.next_run(calendar, datetime.datetime.fromisoformat(after))
+    assert (found.isoformat(" ", "minutes") if found else None) == expected
+
+
 def test_the_json_of_a_failing_status_is_whole_and_the_exit_code_1(host: Sandbox) -> None:
     outcome = host.call("status", "--json")
     assert outcome.code == 1
