@@ -49,6 +49,11 @@ def rows(section: str) -> dict[str, str]:
     return {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
 
 
+def seconds(section: str) -> list[float]:
+    """The seconds that the sentence below the table names."""
+    return [float(found) for found in re.findall(r" (\d+) s\.$", _split(section)[1], re.MULTILINE)]
+
+
 def show(section: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Prints a section that was seen; with UPDATE_FAULTS=1 it replaces the one on the page."""
     with capsys.disabled():

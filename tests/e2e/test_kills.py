@@ -198,8 +198,10 @@ def test_zz_the_tables(deployment: Deployment, quiesce: str, capsys: pytest.Capt
     key, name = (deployment.stack.driver, quiesce), f"kills, {deployment.stack.driver}, {quiesce}"
     if key not in SEEN:
         pytest.skip("nothing was killed this time")
-    rows = page.rows(name) | {name: str(row) for name, row in SEEN[key].items()}
+    known = page.rows(name) | {name: str(row) for name, row in SEEN[key].items()}
     order = [row_name(victim, step) for taken_down, victim, step in CASES if taken_down == quiesce]
-    table = page.HEAD + "".join(f"{rows[name]}\n" for name in order if name in rows)
-    gap = f"\nOf {len(GAPS[key])} kills, the longest time without an answer to an announce: {max(GAPS[key]):.0f} s.\n"
+    rows = {name: known[name] for name in order if name in known}
+    table = page.HEAD + "".join(f"{row}\n" for row in rows.values())
+    gaps = [*GAPS[key], *(page.seconds(name) if rows.keys() != SEEN[key].keys() else [])]
+    gap = f"\nOf {len(rows)} kills, the longest time without an answer to an announce: {max(gaps):.0f} s.\n"
     page.show(name, table + gap, capsys)
