@@ -368,10 +368,12 @@ def test_restore_onto_an_empty_machine(deployment: Deployment, good: Good) -> No
         # What dies half-way leaves a machine that is as empty, and can be restored to again.
         died = strike(empty, program, "restore", good.id, "--confirm", at=HALF_DONE[stack.driver], do=DIE)
         assert died.code == 137, died.output
-        assert "rolled back" in tool(empty, "rollback", program=program).succeeded().output
-        assert empty.containers() == {}
-        assert not empty.exists(f"{DEPLOY_DIR}/docker-compose.yml") and not empty.exists(f"{faults.STATE}/restore.json")
+        if stack.driver == "sqlite3":
+            tool(empty, "rollback", program=program).succeeded()
+            assert empty.containers() == {}
+            assert not empty.exists(f"{DEPLOY_DIR}/docker-compose.yml") and not empty.exists(f"{faults.STATE}/restore.json")
         restored = tool(empty, "restore", good.id, "--confirm", program=program).succeeded()
+        assert ("rolled back" in restored.output) == (stack.driver == "mysql")
         assert f"restored config and database of {good.id}" in restored.output
         if stack.driver == "mysql":
             # The stack's `.env` does not have the password that the tracker uses; a deployer's does.

@@ -199,14 +199,15 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
             (shop.work / "before.sql").rename(before / "before.sql")
         shutil.rmtree(shop.work)
         say(f"changed: restored {' and '.join(sorted(kinds))} of {run['id']}; what was there before is in {before}, until the next restore")
-        if not fresh and not stops:
-            say("the tracker did not run before, so it was not started")
+        if not any(service_of(one) == "tracker" and one["State"]["Running"] for one in stack_containers(host)):
+            say("the tracker does not run, as before the restore: docker compose up -d")
 
 
 def replace_database(server: Server, journal: Journal, shop: Workshop, run: Manifest) -> None:
     """Saves the database as it is, an empty one, too: whatever else is in the server's volume of an empty machine is not lost."""
     server.prove_rights()
     server.save(shop.work / "before.sql")
+    sync_directory(shop.work)
     journal.importing = True
     journal.write()
     server.recreate()
@@ -224,6 +225,8 @@ def command_restore(arguments: argparse.Namespace) -> int:
         raise Refused("say which backup: latest, or the id of a run that `tracker-backup list` shows", 2)
     if kinds == {"database"} and host.in_stack and not (host.deploy_dir / "docker-compose.yml").exists():
         raise Refused(f"there is no {host.deploy_dir}/docker-compose.yml to start MySQL with: restore the configuration, too, without --only", 2)
+    if arguments.confirm and not arguments.dry_run:
+        command_rollback(arguments)  # of one that died before; an empty machine has no cron line for it
     if not arguments.source or (host.destination / IDENTITY).exists():
         check_restorable(host)
     if arguments.source:
