@@ -175,6 +175,7 @@ raise_stack() {
     # The first question may still go to the one that is dying.
     docker_call "$DOCKER_SECONDS" version >/dev/null 2>&1 || (($? == 124)) || docker_call "$DOCKER_SECONDS" version >/dev/null 2>&1
     [[ $(<"$DOCKER_PID_FILE") != "$DOCKER_PID" ]] || return 0
+    DOCKER_PID=$(<"$DOCKER_PID_FILE")
     warn 'Docker has died during this run; starting what it took down'
     mapfile -t ids <<<"$STACK"
     docker_call "$DOCKER_SECONDS" start "${ids[@]}" >/dev/null
@@ -390,6 +391,7 @@ on_exit() {
     ((code == 4)) || close_window || code=4
     [[ -z $CHILD ]] || kill "$CHILD" 2>/dev/null
     [[ -z $CONTAINER ]] || docker_call "$DOCKER_SECONDS" rm --force "$CONTAINER" >/dev/null 2>&1
+    raise_stack                         # the last call, at which Docker may have died
     end_run "$code"
 }
 

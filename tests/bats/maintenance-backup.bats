@@ -777,6 +777,16 @@ docker_hangs() {
     was_called '^docker start 7e57'
 }
 
+@test "what a Docker that dies at the last call of a run takes down is started" {
+    echo 1 >"$STUB/docker.pid"
+    on rm 'echo 2 >"$STUB/docker.pid"; stopped 137; fail "the daemon is gone"'
+    maintenance
+    ends_with_status 0
+    called_in_order '^docker start 7e57$' '^docker rm ' '^docker start 7e57$'
+    tracker_is running
+    [[ $(grep -c 'Docker has died during this run' <<<"$output") == 1 ]]
+}
+
 # Docker that is killed starts nothing again that is to run `unless-stopped`.
 @test "what a Docker that died during a run took down is started, outside the window too" {
     echo 1 >"$STUB/docker.pid"

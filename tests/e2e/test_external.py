@@ -61,7 +61,7 @@ def external(docker: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         compose(host, "up", "--detach", "--wait")
         wait_for_tracker(host)
         bundle = Bundle.generate(environment(key), folder / "bundle", host.address)
-        installed = bundle.playbook("install-backup").succeeded()
+        installed = bundle.playbook("install-backup", "-e", "backup_on_install=false").succeeded()
         deployment = Deployment(host, STACK, bundle, key, frozenset(), installed, installed)
         # The backup's own network is there from the first run on.
         assert "Unknown" in failed(deployment)["reason"]
@@ -88,7 +88,7 @@ def environment(key: Any, **backup: Any) -> dict[str, Any]:
 def install(deployment: Deployment, **backup: Any) -> None:
     """Another section `backup`, generated and installed again."""
     bundle = Bundle.generate(environment(deployment.key, **backup), deployment.bundle.directory, deployment.host.address)
-    bundle.playbook("install-backup").succeeded()
+    bundle.playbook("install-backup", "-e", "backup_on_install=false").succeeded()
 
 
 def failed(deployment: Deployment) -> Run:
