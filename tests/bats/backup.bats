@@ -206,6 +206,18 @@ has_member() { members | grep -qxF -- "$1" || fail "not in the archive: $1" "$(m
     never_called mariadb
 }
 
+@test "what the user of MySQL has no right to see is a warning of the run" {
+    use_mysql
+    preflight
+    ends_with_status 0
+    output_lacks 'may not see'
+    touch "$STUB/unprivileged"
+    preflight
+    ends_with_status 0
+    output_has 'may not see triggers'
+    grep -q $'^warning\t.*may not see other users\' routines' "$WORK/result" || fail "$(cat "$WORK/result")"
+}
+
 @test "a misspelt value ends with 2, with what is allowed: never a silent 'no database'" {
     local pair
     cp "$CONF" "$CONF.whole"

@@ -116,6 +116,9 @@ preflight() {
         for table in "${REQUIRED_TABLES[@]}"; do
             grep -qxF -- "$table" <<<"$tables" || die 1 "user ${SETTING[DB_USER]} sees no table $table in database ${SETTING[DB_NAME]}"
         done
+        warn_of_unseen 'triggers (privilege TRIGGER)' "'TRIGGER'" "'TRIGGER'"
+        warn_of_unseen "other users' routines (privilege SHOW_ROUTINE)" "'SELECT', 'SHOW_ROUTINE', 'EXECUTE', 'CREATE ROUTINE', 'ALTER ROUTINE'" \
+            "'EXECUTE', 'CREATE ROUTINE', 'ALTER ROUTINE'"
         bytes=$(query_mysql 'SELECT coalesce(sum(data_length + index_length), 0) FROM information_schema.tables WHERE table_schema = database()')
     fi
     for directory in sqlite mysql config runs; do mkdir -p -- "$DESTINATION/$directory"; done

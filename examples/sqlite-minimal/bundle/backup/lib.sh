@@ -254,6 +254,16 @@ said() {
 
 query_mysql() { said mariadb --defaults-file="$CLIENT_CONFIG" --batch --raw --skip-column-names --execute "$1" -- "${SETTING[DB_NAME]}"; }
 
+# warn_of_unseen WHAT GLOBAL SCHEMA: what a user has no right to see the server does not tell of, and a dump lacks it without a word.
+# GLOBAL and SCHEMA are the privileges of which one is enough.
+warn_of_unseen() {
+    local found
+    found=$(query_mysql "SELECT count(*) FROM (
+        SELECT 1 FROM information_schema.user_privileges WHERE privilege_type IN ($2)
+        UNION ALL SELECT 1 FROM information_schema.schema_privileges WHERE database() LIKE table_schema AND privilege_type IN ($3)) AS granted")
+    ((found > 0)) || warn "user ${SETTING[DB_USER]} may not see $1 in database ${SETTING[DB_NAME]}: if there are any, the backup lacks them"
+}
+
 # dump_mysql FILE OPTION...
 dump_mysql() {
     said mariadb-dump --defaults-file="$CLIENT_CONFIG" --single-transaction --quick --no-tablespaces --hex-blob "${@:2}" \
