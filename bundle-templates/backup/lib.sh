@@ -118,11 +118,13 @@ copy_or_share() {
 
 # make_own FILE...: copies that share their blocks with the live files do so no longer. What the tracker writes meanwhile goes to a place
 # of its own and stays there: with every minute of sharing the live file is in more pieces, and the next reflink takes longer.
+# Written directly, for the tracker's commits would wait behind a page cache full of it.
 make_own() {
     local file
     for file in "$@"; do
         [[ -e $WORK/shared && -e $file ]] || continue
-        cp --reflink=never -- "$file" "$WORK/own" || die 1 "copying $file failed"
+        dd if="$file" of="$WORK/own" bs=1M oflag=direct status=none 2>/dev/null \
+            || cp --reflink=never -- "$file" "$WORK/own" || die 1 "copying $file failed"
         mv -T -- "$WORK/own" "$file"
     done
 }

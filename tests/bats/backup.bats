@@ -559,7 +559,9 @@ restores_what_was_committed() {
 reflinks() {
     printf '#!/usr/bin/env bash\nprintf "cp %%s\\n" "$*" >>%q\n[[ $1 != --reflink=always ]] || { [[ %s == yes ]] || exit 1; set -- --reflink=auto "${@:2}"; }\nexec %s "$@"\n' \
         "$CALLS" "$1" "$(type -P cp)" >"$STUB/bin/cp"
-    chmod +x "$STUB/bin/cp"
+    # Not every file system can be written directly.
+    printf '#!/usr/bin/env bash\nprintf "dd %%s\\n" "$*" >>%q\nexit 1\n' "$CALLS" >"$STUB/bin/dd"
+    chmod +x "$STUB/bin/cp" "$STUB/bin/dd"
 }
 
 @test "a copy that shares blocks with the live file is made its own before the slow work" {
@@ -569,7 +571,7 @@ reflinks() {
     ends_with_status 0
     step finish
     ends_with_status 0
-    called_in_order "^cp --reflink=always -- $DATABASE $WORK/database.db" "^cp --reflink=never -- $WORK/database.db $WORK/own"
+    called_in_order "^cp --reflink=always -- $DATABASE $WORK/database.db" "^dd if=$WORK/database.db of=$WORK/own " "^cp --reflink=never -- $WORK/database.db $WORK/own"
     [[ ! -e $WORK/own ]]
 }
 

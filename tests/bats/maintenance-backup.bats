@@ -430,6 +430,27 @@ lock_is_free_after_killing_in() {
     nothing_was_recorded
 }
 
+# Another may be rolling it back, and fail: what it needs must still be there.
+@test "no run begins, nor removes anything, while a restore that died is still to be rolled back" {
+    touch "$STATE/restore.json"
+    mkdir "$STAGING/20260101_030000.restore"
+    maintenance
+    ends_with_status 4
+    was_called '^tracker-backup rollback'
+    output_has 'still to be rolled back'
+    [[ -d $STAGING/20260101_030000.restore ]]
+    tracker_was_left_alone
+    nothing_was_recorded
+}
+
+@test "a restore that died is rolled back before a run begins" {
+    touch "$STATE/restore.json"
+    on tool-rollback 'rm "$TRACKER_BACKUP_STATE_DIR/restore.json"'
+    maintenance
+    ends_with_status 0
+    called_in_order '^tracker-backup rollback' '^docker stop '
+}
+
 @test "what Compose repeats of a broken .env does not get into the log" {
     on run 'printf "%s\n" "level=warning msg=The \"hidden-word\" variable is not set." "failed to read /opt/.env: line 7: unterminated quoted value '"'"'hidden-word" "hidden-word=x" >&2; exit 1'
     maintenance

@@ -99,6 +99,43 @@ there_and_back() {
     [[ $(live) == *'as it is'* && ! -e $BACKUP_DATA/storage/tracker/tracker.db.restore-partial ]] || fail "$(live)"
 }
 
+@test "a rollback writes through no link that was put there since, and is kept from nothing" {
+    step apply
+    mkdir "$BATS_TEST_TMPDIR/elsewhere" "$BACKUP_DATA/storage/tracker/tracker.db-wal"
+    printf 'mine\n' >"$BATS_TEST_TMPDIR/elsewhere/tracker.db"
+    mv "$BACKUP_DATA/storage/tracker" "$BATS_TEST_TMPDIR/moved"
+    ln -s "$BATS_TEST_TMPDIR/elsewhere" "$BACKUP_DATA/storage/tracker"
+    step rollback
+    ends_with_status 0
+    [[ $(<"$BATS_TEST_TMPDIR/elsewhere/tracker.db") == mine && ! -L $BACKUP_DATA/storage/tracker ]]
+    [[ $(<"$BACKUP_DATA/storage/tracker/tracker.db") == 'as it is' ]] || fail "$(live)"
+}
+
+@test "a directory in the place of a file does not keep a rollback from the rest" {
+    step apply
+    rm "$BACKUP_DATA/storage/tracker/tracker.db"
+    mkdir "$BACKUP_DATA/storage/tracker/tracker.db"
+    step rollback
+    ends_with_status 0
+    [[ $(<"$BACKUP_DATA/storage/tracker/tracker.db") == 'as it is' ]] || fail "$(live)"
+}
+
+@test "no database that is restored stands beside the journal of another" {
+    rm -r "$WORK/new" "$WORK/old"
+    mkdir -p "$BATS_TEST_TMPDIR/config/storage/grafana"
+    sqlite3 "$BATS_TEST_TMPDIR/config/storage/grafana/grafana.db" 'CREATE TABLE dashboard (id)'
+    tar -C "$BATS_TEST_TMPDIR/config" -cf "$WORK/config.tar" .
+    mkdir -p "$BACKUP_DATA/storage/grafana"
+    printf hot >"$BACKUP_DATA/storage/grafana/grafana.db-journal"
+    run "$TIMEOUT" 30 bash "$TEMPLATES/backup/restore.sh" prepare 20260101_030000.restore config
+    ends_with_status 0
+    step apply
+    ends_with_status 0
+    [[ -e $BACKUP_DATA/storage/grafana/grafana.db && ! -e $BACKUP_DATA/storage/grafana/grafana.db-journal ]] || fail "$(live)"
+    step rollback
+    [[ $(<"$BACKUP_DATA/storage/grafana/grafana.db-journal") == hot && ! -e $BACKUP_DATA/storage/grafana/grafana.db ]] || fail "$(live)"
+}
+
 @test "the sizes are those of what is unpacked" {
     export BACKUP_DESTINATION=$BATS_TEST_TMPDIR/backups
     mkdir -p "$BACKUP_DESTINATION"/{sqlite,config}

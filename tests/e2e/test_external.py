@@ -32,7 +32,11 @@ for name in ca another; do
     openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj "/CN=$name" -keyout $name.key -out $name.pem
 done
 openssl req -newkey rsa:2048 -nodes -subj /CN={SERVER} -keyout server.key -out server.csr
-openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -days 30 -extfile <(echo subjectAltName=DNS:{SERVER}) -out server.pem
+openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -days 30 -out server.pem -extfile <(
+    printf 'subjectAltName=DNS:{SERVER}'
+    gateway=$(docker network inspect bridge --format '{{{{(index .IPAM.Config 0).Gateway}}}}')
+    printf ',IP:%s' "${{gateway%.*}}".{{2..30}}
+)
 chmod 0755 . && chown 999 server.key
 """
 
@@ -182,7 +186,7 @@ def test_without_an_image_of_its_kind_a_run_is_not_verified(external: Deployment
 
 def test_restoring_wants_the_rights_before_it_stops_anything(external: Deployment) -> None:
     """The restoring container reaches servers that the host reaches, not those that only a network of Docker's knows: it is told the address."""
-    install(external, database_tls={"verify": False})
+    install(external, database_tls={"ca_file": AUTHORITY})
     dumped(external)
     host, tracker = external.host, external.tracker()
     address = host.sh("docker inspect --format '{{.NetworkSettings.Networks.bridge.IPAddress}}' mysql").strip()
@@ -193,7 +197,12 @@ def test_restoring_wants_the_rights_before_it_stops_anything(external: Deploymen
         assert external.tracker() == tracker
         assert not host.exists(f"{STATE}/restore.json")
         mysql(host, f"GRANT ALL ON {DATABASE['mysql']}.* TO {USER}@'%'")
+        mysql(host, "CREATE PROCEDURE of_somebody_else() SELECT 1;", DATABASE["mysql"])
         try:
+            refused = tool(external, "restore", "latest", "--only", "database", "--confirm")
+            assert refused.code == 1 and "belong to somebody else" in refused.output, refused.output
+            mysql(host, "DROP PROCEDURE of_somebody_else", DATABASE["mysql"])
+            assert "tracker_backup_probe" not in external.query("SHOW TABLES")
             tool(external, "restore", "latest", "--only", "database", "--confirm").succeeded()
         finally:
             mysql(host, f"REVOKE ALL ON {DATABASE['mysql']}.* FROM {USER}@'%'; GRANT {RIGHTS} ON {DATABASE['mysql']}.* TO {USER}@'%'")

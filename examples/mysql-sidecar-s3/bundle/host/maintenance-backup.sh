@@ -430,6 +430,7 @@ main() {
     [[ ! -e $RESTORE ]] || "$TOOL" rollback || die 4 'a restore that died could not be rolled back; see the lines above'
     [[ $RECOVER == no || -e $MARKER ]] || exit 0
     take_lock
+    [[ ! -e $RESTORE ]] || die 4 "a restore died and is still to be rolled back: $RESTORE"
     run
 }
 

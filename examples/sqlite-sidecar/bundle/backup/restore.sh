@@ -82,9 +82,13 @@ prepare() {
         chmod 0644 -- "$WORK/new/$database"
     fi
     (cd "$WORK/new" && find . ! -type d -printf '%P\0') >"$WORK/targets"
-    if [[ $kind != config && -n $database ]]; then
-        for suffix in -journal -wal -shm; do printf '%s\0' "$database$suffix" >>"$WORK/targets"; done
-    fi
+    # No database beside the journal of another one.
+    while IFS= read -r -d '' database; do
+        [[ $(head -c 15 -- "$WORK/new/$database" | tr -d '\0') == 'SQLite format 3' ]] || continue
+        for suffix in -journal -wal -shm; do
+            there "$WORK/new/$database$suffix" || printf '%s\0' "$database$suffix" >>"$WORK/targets"
+        done
+    done < <(cd "$WORK/new" && find . -type f -printf '%P\0')
 }
 
 there() { [[ -e $1 || -L $1 ]]; }
@@ -143,13 +147,30 @@ make_directories() {
     done < <(cd "$WORK/new" && find . -mindepth 1 -type d -printf '%P\0')
 }
 
+# clear_way RELATIVE: what a service has put there since moves aside, a link on the way or a directory in the place: nothing is written
+# through it, nor does it keep the rest from being rolled back.
+clear_way() {
+    local parent=$1
+    [[ ! -d $DATA/$1 || -L $DATA/$1 ]] || mv -T -- "$DATA/$1" "$(mktemp -d -- "$WORK/aside.XXXX")/directory"
+    while [[ $parent == */* ]]; do
+        parent=${parent%/*}
+        [[ ! -L $DATA/$parent ]] || mv -T -- "$DATA/$parent" "$(mktemp -d -- "$WORK/aside.XXXX")/link"
+    done
+}
+
 rollback() {
     local relative index made
     [[ -e $WORK/begun ]] || return 0
-    while IFS= read -r -d '' relative; do rm -f -- "$DATA/$relative$COPYING"; done <"$WORK/targets"
+    while IFS= read -r -d '' relative; do
+        clear_way "$relative"
+        rm -f -- "$DATA/$relative$COPYING"
+    done <"$WORK/targets"
     while IFS= read -r -d '' relative; do rm -f -- "$DATA/$relative"; done <"$WORK/absent"
     while IFS= read -r -d '' relative; do
-        if there "$WORK/old/$relative"; then move "$WORK/old/$relative" "$DATA/$relative"; fi
+        there "$WORK/old/$relative" || continue
+        mkdir -p -- "$DATA/$(dirname -- "$relative")"
+        rm -f -- "$DATA/$relative"          # of both there may be no room
+        move "$WORK/old/$relative" "$DATA/$relative"
     done <"$WORK/existing"
     mapfile -d '' -t made <"$WORK/made"
     for ((index = ${#made[@]} - 1; index >= 0; index--)); do

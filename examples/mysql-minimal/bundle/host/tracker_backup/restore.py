@@ -30,7 +30,7 @@ class Journal:
     work: str
     fresh: bool  # there was no stack: what is undone is everything
     config: bool  # files of all services are swapped, not the database alone
-    start: list[str]  # ids of the containers to start again
+    running: list[str]  # ids of the containers that are to run in the end
     importing: bool = False  # the database may be gone; work/before.sql holds it as it was, whole
     undone: bool = False  # rolled back but for what is to be started
 
@@ -51,11 +51,14 @@ class Journal:
 @contextlib.contextmanager
 def restore_workshop(host: Host) -> Iterator[Workshop]:
     """As for verifying, with the deployment mounted to be written, and with a network when the server is external."""
-    external = "DB_HOST" in host.backup_settings and not host.in_stack
-    network = ["--network", "bridge", *bind(host.deploy_dir / "backup/secrets", "/run/secrets", "readonly")] if external else []
+    server = []
+    if "DB_HOST" in host.backup_settings and not host.in_stack:
+        server = ["--network", "bridge", *bind(host.deploy_dir / "backup/secrets", "/run/secrets", "readonly")]
+    if host.database_ca_file:
+        server += bind(host.database_ca_file, "/etc/backup/ca.pem", "readonly")
     with workshop(
-        host, "restore", "--cap-add", "CHOWN", "--cap-add", "FOWNER", "--cap-add", "FSETID", *network,
-        *bind(host.deploy_dir, "/data"), *bind(host.configuration, "/etc/backup", "readonly"),
+        host, "restore", "--cap-add", "CHOWN", "--cap-add", "FOWNER", "--cap-add", "FSETID", *server,
+        *bind(host.deploy_dir, "/data"), *bind(host.configuration / "backup.conf", "/etc/backup/backup.conf", "readonly"),
     ) as shop:  # fmt: skip
         yield shop
 
@@ -65,17 +68,20 @@ def rollback(host: Host, journal: Journal) -> None:
     work = host.staging / journal.work
     if not journal.undone:
         say(f"rolling back the restore of {journal.run}")
+        needed = [work / "targets", *([work / "before.sql"] if journal.importing else [])]
+        if gone := [str(path) for path in needed if not path.exists()]:
+            raise Refused(f"cannot be rolled back: {', '.join(gone)} is gone. Restore by hand (docs/restore.md), then remove {STATE}/restore.json")
         remove_dead_containers()
         make_image(host, host.configuration, rebuild=False)
         if not journal.fresh:
             # What runs now, too: a dead restore's last call may still be under way in Docker, and somebody may have started something.
-            journal.start = list(dict.fromkeys([*running_services(host, config=journal.config), *journal.start]))
+            journal.running = list(dict.fromkeys([*journal.running, *running(host)]))
             journal.write()
-            stop(journal.start)
+            stop(users(host, config=journal.config))
         with restore_workshop(host) as shop:
             if journal.importing:
-                if journal.fresh and host.in_stack:
-                    compose(host, "up", "--detach", "mysql")
+                if host.in_stack:
+                    raise_server(host, fresh=journal.fresh)
                 with tracker_server(host, shop) as server:
                     server.end_imports()
                     server.recreate()
@@ -84,14 +90,13 @@ def rollback(host: Host, journal: Journal) -> None:
                 journal.write()
             if journal.fresh:
                 take_down(host)
-            if work.is_dir():
-                Workshop(host, shop.container, work).step("rollback")
+            Workshop(host, shop.container, work).step("rollback")
             shutil.rmtree(shop.work)
         journal.undone = True
         journal.write()
         say("rolled back: files and database are as they were before the restore")
-    failures = start(journal.start)
-    if tracker_is_down(host, journal.start):
+    failures = start(journal.running)
+    if tracker_is_down(host, journal.running):
         raise Refused("rolled back, but the tracker does not start; --recover tries again every minute: " + "; ".join(failures))
     journal.end()
     shutil.rmtree(work, ignore_errors=True)
@@ -99,13 +104,14 @@ def rollback(host: Host, journal: Journal) -> None:
         raise Refused("rolled back, but not everything started again: " + "; ".join(failures))
 
 
-def running_services(host: Host, *, config: bool) -> list[str]:
-    """Ids of the running containers that use what a restore replaces; the tracker is the first, to come back first."""
-    return [
-        one["Id"]
-        for one in sorted(stack_containers(host), key=lambda one: service_of(one) != "tracker")
-        if one["State"]["Running"] and (service_of(one) == "tracker" or (config and service_of(one) not in ("mysql", "backup")))
-    ]
+def running(host: Host) -> list[str]:
+    """Ids of the stack's containers that run, of the tracker first, to come back first."""
+    return [one["Id"] for one in sorted(stack_containers(host), key=lambda one: service_of(one) != "tracker") if one["State"]["Running"]]
+
+
+def users(host: Host, *, config: bool) -> list[str]:
+    """Ids of the containers, of running ones and of others, that use what a restore replaces."""
+    return [one["Id"] for one in stack_containers(host) if service_of(one) == "tracker" or (config and service_of(one) not in ("mysql", "backup"))]
 
 
 def tracker_is_down(host: Host, ids: list[str]) -> bool:
@@ -142,6 +148,13 @@ def compose(host: Host, *arguments: str) -> None:
            *arguments, seconds=BUILD_SECONDS)  # fmt: skip
 
 
+def raise_server(host: Host, *, fresh: bool) -> None:
+    """The stack's MySQL: not made yet on an empty machine, and taken down by a Docker that died."""
+    if fresh:
+        compose(host, "up", "--detach", "mysql")
+    start([one["Id"] for one in stack_containers(host) if service_of(one) == "mysql" and not one["State"]["Running"]])
+
+
 def take_down(host: Host) -> None:
     """What a restore onto an empty machine has started; the restored files may be what keeps Compose from it."""
     with contextlib.suppress(Refused):
@@ -169,21 +182,20 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
         except BaseException:
             shutil.rmtree(shop.work)
             raise
-        stops = [] if fresh else running_services(host, config="config" in kinds)
-        journal = Journal(run["id"], shop.work.name, fresh, "config" in kinds, stops)
+        journal = Journal(run["id"], shop.work.name, fresh, "config" in kinds, running(host))
         journal.write()
         try:
-            stop(stops)
+            stop(users(host, config=journal.config))
             shop.step("apply")
             if mysql:
-                if fresh and host.in_stack:
-                    compose(host, "up", "--detach", "mysql")
+                if host.in_stack:
+                    raise_server(host, fresh=fresh)
                 with tracker_server(host, shop) as server:
                     replace_database(server, journal, shop, run)
             if fresh and "config" in kinds:
                 compose(host, "up", "--detach")
-            failures = start(stops)
-            if tracker_is_down(host, stops):
+            failures = start(journal.running)
+            if tracker_is_down(host, journal.running):
                 raise Refused("; ".join(failures))
             for failure in failures:
                 say(f"warning: {failure}")

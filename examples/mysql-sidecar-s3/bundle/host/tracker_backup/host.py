@@ -69,6 +69,7 @@ class Host:
     image: str
     image_source: str
     restic_directory: Path | None = None  # the repository, when it is a directory of this host
+    database_ca_file: Path | None = None  # of an external MySQL server
 
     @classmethod
     def read(cls, path: Path) -> Host:
@@ -85,6 +86,7 @@ class Host:
                 image=settings["IMAGE"],
                 image_source=settings["IMAGE_SOURCE"],
                 restic_directory=Path(settings["RESTIC_DIRECTORY"]) if "RESTIC_DIRECTORY" in settings else None,
+                database_ca_file=Path(settings["DATABASE_CA_FILE"]) if "DATABASE_CA_FILE" in settings else None,
             )
         except KeyError as error:
             raise Refused(f"{path}: {error.args[0]} is missing; install the bundle again", 2) from error

@@ -42,16 +42,33 @@ class Server:
         """That this user may drop and make what a restore replaces; to be known before anything is stopped or dropped."""
         name, probe = quote_name(self.database), f"{quote_name(self.database)}.tracker_backup_probe"
         triggers = f"SELECT count(*) FROM information_schema.triggers WHERE trigger_schema = {quote_text(self.database)}"
+        defined = " UNION ALL ".join(
+            f"SELECT definer FROM information_schema.{kind} WHERE {schema} = {quote_text(self.database)}"
+            for kind, schema in (
+                ("triggers", "trigger_schema"),
+                ("routines", "routine_schema"),
+                ("events", "event_schema"),
+                ("views", "table_schema"),
+            )
+        )
+        me = "concat(quote(substring_index(current_user(), '@', 1)), '@', quote(substring_index(current_user(), '@', -1)))"
+        may_define = "privilege_type IN ('SUPER', 'SET_USER_ID', 'SET_ANY_DEFINER', 'SET USER')"
         try:
+            if self.ask(f"SELECT count(*) FROM ({defined}) AS defined WHERE definer <> current_user()") != ["0"] and self.ask(
+                f"SELECT count(*) FROM information_schema.user_privileges WHERE grantee = {me} AND {may_define}"
+            ) == ["0"]:
+                raise Refused("triggers, routines, events or views in it belong to somebody else, and are not this user's to make again")
             self.ask(f"CREATE DATABASE IF NOT EXISTS {name}")
             self.ask(f"DROP TABLE IF EXISTS {probe}")
-            self.ask(f"CREATE TABLE {probe} (a INT)")
-            if self.ask(triggers) != ["0"]:
-                self.ask(f"CREATE TRIGGER {name}.tracker_backup_probe BEFORE INSERT ON {probe} FOR EACH ROW SET NEW.a = 1")
-            self.ask(f"DROP TABLE {probe}")
+            try:
+                self.ask(f"CREATE TABLE {probe} (a INT)")
+                if self.ask(triggers) != ["0"]:
+                    self.ask(f"CREATE TRIGGER {name}.tracker_backup_probe BEFORE INSERT ON {probe} FOR EACH ROW SET NEW.a = 1")
+            finally:
+                self.ask(f"DROP TABLE IF EXISTS {probe}")
         except Refused as error:
             raise Refused(
-                f"the database {self.database} may not be replaced by this user; give root's password (tracker.core.database.root_password), or CREATE and DROP: {error}"
+                f"the database {self.database} may not be replaced by this user; give root's password (tracker.core.database.root_password), or grant CREATE and DROP: {error}"
             ) from error
 
     def recreate(self) -> None:

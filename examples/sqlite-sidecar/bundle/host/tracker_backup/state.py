@@ -57,4 +57,4 @@ def refuse_while_unfinished() -> None:
     """Nothing is taken from under a run or a restore that died, nor is its recovery kept waiting."""
     for name, command in (("window", "maintenance-backup.sh --recover"), ("restore.json", "tracker-backup rollback")):
         if (STATE / name).exists():
-            raise Refused(f"a run or a restore died and left {STATE / name}: run `{command}` first")
+            raise Refused(f"a run or a restore died and left {STATE / name}: run `{command}` first; should that fail for good, remove the file")
