@@ -1062,6 +1062,7 @@ killed_in_the_window() {
     wait_until 10 test -e "$STUB/hanging"
     kill -KILL "$PID"
     wait_until 3 gone "$PID"
+    wait_until 3 flock --nonblock "$STATE/lock" true    # a child that was just being made has it for a moment
     : >"$CALLS"
 }
 
