@@ -84,7 +84,7 @@ prepare() {
     (cd "$WORK/new" && find . ! -type d -printf '%P\0') >"$WORK/targets"
     # No database beside the journal of another one.
     while IFS= read -r -d '' database; do
-        [[ $(head -c 15 -- "$WORK/new/$database" | tr -d '\0') == 'SQLite format 3' ]] || continue
+        is_sqlite "$WORK/new/$database" || continue
         for suffix in -journal -wal -shm; do
             there "$WORK/new/$database$suffix" || printf '%s\0' "$database$suffix" >>"$WORK/targets"
         done

@@ -93,10 +93,12 @@ require_sqlite_file() {
     refuse_symlink "$path"
     [[ -f $path && -r $path ]] || die 1 "the database $path is not a readable file"
     [[ -s $path ]] || die 1 "the database $path is empty (0 bytes)"
-    [[ $(head -c 15 -- "$path") == 'SQLite format 3' ]] || die 1 "the database $path is not an SQLite database"
+    is_sqlite "$path" || die 1 "the database $path is not an SQLite database"
 }
 
-# is_wal DATABASE: what its header says; nothing is opened.
+# is_sqlite FILE, is_wal DATABASE: what its header says; nothing is opened.
+is_sqlite() { [[ $(head -c 15 -- "$1" | tr -d '\0') == 'SQLite format 3' ]]; }
+
 is_wal() { [[ $(od -An -j 18 -N 1 -t u1 -- "$1") -eq 2 ]]; }
 
 # capture_sqlite_files TO: the live file and its journals, together, while nobody writes: never the .db alone, never opened
