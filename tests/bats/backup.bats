@@ -12,11 +12,13 @@ setup() {
     export STUB=$BATS_TEST_TMPDIR/stub
     export BACKUP_CONFIG=$BATS_TEST_TMPDIR/backup.conf BACKUP_DATA=$BATS_TEST_TMPDIR/data BACKUP_STAGING=$BATS_TEST_TMPDIR/staging \
         BACKUP_DESTINATION=$BATS_TEST_TMPDIR/backups BACKUP_CLIENT_CONFIG=$BATS_TEST_TMPDIR/client.cnf BACKUP_ONLINE_RETRY_SECONDS=0
+    export BACKUP_MEMORY=$STUB/memory
     export PATH=$STUB/bin:$BATS_TEST_DIRNAME/stubs:$PATH
     CONF=$BACKUP_CONFIG DATA=$BACKUP_DATA WORK=$BACKUP_STAGING/$RUN_ID DESTINATION=$BACKUP_DESTINATION
     CALLS=$STUB/calls PATHS=$BATS_TEST_TMPDIR/backup-paths.txt DATABASE=$DATA/storage/tracker/lib/database/tracker.db
     mkdir -p "$STUB"/{hooks,bin} "$WORK" "$DESTINATION" "$DATA"/storage/tracker/{etc,lib/database,log}
     touch "$CALLS" "$WORK"/expected-{tables,bytes}
+    memory 1000000
     printf 'SECRET=1\n' >"$DATA/.env"
     printf 'services: {}\n' >"$DATA/docker-compose.yml"
     printf '[core]\n' >"$DATA/storage/tracker/etc/tracker.toml"
@@ -39,6 +41,9 @@ make_database() {
         INSERT INTO torrents (info_hash, completed) VALUES ('aa', 1), ('bb', 0), ('cc', 7);
         INSERT INTO whitelist (info_hash) VALUES ('aa'); ${2-}"
 }
+
+# memory KIBIBYTES: so much is available.
+memory() { printf 'MemTotal:       16000000 kB\nMemFree:            1000 kB\nMemAvailable:   %8d kB\n' "$1" >"$BACKUP_MEMORY"; }
 
 # use_mysql [PASSWORD]: without one, one that would do harm if anything executed it.
 use_mysql() {
@@ -358,13 +363,13 @@ has_member() { members | grep -qxF -- "$1" || fail "not in the archive: $1" "$(m
 # Every file and directory of the deployment and of staging, but what changes as a file comes into it.
 everything() { find "$DATA" "$BACKUP_STAGING" ! -path "$BACKUP_STAGING" ! -path "$WORK" -printf '%p %s %T@\n' | sort; }
 
-@test "preflight writes nothing but that it has ended, and the destination's directories" {
+@test "preflight writes nothing but room for the copy, that it has ended, and the destination's directories" {
     local before
     before=$(everything)
     preflight
     ends_with_status 0
     [[ $(<"$WORK/ended") == 0 ]]
-    rm "$WORK/ended"
+    rm -f "$WORK"/{ended,room}
     [[ $(everything) == "$before" ]]
     [[ -z $(find "$DESTINATION" -type f) ]]
 }
@@ -558,7 +563,7 @@ restores_what_was_committed() {
 # reflinks YES_OR_NO: a cp that can share blocks, or cannot, as the file system says.
 reflinks() {
     printf '#!/usr/bin/env bash\nprintf "cp %%s\\n" "$*" >>%q\n[[ $1 != --reflink=always ]] || { [[ %s == yes ]] || exit 1; set -- --reflink=auto "${@:2}"; }\nexec %s "$@"\n' \
-        "$CALLS" "$1" "$(type -P cp)" >"$STUB/bin/cp"
+        "$CALLS" "$1" "$(PATH=${PATH#"$STUB/bin:"} type -P cp)" >"$STUB/bin/cp"
     # Not every file system can be written directly.
     printf '#!/usr/bin/env bash\nprintf "dd %%s\\n" "$*" >>%q\nexit 1\n' "$CALLS" >"$STUB/bin/dd"
     chmod +x "$STUB/bin/cp" "$STUB/bin/dd"
@@ -576,6 +581,7 @@ reflinks() {
 }
 
 @test "a copy that shares nothing is not copied again" {
+    memory 0
     preflight
     reflinks no
     step capture copy
@@ -584,6 +590,59 @@ reflinks() {
     ends_with_status 0
     called_in_order "^cp --reflink=never -- $DATABASE $WORK/database.db"
     never_called "$WORK/own"
+}
+
+@test "the copy is written over one that was made before the window, whatever became of the database meanwhile" {
+    local change
+    reflinks no
+    rm "$STUB/bin/dd"
+    for change in "UPDATE keys SET key = 'x'" "$(printf "INSERT INTO torrents (info_hash, completed) VALUES (hex(randomblob(5000)), 1);%.0s" {1..9})" \
+        'DELETE FROM torrents; VACUUM'; do
+        preflight
+        ends_with_status 0
+        cmp "$DATABASE" "$WORK/room"
+        sqlite3 "$DATABASE" "$change"
+        step capture copy
+        ends_with_status 0
+        cmp "$DATABASE" "$WORK/database.db"
+        [[ ! -e $WORK/room ]]
+        rm "$WORK/database.db"
+    done
+    never_called "^cp --reflink=never -- $DATABASE $WORK/database.db"
+}
+
+@test "a copy over the one before that fails is none" {
+    reflinks no
+    preflight
+    step capture copy
+    fails_with 1 "copying $DATABASE failed"
+    [[ ! -e $WORK/database.db ]]
+}
+
+@test "no copy is made before the window where blocks are shared, where memory does not hold two files, and where it fails" {
+    reflinks yes
+    preflight
+    ends_with_status 0
+    [[ ! -e $WORK/room ]]
+    reflinks no
+    for available in 30 0; do
+        memory "$available"
+        preflight
+        ends_with_status 0
+    done
+    : >"$BACKUP_MEMORY"
+    preflight
+    ends_with_status 0
+    never_called 'cp --reflink=never'
+    memory 1000000
+    printf '#!/usr/bin/env bash\nexit 1\n' >"$STUB/bin/sync"
+    chmod +x "$STUB/bin/sync"
+    preflight copy
+    [[ ! -e $WORK/room ]]
+    rm "$STUB/bin/sync"
+    step capture copy
+    ends_with_status 0
+    called_in_order "^cp --reflink=never -- $DATABASE $WORK/database.db"
 }
 
 @test "a journal that is a symlink or a directory is refused" {

@@ -127,6 +127,7 @@ preflight() {
     # What is copied whole is there beside the excerpt that is made of it.
     [[ ${SETTING[DB_TYPE]}-$method-${SETTING[BACKUP_SCOPE]} != sqlite-copy-exclude-statistics ]] || copies=2
     check_space "$bytes" "$copies"
+    [[ ${SETTING[DB_TYPE]}-$method != sqlite-copy ]] || make_room "$bytes"
 }
 
 # ---------------------------------------------------------------- capture

@@ -9,6 +9,8 @@ readonly DATA=${BACKUP_DATA:-/data}
 readonly STAGING=${BACKUP_STAGING:-/staging}
 readonly DESTINATION=${BACKUP_DESTINATION:-/backups}
 readonly CLIENT_CONFIG=${BACKUP_CLIENT_CONFIG:-/tmp/client.cnf}
+readonly MEMORY=${BACKUP_MEMORY:-/proc/meminfo}
+readonly ROOM_SECONDS=60
 readonly ONLINE_RETRY_SECONDS=${BACKUP_ONLINE_RETRY_SECONDS:-30}
 readonly REQUIRED_TABLES=(torrents whitelist keys)
 
@@ -115,7 +117,26 @@ capture_sqlite_files() {
 }
 
 copy_or_share() {
-    if cp --reflink=always -- "$1" "$2" 2>/dev/null; then : >"$WORK/shared"; else cp --reflink=never -- "$1" "$2"; fi
+    if cp --reflink=always -- "$1" "$2" 2>/dev/null; then
+        : >"$WORK/shared"
+    elif [[ -e $WORK/room ]]; then
+        dd if="$1" of="$WORK/room" bs=1M conv=notrunc status=none && truncate --reference="$1" -- "$WORK/room" && mv -T -- "$WORK/room" "$2"
+    else
+        cp --reflink=never -- "$1" "$2"
+    fi
+}
+
+# make_room BYTES: before the window a first copy of so many bytes, torn and of no other use: the one in the window is written over it, and so
+# has its memory and its blocks already. What is free often has to be freed first, by the kernel or by the host of a virtual machine, which can
+# take several times as long as copying. Not where blocks can be shared, nor where memory does not hold both files: the copy is made without, then.
+make_room() {
+    local room=$WORK/room kibibytes
+    kibibytes=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB$/\1/p' -- "$MEMORY")
+    ((${kibibytes:-0} / 2 > $1 / 1024)) || return 0
+    if cp --reflink=always -- "${SETTING[DB_PATH]}" "$room" 2>/dev/null \
+        || ! timeout "$ROOM_SECONDS" cp --reflink=never -- "${SETTING[DB_PATH]}" "$room" || ! timeout "$ROOM_SECONDS" sync -- "$room"; then
+        rm -f -- "$room"
+    fi
 }
 
 # make_own FILE...: copies that share their blocks with the live files do so no longer. What the tracker writes meanwhile goes to a place
