@@ -237,14 +237,16 @@ inhibit_shutdown() {
     INHIBITOR=$!
 }
 
+# Of a tracker that does not run, whoever stopped it, the files are copied.
+method() { [[ $QUIESCE == none ]] && printf online || printf copy; }
+
 capture() {
-    local limit=$WORK_SECONDS method=copy
-    [[ $QUIESCE != none ]] || method=online
+    local limit=$WORK_SECONDS
     if [[ $ACTION != none ]]; then
         limit=$((CAPTURE_SECONDS - ($(microseconds) - WINDOW_OPENED) / 1000000))
         ((limit > 0)) || die 1 "the window's limit of $CAPTURE_SECONDS s for stopping and capturing is over"
     fi
-    in_container "$limit" capture "$method"
+    in_container "$limit" capture "$(method)"
     CAPTURED_AT=$EPOCHREALTIME
 }
 
@@ -408,11 +410,12 @@ run() {
     check deployment
     require_image
     start_container
-    in_container "$PREFLIGHT_SECONDS" preflight "$([[ $QUIESCE == none ]] && printf online || printf copy)"
     if [[ $DRY_RUN == yes ]]; then
+        in_container "$PREFLIGHT_SECONDS" preflight "$(method)"
         log "dry run: everything is ready; would now $QUIESCE the tracker, capture, and publish to $DESTINATION"
         return
     fi
+    in_container "$PREFLIGHT_SECONDS" preflight "$(method)" room
     [[ $QUIESCE == left-* ]] || find_tracker            # again: making the image can take half an hour
     open_window
     capture

@@ -95,7 +95,7 @@ conf() {
 
 step() { run "$TIMEOUT" 60 bash "$BACKUP" "$1" "$RUN_ID" "${@:2}"; }
 
-preflight() { step preflight "${1-copy}"; }
+preflight() { step preflight "${1-copy}" room; }
 
 # The whole of a run, to be right to its end.
 back_up() {
@@ -565,7 +565,8 @@ reflinks() {
     printf '#!/usr/bin/env bash\nprintf "cp %%s\\n" "$*" >>%q\n[[ $1 != --reflink=always ]] || { [[ %s == yes ]] || exit 1; set -- --reflink=auto "${@:2}"; }\nexec %s "$@"\n' \
         "$CALLS" "$1" "$(PATH=${PATH#"$STUB/bin:"} type -P cp)" >"$STUB/bin/cp"
     # Not every file system can be written directly.
-    printf '#!/usr/bin/env bash\nprintf "dd %%s\\n" "$*" >>%q\nexit 1\n' "$CALLS" >"$STUB/bin/dd"
+    printf '#!/usr/bin/env bash\nprintf "dd %%s\\n" "$*" >>%q\n[[ $* != *oflag=direct* ]] || exit 1\nexec %s "$@"\n' \
+        "$CALLS" "$(PATH=${PATH#"$STUB/bin:"} type -P dd)" >"$STUB/bin/dd"
     chmod +x "$STUB/bin/cp" "$STUB/bin/dd"
 }
 
@@ -595,7 +596,6 @@ reflinks() {
 @test "the copy is written over one that was made before the window, whatever became of the database meanwhile" {
     local change
     reflinks no
-    rm "$STUB/bin/dd"
     for change in "UPDATE keys SET key = 'x'" "$(printf "INSERT INTO torrents (info_hash, completed) VALUES (hex(randomblob(5000)), 1);%.0s" {1..9})" \
         'DELETE FROM torrents; VACUUM'; do
         preflight
@@ -611,12 +611,24 @@ reflinks() {
     never_called "^cp --reflink=never -- $DATABASE $WORK/database.db"
 }
 
-@test "a copy over the one before that fails is none" {
+@test "where the copy cannot be written over the one before, it is made anew" {
     reflinks no
     preflight
+    [[ -e $WORK/room ]]
+    sqlite3 "$DATABASE" "UPDATE keys SET key = 'x'"
+    printf '#!/usr/bin/env bash\nexit 1\n' >"$STUB/bin/dd"
     step capture copy
-    fails_with 1 "copying $DATABASE failed"
-    [[ ! -e $WORK/database.db ]]
+    ends_with_status 0
+    called_in_order "^cp --reflink=never -- $DATABASE $WORK/database.db"
+    cmp "$DATABASE" "$WORK/database.db"
+    [[ ! -e $WORK/room ]]
+}
+
+@test "no copy is made before the window of a dry run" {
+    reflinks no
+    step preflight copy
+    ends_with_status 0
+    [[ ! -e $WORK/room ]]
 }
 
 @test "no copy is made before the window where blocks are shared, where memory does not hold two files, and where it fails" {
@@ -633,13 +645,15 @@ reflinks() {
     : >"$BACKUP_MEMORY"
     preflight
     ends_with_status 0
-    never_called 'cp --reflink=never'
+    rm "$BACKUP_MEMORY"
+    preflight
+    ends_with_status 0
+    never_called '^dd'
     memory 1000000
-    printf '#!/usr/bin/env bash\nexit 1\n' >"$STUB/bin/sync"
-    chmod +x "$STUB/bin/sync"
-    preflight copy
+    printf '#!/usr/bin/env bash\nhead -c 5 "${1#if=}" >"${2#of=}"\nexit 1\n' >"$STUB/bin/dd"
+    preflight
+    ends_with_status 0
     [[ ! -e $WORK/room ]]
-    rm "$STUB/bin/sync"
     step capture copy
     ends_with_status 0
     called_in_order "^cp --reflink=never -- $DATABASE $WORK/database.db"

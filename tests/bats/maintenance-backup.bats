@@ -241,7 +241,7 @@ lock_is_free_after_killing_in() {
     ends_with_status 0
     output_has 'would now stop the tracker'
     tracker_was_left_alone
-    was_called '^docker exec .* preflight '
+    was_called '^docker exec .* preflight [0-9_]+ copy$'
     never_called '^docker exec .* \(capture\|finish\) '
     never_called '^tracker-backup \(record\|prune\)'
     nothing_was_recorded
@@ -272,7 +272,7 @@ lock_is_free_after_killing_in() {
 @test "stop: preflight, stop, capture, start, and only then the slow rest" {
     maintenance
     ends_with_status 0
-    called_in_order '^tracker-backup check destination' '^docker compose .* run ' '^docker exec .* preflight [0-9_]+ copy$' \
+    called_in_order '^tracker-backup check destination' '^docker compose .* run ' '^docker exec .* preflight [0-9_]+ copy room$' \
         '^docker stop -t 1 7e57$' '^docker exec .* capture [0-9_]+ copy$' '^docker start 7e57$' '^docker exec .* finish ' \
         '^tracker-backup record' '^tracker-backup prune' '^docker rm --force tracker-backup-'
     never_called '^docker \(pause\|unpause\|restart\|kill\)'
@@ -289,7 +289,7 @@ lock_is_free_after_killing_in() {
     configure QUIESCE pause
     maintenance
     ends_with_status 0
-    called_in_order '^docker exec .* preflight [0-9_]+ copy$' '^docker pause 7e57$' '^docker exec .* capture [0-9_]+ copy$' \
+    called_in_order '^docker exec .* preflight [0-9_]+ copy room$' '^docker pause 7e57$' '^docker exec .* capture [0-9_]+ copy$' \
         '^docker unpause 7e57$' '^docker exec .* finish '
     never_called '^docker \(stop\|start\|restart\|kill\) '
     [[ $(<"$STUB/tracker/started") == "$since" ]]
@@ -300,7 +300,7 @@ lock_is_free_after_killing_in() {
     configure QUIESCE none
     maintenance
     ends_with_status 0
-    called_in_order '^docker exec .* preflight [0-9_]+ online$' '^docker exec .* capture [0-9_]+ online$' '^docker exec .* finish '
+    called_in_order '^docker exec .* preflight [0-9_]+ online room$' '^docker exec .* capture [0-9_]+ online$' '^docker exec .* finish '
     tracker_was_left_alone
     recorded result=success quiesce=none window_seconds=0
 }

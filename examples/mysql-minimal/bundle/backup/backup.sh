@@ -3,7 +3,8 @@
 #
 # maintenance-backup.sh calls it by `docker exec`, a step at a time; only `capture` is inside the window:
 #   backup.sh idle                    the container's own process: wait for the steps, for a day at most
-#   backup.sh preflight RUN METHOD    everything that can be found wrong before the tracker is touched
+#   backup.sh preflight RUN METHOD [room]
+#                                     everything that can be found wrong before the tracker is touched; and room for the copy is made
 #   backup.sh capture   RUN METHOD    METHOD: copy (the tracker is stopped or paused) or online
 #   backup.sh finish    RUN           check, count, archive, compress, publish; results in the run's staging
 # Where it stays up as a sidecar, sidecar-backup.sh does, and there is no window:
@@ -103,7 +104,7 @@ refuse_writer_stall() {
 }
 
 preflight() {
-    local method=$1 bytes copies=1 tables table
+    local method=$1 room=${2-} bytes copies=1 tables table
     load_config
     read_paths :
     if [[ ${SETTING[DB_TYPE]} == sqlite ]]; then
@@ -127,7 +128,7 @@ preflight() {
     # What is copied whole is there beside the excerpt that is made of it.
     [[ ${SETTING[DB_TYPE]}-$method-${SETTING[BACKUP_SCOPE]} != sqlite-copy-exclude-statistics ]] || copies=2
     check_space "$bytes" "$copies"
-    [[ ${SETTING[DB_TYPE]}-$method != sqlite-copy ]] || make_room "$bytes"
+    [[ ${SETTING[DB_TYPE]}-$method-$room != sqlite-copy-room ]] || make_room "$bytes"
 }
 
 # ---------------------------------------------------------------- capture
@@ -297,7 +298,7 @@ main() {
     [[ $step != sidecar ]] || sidecar
     [[ $step != now ]] || exec "$SIDECAR_BACKUP" "${@:2}"
     [[ $step =~ ^(preflight|capture|finish)$ && ${2-} =~ ^[0-9]{8}_[0-9]{6}$ ]] \
-        || die 2 "usage: backup.sh idle | sidecar | now | preflight RUN METHOD | capture RUN METHOD | finish RUN"
+        || die 2 "usage: backup.sh idle | sidecar | now | preflight RUN METHOD [room] | capture RUN METHOD | finish RUN"
     readonly RUN=$2
     WORK=$STAGING/$RUN
     [[ -d $WORK ]] || die 2 "$WORK is not there: maintenance-backup.sh makes it"

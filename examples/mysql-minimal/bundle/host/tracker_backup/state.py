@@ -56,8 +56,8 @@ def lock(wait: float = LOCK_SECONDS, *, recovering: bool = False) -> Iterator[No
 def refuse_while_unfinished() -> None:
     """Nothing is taken from under a run or a restore that died, nor is its recovery kept waiting."""
     for name, dead, command, by_hand in (
-        ("window", "run", "maintenance-backup.sh --recover", "start the tracker"),
-        ("restore.json", "restore", "tracker-backup rollback", "restore by hand (docs/restore.md), since the next run clears away what was there before"),
+        ("window", "run", "maintenance-backup.sh --recover", "start or unpause the tracker"),
+        ("restore.json", "restore", "tracker-backup rollback", "see docs/restore.md, for the next run clears away what was there before"),
     ):
         if (STATE / name).exists():
-            raise Refused(f"a {dead} died and left {STATE / name}: run `{command}` first. Should that fail for good, {by_hand}, then remove the file")
+            raise Refused(f"a {dead} died and left {STATE / name}: run `{command}` first. Should that fail for good: {by_hand}; then remove the file")
