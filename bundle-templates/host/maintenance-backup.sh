@@ -398,6 +398,7 @@ on_exit() {
 }
 
 run() {
+    local room=()
     trap_signals
     [[ ! -e $MARKER ]] || recover
     [[ $RECOVER == no ]] || return 0
@@ -410,12 +411,12 @@ run() {
     check deployment
     require_image
     start_container
+    [[ $DRY_RUN == yes || ! $QUIESCE =~ ^(stop|pause)$ ]] || room=(room)
+    in_container "$PREFLIGHT_SECONDS" preflight "$(method)" "${room[@]}"
     if [[ $DRY_RUN == yes ]]; then
-        in_container "$PREFLIGHT_SECONDS" preflight "$(method)"
         log "dry run: everything is ready; would now $QUIESCE the tracker, capture, and publish to $DESTINATION"
         return
     fi
-    in_container "$PREFLIGHT_SECONDS" preflight "$(method)" room
     [[ $QUIESCE == left-* ]] || find_tracker            # again: making the image can take half an hour
     open_window
     capture

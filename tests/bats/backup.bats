@@ -95,7 +95,10 @@ conf() {
 
 step() { run "$TIMEOUT" 60 bash "$BACKUP" "$1" "$RUN_ID" "${@:2}"; }
 
-preflight() { step preflight "${1-copy}" room; }
+preflight() { step preflight "${1-copy}"; }
+
+# As before a window.
+preflight_with_room() { step preflight copy room; }
 
 # The whole of a run, to be right to its end.
 back_up() {
@@ -363,13 +366,13 @@ has_member() { members | grep -qxF -- "$1" || fail "not in the archive: $1" "$(m
 # Every file and directory of the deployment and of staging, but what changes as a file comes into it.
 everything() { find "$DATA" "$BACKUP_STAGING" ! -path "$BACKUP_STAGING" ! -path "$WORK" -printf '%p %s %T@\n' | sort; }
 
-@test "preflight writes nothing but room for the copy, that it has ended, and the destination's directories" {
+@test "preflight writes nothing but that it has ended, and the destination's directories" {
     local before
     before=$(everything)
     preflight
     ends_with_status 0
     [[ $(<"$WORK/ended") == 0 ]]
-    rm -f "$WORK"/{ended,room}
+    rm "$WORK/ended"
     [[ $(everything) == "$before" ]]
     [[ -z $(find "$DESTINATION" -type f) ]]
 }
@@ -582,7 +585,6 @@ reflinks() {
 }
 
 @test "a copy that shares nothing is not copied again" {
-    memory 0
     preflight
     reflinks no
     step capture copy
@@ -598,7 +600,7 @@ reflinks() {
     reflinks no
     for change in "UPDATE keys SET key = 'x'" "$(printf "INSERT INTO torrents (info_hash, completed) VALUES (hex(randomblob(5000)), 1);%.0s" {1..9})" \
         'DELETE FROM torrents; VACUUM'; do
-        preflight
+        preflight_with_room
         ends_with_status 0
         cmp "$DATABASE" "$WORK/room"
         sqlite3 "$DATABASE" "$change"
@@ -613,7 +615,7 @@ reflinks() {
 
 @test "where the copy cannot be written over the one before, it is made anew" {
     reflinks no
-    preflight
+    preflight_with_room
     [[ -e $WORK/room ]]
     sqlite3 "$DATABASE" "UPDATE keys SET key = 'x'"
     printf '#!/usr/bin/env bash\nexit 1\n' >"$STUB/bin/dd"
@@ -624,34 +626,34 @@ reflinks() {
     [[ ! -e $WORK/room ]]
 }
 
-@test "no copy is made before the window of a dry run" {
+@test "no copy is made beforehand where there is no window" {
     reflinks no
-    step preflight copy
+    preflight
     ends_with_status 0
     [[ ! -e $WORK/room ]]
 }
 
 @test "no copy is made before the window where blocks are shared, where memory does not hold two files, and where it fails" {
     reflinks yes
-    preflight
+    preflight_with_room
     ends_with_status 0
     [[ ! -e $WORK/room ]]
     reflinks no
     for available in 30 0; do
         memory "$available"
-        preflight
+        preflight_with_room
         ends_with_status 0
     done
     : >"$BACKUP_MEMORY"
-    preflight
+    preflight_with_room
     ends_with_status 0
     rm "$BACKUP_MEMORY"
-    preflight
+    preflight_with_room
     ends_with_status 0
     never_called '^dd'
     memory 1000000
     printf '#!/usr/bin/env bash\nhead -c 5 "${1#if=}" >"${2#of=}"\nexit 1\n' >"$STUB/bin/dd"
-    preflight
+    preflight_with_room
     ends_with_status 0
     [[ ! -e $WORK/room ]]
     step capture copy

@@ -300,7 +300,7 @@ lock_is_free_after_killing_in() {
     configure QUIESCE none
     maintenance
     ends_with_status 0
-    called_in_order '^docker exec .* preflight [0-9_]+ online room$' '^docker exec .* capture [0-9_]+ online$' '^docker exec .* finish '
+    called_in_order '^docker exec .* preflight [0-9_]+ online$' '^docker exec .* capture [0-9_]+ online$' '^docker exec .* finish '
     tracker_was_left_alone
     recorded result=success quiesce=none window_seconds=0
 }

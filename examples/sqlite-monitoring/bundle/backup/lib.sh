@@ -119,15 +119,14 @@ capture_sqlite_files() {
 copy_or_share() {
     if cp --reflink=always -- "$1" "$2" 2>/dev/null; then
         : >"$WORK/shared"
-    elif [[ ! -e $WORK/room ]] || ! dd if="$1" of="$WORK/room" bs=1M conv=notrunc status=none \
-        || ! truncate --reference="$1" -- "$WORK/room" || ! mv -T -- "$WORK/room" "$2"; then
+    elif ! fill_room "$1" "$2"; then
         rm -f -- "$WORK/room"
         cp --reflink=never -- "$1" "$2"
     fi
 }
 
-# make_room BYTES: before the window a first copy of so many bytes, torn and of no other use: the one in the window is written over it, and so
-# has its memory and its blocks already. What is free often has to be freed first, by the kernel or by the host of a virtual machine, which can
+# make_room BYTES: before the window a first copy of the database, which with its journals has so many. It is torn and of no other use: the one
+# in the window is written over it, and so has its memory and its blocks already. What is free often has to be freed first, by the kernel or by the host of a virtual machine, which can
 # take several times as long as copying. Not where blocks can be shared, nor where memory does not hold both files, nor on a slow disk: then the
 # copy is made without. Synced piece by piece, for a single sync cannot be given up, and the tracker's commits would wait behind it.
 make_room() {
@@ -138,6 +137,12 @@ make_room() {
         || ! timeout "$ROOM_SECONDS" dd if="${SETTING[DB_PATH]}" of="$room" bs=16M oflag=dsync status=none 2>/dev/null; then
         rm -f -- "$room"
     fi
+}
+
+# fill_room FROM TO: the copy has its name only when it is whole.
+fill_room() {
+    [[ -e $WORK/room ]] && dd if="$1" of="$WORK/room" bs=1M conv=notrunc status=none && truncate --reference="$1" -- "$WORK/room" \
+        && mv -T -- "$WORK/room" "$2"
 }
 
 # make_own FILE...: copies that share their blocks with the live files do so no longer. What the tracker writes meanwhile goes to a place

@@ -4,7 +4,7 @@
 # maintenance-backup.sh calls it by `docker exec`, a step at a time; only `capture` is inside the window:
 #   backup.sh idle                    the container's own process: wait for the steps, for a day at most
 #   backup.sh preflight RUN METHOD [room]
-#                                     everything that can be found wrong before the tracker is touched; and room for the copy is made
+#                                     everything that can be found wrong before the tracker is touched; with `room`, room for the copy is made
 #   backup.sh capture   RUN METHOD    METHOD: copy (the tracker is stopped or paused) or online
 #   backup.sh finish    RUN           check, count, archive, compress, publish; results in the run's staging
 # Where it stays up as a sidecar, sidecar-backup.sh does, and there is no window:
@@ -128,7 +128,7 @@ preflight() {
     # What is copied whole is there beside the excerpt that is made of it.
     [[ ${SETTING[DB_TYPE]}-$method-${SETTING[BACKUP_SCOPE]} != sqlite-copy-exclude-statistics ]] || copies=2
     check_space "$bytes" "$copies"
-    [[ ${SETTING[DB_TYPE]}-$method-$room != sqlite-copy-room ]] || make_room "$bytes"
+    [[ ${SETTING[DB_TYPE]}-$room != sqlite-room ]] || make_room "$bytes"
 }
 
 # ---------------------------------------------------------------- capture
