@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # Captures, checks and publishes one backup, inside the backup container.
 #
-# maintenance-backup.sh calls it by `docker exec`, a step at a time; only `capture` is inside the window:
-#   backup.sh idle                    the container's own process: wait for the steps, for a day at most
+# maintenance-backup.sh calls it by `docker exec`, one step at a time. Only `capture` is inside the
+# window.
+#   backup.sh idle                    the container's own process: wait for the steps, at most a day
 #   backup.sh preflight RUN METHOD [room]
-#                                     everything that can be found wrong before the tracker is touched; with `room`, room for the copy is made
+#                                     find everything that is wrong before the tracker is touched;
+#                                     with `room`, make room for the copy
 #   backup.sh capture   RUN METHOD    METHOD: copy (the tracker is stopped or paused) or online
-#   backup.sh finish    RUN           check, count, archive, compress, publish; results in the run's staging
-# Where it stays up as a sidecar, sidecar-backup.sh does, and there is no window:
-#   backup.sh sidecar                 the container's own process: cron, by BACKUP_SCHEDULE in the time zone TZ
+#   backup.sh finish    RUN           check, count, archive, compress, publish; the results are in
+#                                     the run's staging
+# In a sidecar, sidecar-backup.sh calls the steps, and there is no window:
+#   backup.sh sidecar                 the container's own process: cron, by BACKUP_SCHEDULE in the
+#                                     time zone TZ
 #   backup.sh now [--dry-run]         a run now
 # Exit codes: 0 success, 1 the backup failed, 2 configuration error.
 set -Eeuo pipefail
@@ -27,8 +31,8 @@ readonly ZONES=/usr/share/zoneinfo
 
 # ---------------------------------------------------------------- paths
 
-# read_paths COMMAND: fills PATHS, DIRECTORIES and DATABASES (below $DATA, without it) from the path list; what is missing
-# and optional is reported by the command.
+# read_paths COMMAND: fills PATHS, DIRECTORIES and DATABASES (below $DATA, without it) from the path
+# list. COMMAND reports each optional path that is missing.
 read_paths() {
     local line path kind optional file=${SETTING[BACKUP_PATHS_FILE]}
     PATHS=() DIRECTORIES=() DATABASES=()
@@ -62,32 +66,39 @@ read_paths() {
 
 # ---------------------------------------------------------------- preflight
 
-# check_space DATABASE COPIES: bytes that the run will write: into staging the database, so many times, and the archive as they
-# are, into the destination the same compressed; before a first run has shown by how much that shrinks, reckon that it does not.
+# check_space DATABASE COPIES: DATABASE is in bytes. The run writes COPIES times the database and
+# the archive into staging, and both into the destination, compressed. Before the first run nobody
+# knows how well they compress, so their full size is needed.
 check_space() {
     local database=$1 copies=$2 config available needed once
-    config=$(cd "$DATA" && du --bytes --summarize --total -- "${PATHS[@]}" "${DATABASES[@]}" | tail -n 1 | cut -f 1)
+    config=$(cd "$DATA" \
+        && du --bytes --summarize --total -- "${PATHS[@]}" "${DATABASES[@]}" | tail -n 1 | cut -f 1)
     once=$((database + config + 16777216)) needed=$((database * copies + config + 16777216))
     log "database $((database / 1048576)) MiB, configuration $((config / 1048576)) MiB"
     for directory in "$STAGING" "$DESTINATION"; do
         available=$(df --block-size=1 --output=avail -- "$directory" | tail -n 1)
         if [[ $directory == "$DESTINATION" && -s $WORK/expected-bytes ]]; then
             needed=$(($(<"$WORK/expected-bytes") * 3 / 2 + 16777216))
-        elif [[ $directory == "$DESTINATION" && $(stat -c %d -- "$STAGING") == "$(stat -c %d -- "$DESTINATION")" ]]; then
+        elif [[ $directory == "$DESTINATION" ]] && same_device "$STAGING" "$DESTINATION"; then
             needed=$((needed + once))
         elif [[ $directory == "$DESTINATION" ]]; then
             needed=$once
         fi
-        ((available > needed)) || die 1 "not enough space in $directory: $needed bytes needed, $available available"
+        ((available > needed)) \
+            || die 1 "not enough space in $directory: $needed bytes needed, $available available"
     done
 }
 
+same_device() { [[ $(stat -c %d -- "$1") == "$(stat -c %d -- "$2")" ]]; }
+
 probe_write() {
     local probe=$1/.probe-$RUN
-    { printf 'probe\n' >"$probe" && sync -- "$probe" && rm -f -- "$probe"; } || die 1 "cannot write to $1 as the container's user"
+    { printf 'probe\n' >"$probe" && sync -- "$probe" && rm -f -- "$probe"; } \
+        || die 1 "cannot write to $1 as the container's user"
 }
 
-# A writer in rollback-journal mode waits for the whole online copy; SQLite's drivers commonly give up after 5 s.
+# A writer in rollback-journal mode waits for the whole online copy. SQLite's drivers commonly give
+# up after 5 s.
 refuse_writer_stall() {
     local bytes=$1 started elapsed sample=67108864 samples estimate
     ! is_wal "${SETTING[DB_PATH]}" || return 0
@@ -98,8 +109,11 @@ refuse_writer_stall() {
     rm -f -- "$WORK/sample"
     samples=$((bytes / sample)) estimate=$((samples * elapsed / 1000000))
     log "an online copy would make the tracker's writes wait for about $estimate s"
-    if ((estimate > STALL_LIMIT_SECONDS)) && [[ ${SETTING[BACKUP_ALLOW_WRITER_STALL]} == false ]]; then
-        die 1 "the tracker's writes would wait for about $estimate s (limit $STALL_LIMIT_SECONDS s): choose strategy 'maintenance-window' with quiesce 'pause' or 'stop', or set backup.allow_writer_stall"
+    if ((estimate > STALL_LIMIT_SECONDS)) \
+        && [[ ${SETTING[BACKUP_ALLOW_WRITER_STALL]} == false ]]; then
+        die 1 "the tracker's writes would wait for about $estimate s" \
+            "(limit $STALL_LIMIT_SECONDS s): choose strategy 'maintenance-window'" \
+            "with quiesce 'pause' or 'stop', or set backup.allow_writer_stall"
     fi
 }
 
@@ -109,24 +123,30 @@ preflight() {
     read_paths :
     if [[ ${SETTING[DB_TYPE]} == sqlite ]]; then
         require_sqlite_file "${SETTING[DB_PATH]}"
-        bytes=$(du --bytes --total -- "${SETTING[DB_PATH]}"{,-journal,-wal} 2>/dev/null | tail -n 1 | cut -f 1) || true
+        bytes=$(du --bytes --total -- "${SETTING[DB_PATH]}"{,-journal,-wal} 2>/dev/null \
+            | tail -n 1 | cut -f 1) || true
         [[ $method != online ]] || refuse_writer_stall "$bytes"
     else
         write_client_config
         tables=$(query_mysql 'SHOW TABLES')
         for table in "${REQUIRED_TABLES[@]}"; do
-            grep -qxF -- "$table" <<<"$tables" || die 1 "user ${SETTING[DB_USER]} sees no table $table in database ${SETTING[DB_NAME]}"
+            grep -qxF -- "$table" <<<"$tables" \
+                || die 1 "user ${SETTING[DB_USER]} sees no table $table" \
+                    "in database ${SETTING[DB_NAME]}"
         done
         warn_of_unseen 'triggers (privilege TRIGGER)' "'TRIGGER'" "'TRIGGER'"
-        warn_of_unseen "other users' routines (privilege SHOW_ROUTINE)" "'SELECT', 'SHOW_ROUTINE', 'EXECUTE', 'CREATE ROUTINE', 'ALTER ROUTINE'" \
+        warn_of_unseen "other users' routines (privilege SHOW_ROUTINE)" \
+            "'SELECT', 'SHOW_ROUTINE', 'EXECUTE', 'CREATE ROUTINE', 'ALTER ROUTINE'" \
             "'EXECUTE', 'CREATE ROUTINE', 'ALTER ROUTINE'"
-        bytes=$(query_mysql 'SELECT coalesce(sum(data_length + index_length), 0) FROM information_schema.tables WHERE table_schema = database()')
+        bytes=$(query_mysql 'SELECT coalesce(sum(data_length + index_length), 0)
+            FROM information_schema.tables WHERE table_schema = database()')
     fi
     for directory in sqlite mysql config runs; do mkdir -p -- "$DESTINATION/$directory"; done
     probe_write "$STAGING"
     probe_write "$DESTINATION"
-    # What is copied whole is there beside the excerpt that is made of it.
-    [[ ${SETTING[DB_TYPE]}-$method-${SETTING[BACKUP_SCOPE]} != sqlite-copy-exclude-statistics ]] || copies=2
+    # The whole copy and the excerpt that is made from it exist at the same time.
+    [[ ${SETTING[DB_TYPE]}-$method-${SETTING[BACKUP_SCOPE]} != sqlite-copy-exclude-statistics ]] \
+        || copies=2
     check_space "$bytes" "$copies"
     [[ ${SETTING[DB_TYPE]}-$room != sqlite-room ]] || make_room "$bytes"
 }
@@ -166,12 +186,15 @@ check_database() {
 archive_config() {
     local archive=$WORK/config.tar relative member status=0
     read_paths warn
-    for relative in "${DIRECTORIES[@]}" "${PATHS[@]}" "${DATABASES[@]}"; do result path "$relative"; done
+    for relative in "${DIRECTORIES[@]}" "${PATHS[@]}" "${DATABASES[@]}"; do
+        result path "$relative"
+    done
     ancestors "${DIRECTORIES[@]}" "${PATHS[@]}" "${DATABASES[@]}" >"$WORK/directories"
     printf '%s\0' "${DIRECTORIES[@]}" >>"$WORK/directories"
     printf '%s\0' "${PATHS[@]}" >"$WORK/paths"
-    tar --create --file "$archive" --numeric-owner --directory "$DATA" --null --verbatim-files-from \
-        --no-recursion --files-from "$WORK/directories" --recursion --files-from "$WORK/paths" || status=$?
+    tar --create --file "$archive" --numeric-owner --directory "$DATA" \
+        --null --verbatim-files-from --no-recursion --files-from "$WORK/directories" \
+        --recursion --files-from "$WORK/paths" || status=$?
     ((status < 2)) || die 1 "tar failed with exit code $status; its message is in the log"
     ((status == 0)) || warn "a configuration file changed while it was read (tar exit code 1)"
     for relative in "${DATABASES[@]}"; do
@@ -186,7 +209,8 @@ archive_config() {
     done
 }
 
-# The directories above the given paths, outermost first, so that an empty machine gets them with their owners.
+# The directories above the given paths, outermost first, so that an empty machine gets them with
+# their owners.
 ancestors() {
     local path
     for path in "$@"; do
@@ -195,7 +219,8 @@ ancestors() {
 }
 
 append_member() {
-    tar --append --file "$1" --numeric-owner --owner ":$3" --group ":$4" --mode "$5" --directory "$WORK/members" -- "$2"
+    tar --append --file "$1" --numeric-owner --owner ":$3" --group ":$4" --mode "$5" \
+        --directory "$WORK/members" -- "$2"
 }
 
 # compress FROM KIND NAME: into the destination under a partial name, synced, and read back whole.
@@ -204,11 +229,13 @@ compress() {
     if [[ ${SETTING[BACKUP_COMPRESSION]} == gzip ]]; then
         nice pigz --stdout <"$from" >"$partial" && sync -- "$partial" && pigz --test <"$partial"
     else
-        nice zstd -T0 -q --stdout <"$from" >"$partial" && sync -- "$partial" && zstd -q --test <"$partial"
+        nice zstd -T0 -q --stdout <"$from" >"$partial" && sync -- "$partial" \
+            && zstd -q --test <"$partial"
     fi || die 1 "compressing into $2/$3 failed; the message is in the log"
 }
 
-# Final names appear only when everything is whole; each rename is durable before the next step counts on it.
+# An incomplete file never has its final name. Each rename is durable before the next step relies on
+# it.
 publish() {
     local kind=$1 subdirectory=$2 name=$3 bytes sha256
     local final=$DESTINATION/$subdirectory/$name
@@ -227,7 +254,7 @@ timed() {
     result duration "$name" "$((elapsed / 1000)).$(printf '%03d' $((elapsed % 1000)))"
 }
 
-# What was copied whole, since the window is for copying alone, is checked and then becomes the excerpt.
+# The window is for copying alone. So the whole copy is checked here, and then becomes the excerpt.
 take_excerpt() {
     check_sqlite "$WORK/whole.db"
     excerpt_sqlite "$WORK/whole.db" "$WORK/database.db" 2>"$WORK/stderr" \
@@ -248,7 +275,9 @@ finish() {
         result tool sqlite3 "$(sqlite3 --version | cut -d ' ' -f 1)"
     else
         files=("$WORK/database.sql") names=("mysql_$RUN.sql.$suffix")
-        if [[ ${SETTING[BACKUP_SCOPE]} != full ]]; then files+=("$WORK/torrents.sql") names+=("mysql_$RUN.torrents.sql.$suffix"); fi
+        if [[ ${SETTING[BACKUP_SCOPE]} != full ]]; then
+            files+=("$WORK/torrents.sql") names+=("mysql_$RUN.torrents.sql.$suffix")
+        fi
         timed check check_database check_mysql_dump count_mysql_rows "${files[@]}"
         result tool mariadb-dump "$(mariadb-dump --version)"
     fi
@@ -256,7 +285,8 @@ finish() {
     timed compress compress_database
     timed compress_config compress "$WORK/config.tar" config "config_$RUN.tar.$suffix"
     for published in "${names[@]/#/$type/}" "config/config_$RUN.tar.$suffix"; do
-        [[ ! -e $DESTINATION/$published ]] || die 1 "$DESTINATION/$published is there already; nothing was published"
+        [[ ! -e $DESTINATION/$published ]] \
+            || die 1 "$DESTINATION/$published is there already; nothing was published"
     done
     for published in "${names[@]}"; do publish database "$type" "$published"; done
     publish config config "config_$RUN.tar.$suffix"
@@ -278,8 +308,10 @@ idle() {
 
 # Cron's jobs have another standard output than the container, which is where `docker logs` reads.
 write_cron_file() {
-    [[ -n ${BACKUP_SCHEDULE-} && $BACKUP_SCHEDULE != *$'\n'* ]] || die 2 'BACKUP_SCHEDULE is not in the environment; install the bundle again'
-    printf '%s\n' 'SHELL=/bin/sh' 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' 'MAILTO=""' \
+    [[ -n ${BACKUP_SCHEDULE-} && $BACKUP_SCHEDULE != *$'\n'* ]] \
+        || die 2 'BACKUP_SCHEDULE is not in the environment; install the bundle again'
+    printf '%s\n' 'SHELL=/bin/sh' \
+        'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' 'MAILTO=""' \
         "$BACKUP_SCHEDULE root $SIDECAR_BACKUP >>/proc/1/fd/1 2>&1" >"$CRON_FILE"
     chmod 0644 -- "$CRON_FILE"
 }
@@ -287,7 +319,8 @@ write_cron_file() {
 sidecar() {
     write_cron_file
     # A name, or the rule itself as POSIX writes it, which ends in a number.
-    [[ -z ${TZ-} || -e $ZONES/$TZ || $TZ == *[0-9] ]] || log "WARNING: the image does not know the time zone $TZ; the schedule is in UTC"
+    [[ -z ${TZ-} || -e $ZONES/$TZ || $TZ == *[0-9] ]] \
+        || log "WARNING: the image does not know the time zone $TZ; the schedule is in UTC"
     log "the schedule is $BACKUP_SCHEDULE, time zone ${TZ:-UTC}"
     exec cron -f
 }
@@ -298,7 +331,8 @@ main() {
     [[ $step != sidecar ]] || sidecar
     [[ $step != now ]] || exec "$SIDECAR_BACKUP" "${@:2}"
     [[ $step =~ ^(preflight|capture|finish)$ && ${2-} =~ ^[0-9]{8}_[0-9]{6}$ ]] \
-        || die 2 "usage: backup.sh idle | sidecar | now | preflight RUN METHOD [room] | capture RUN METHOD | finish RUN"
+        || die 2 'usage: backup.sh idle | sidecar | now | preflight RUN METHOD [room]' \
+            '| capture RUN METHOD | finish RUN'
     readonly RUN=$2
     WORK=$STAGING/$RUN
     [[ -d $WORK ]] || die 2 "$WORK is not there: maintenance-backup.sh makes it"

@@ -1,4 +1,5 @@
-# What backup.sh and restore.sh share: the settings, how a step ends, and what is done to a database, SQLite or MySQL.
+# backup.sh and restore.sh share this: the settings, how a step ends, and the work on databases,
+# SQLite or MySQL.
 #
 # The paths are those of the container; each can be overridden for tests.
 # shellcheck shell=bash
@@ -19,7 +20,8 @@ WORK=''                           # the run's own directory in staging
 
 log() { printf '%s backup: %s\n' "$(date -u +%FT%TZ)" "$*" >&2; }
 
-# The reason goes to the host through the run's staging: it logs it once, and writes it into the run manifest.
+# The host reads the reason from the run's staging. It logs it once and writes it into the run
+# manifest.
 die() {
     local code=$1
     shift
@@ -50,7 +52,8 @@ load_config() {
         [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
         [[ $line =~ ^([A-Z_]+)=\'(.*)\'$ ]] || die 2 "$CONFIG, line $number: expected KEY='value'"
         key=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
-        [[ ${value//"'\''"/} != *\'* ]] || die 2 "$CONFIG, line $number: a quote inside a value is written '\\''"
+        [[ ${value//"'\''"/} != *\'* ]] \
+            || die 2 "$CONFIG, line $number: a quote inside a value is written '\\''"
         SETTING[$key]=${value//"'\''"/\'}
     done <"$CONFIG"
 
@@ -63,7 +66,9 @@ load_config() {
     case ${SETTING[DB_TYPE]} in
         sqlite) require_setting DB_PATH ;;
         mysql)
-            for key in DB_HOST DB_PORT DB_USER DB_NAME DB_PASSWORD_FILE; do require_setting "$key"; done
+            for key in DB_HOST DB_PORT DB_USER DB_NAME DB_PASSWORD_FILE; do
+                require_setting "$key"
+            done
             require_setting DB_TLS unverified verified
             ;;
         *) die 2 "$CONFIG: no such DB_TYPE" ;;
@@ -80,11 +85,13 @@ require_setting() {
     die 2 "$CONFIG: $key='$value'; allowed: $*"
 }
 
-# A service can write symlinks into its own directories: what we read by name must not lead elsewhere.
+# A service can write symlinks into its own directories. A path that we read must not lead
+# elsewhere.
 refuse_symlink() {
     local real
     real=$(realpath -e -- "$1") || die 1 "$1 cannot be read"
-    [[ $real == "$(realpath -m -s -- "$1")" ]] || die 1 "$1 leads through a symlink to $real; refused"
+    [[ $real == "$(realpath -m -s -- "$1")" ]] \
+        || die 1 "$1 leads through a symlink to $real; refused"
 }
 
 # ---------------------------------------------------------------- SQLite
@@ -103,8 +110,8 @@ is_sqlite() { [[ $(head -c 15 -- "$1" | tr -d '\0') == 'SQLite format 3' ]]; }
 
 is_wal() { [[ $(od -An -j 18 -N 1 -t u1 -- "$1") -eq 2 ]]; }
 
-# capture_sqlite_files TO: the live file and its journals, together, while nobody writes: never the .db alone, never opened
-# where it lies.
+# capture_sqlite_files TO: copies the live file together with its journals while nobody writes.
+# SQLite never opens the live file.
 capture_sqlite_files() {
     local to=$1 suffix source
     for suffix in '' -journal -wal; do
@@ -125,29 +132,34 @@ copy_or_share() {
     fi
 }
 
-# make_room BYTES: before the window a first copy of the database, which with its journals has so many. It is torn and of no other use: the one
-# in the window is written over it, and so has its memory and its blocks already. What is free often has to be freed first, by the kernel or by the host of a virtual machine, which can
-# take several times as long as copying. Not where blocks can be shared, nor where memory does not hold both files, nor on a slow disk: then the
-# copy is made without. Synced piece by piece, for a single sync cannot be given up, and the tracker's commits would wait behind it.
+# make_room BYTES: makes a first copy of the database before the window. BYTES is the size of the
+# database and its journals. This copy is torn. Its only use is that the copy in the window
+# overwrites it, so that memory and blocks are there already. Otherwise the kernel, or the host of a
+# virtual machine, often has to free memory first, which can take several times as long as copying.
+# No first copy is made if blocks can be shared, if memory does not hold both files, or if the disk
+# is slow. It is synced piece by piece, because a single sync cannot be interrupted, and the
+# tracker's commits would wait behind it.
 make_room() {
     local room=$WORK/room kibibytes
     kibibytes=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB$/\1/p' -- "$MEMORY") || return 0
     ((${kibibytes:-0} / 2 > $1 / 1024)) || return 0
     if cp --reflink=always -- "${SETTING[DB_PATH]}" "$room" 2>/dev/null \
-        || ! timeout "$ROOM_SECONDS" dd if="${SETTING[DB_PATH]}" of="$room" bs=16M oflag=dsync status=none 2>/dev/null; then
+        || ! timeout "$ROOM_SECONDS" \
+            dd if="${SETTING[DB_PATH]}" of="$room" bs=16M oflag=dsync status=none 2>/dev/null; then
         rm -f -- "$room"
     fi
 }
 
 # fill_room FROM TO: the copy has its name only when it is whole.
 fill_room() {
-    [[ -e $WORK/room ]] && dd if="$1" of="$WORK/room" bs=1M conv=notrunc status=none && truncate --reference="$1" -- "$WORK/room" \
-        && mv -T -- "$WORK/room" "$2"
+    [[ -e $WORK/room ]] && dd if="$1" of="$WORK/room" bs=1M conv=notrunc status=none \
+        && truncate --reference="$1" -- "$WORK/room" && mv -T -- "$WORK/room" "$2"
 }
 
-# make_own FILE...: copies that share their blocks with the live files do so no longer. What the tracker writes meanwhile goes to a place
-# of its own and stays there: with every minute of sharing the live file is in more pieces, and the next reflink takes longer.
-# Written directly, for the tracker's commits would wait behind a page cache full of it.
+# make_own FILE...: ends the sharing of blocks between these copies and the live files. While blocks
+# are shared, each write of the tracker goes to a new place, so the live file gets more pieces every
+# minute, and the next reflink takes longer. The data is written directly, because otherwise the
+# tracker's commits would wait behind a full page cache.
 make_own() {
     local file
     for file in "$@"; do
@@ -163,7 +175,8 @@ while_in_use() {
     local from=$1 deadline=$((SECONDS + ONLINE_RETRY_SECONDS))
     shift
     until "$@" >/dev/null 2>"$WORK/stderr"; do
-        ((SECONDS < deadline)) || die 1 "cannot read $from while it is in use: $(tr '\n' ' ' <"$WORK/stderr")"
+        ((SECONDS < deadline)) \
+            || die 1 "cannot read $from while it is in use: $(tr '\n' ' ' <"$WORK/stderr")"
         sleep 1
     done
 }
@@ -249,16 +262,19 @@ count_sqlite_rows() {
 
 # ---------------------------------------------------------------- MySQL
 
-# The password goes from its secret into a 0600 file of the container's own memory, never into an argument.
+# The password goes from its secret into a 0600 file of the container's own memory, never into an
+# argument.
 write_client_config() {
     local password
-    [[ -r ${SETTING[DB_PASSWORD_FILE]} ]] || die 2 "the secret ${SETTING[DB_PASSWORD_FILE]} is missing"
+    [[ -r ${SETTING[DB_PASSWORD_FILE]} ]] \
+        || die 2 "the secret ${SETTING[DB_PASSWORD_FILE]} is missing"
     password=$(<"${SETTING[DB_PASSWORD_FILE]}")
     {
         printf '[client]\n'
-        printf '%s="%s"\n' host "$(option_value "${SETTING[DB_HOST]}")" user "$(option_value "${SETTING[DB_USER]}")" \
-            password "$(option_value "$password")"
-        printf 'port=%s\nprotocol=tcp\ndefault-character-set=utf8mb4\nmax-allowed-packet=1G\n' "${SETTING[DB_PORT]}"
+        printf '%s="%s"\n' host "$(option_value "${SETTING[DB_HOST]}")" \
+            user "$(option_value "${SETTING[DB_USER]}")" password "$(option_value "$password")"
+        printf 'port=%s\nprotocol=tcp\ndefault-character-set=utf8mb4\nmax-allowed-packet=1G\n' \
+            "${SETTING[DB_PORT]}"
         if [[ ${SETTING[DB_TLS]} == verified ]]; then
             printf 'ssl\nssl-verify-server-cert\nssl-ca="%s"\n' \
                 "$(option_value "${SETTING[DB_TLS_CA_FILE]:-/etc/ssl/certs/ca-certificates.crt}")"
@@ -275,7 +291,7 @@ option_value() {
     printf '%s' "${value//\"/\\\"}"
 }
 
-# said COMMAND...: what it said on standard error goes to the log and, its last line, into the reason for a failure.
+# said COMMAND...: its standard error goes to the log. If it fails, the last line is the reason.
 said() {
     local status=0
     "$@" 2>"$WORK/stderr" || status=$?
@@ -283,51 +299,75 @@ said() {
     ((status == 0)) || die 1 "$(tail -n 1 -- "$WORK/stderr") ($1, exit code $status)"
 }
 
-query_mysql() { said mariadb --defaults-file="$CLIENT_CONFIG" --batch --raw --skip-column-names --execute "$1" -- "${SETTING[DB_NAME]}"; }
+query_mysql() {
+    said mariadb --defaults-file="$CLIENT_CONFIG" --batch --raw --skip-column-names \
+        --execute "$1" -- "${SETTING[DB_NAME]}"
+}
 
-# warn_of_unseen WHAT GLOBAL SCHEMA: what a user has no right to see the server does not tell of, and a dump lacks it without a word.
-# GLOBAL and SCHEMA are the privileges of which one is enough.
+# warn_of_unseen WHAT GLOBAL SCHEMA: the server hides objects that the user may not see, and a dump
+# then lacks them without a message. GLOBAL and SCHEMA are privileges. One of them is enough.
 warn_of_unseen() {
     local found
     found=$(query_mysql "SELECT count(*) FROM (
         SELECT 1 FROM information_schema.user_privileges WHERE privilege_type IN ($2)
-        UNION ALL SELECT 1 FROM information_schema.schema_privileges WHERE database() LIKE table_schema AND privilege_type IN ($3)) AS granted")
-    ((found > 0)) || warn "user ${SETTING[DB_USER]} may not see $1 in database ${SETTING[DB_NAME]}: if there are any, the backup lacks them"
+        UNION ALL SELECT 1 FROM information_schema.schema_privileges
+        WHERE database() LIKE table_schema AND privilege_type IN ($3)) AS granted")
+    ((found > 0)) \
+        || warn "user ${SETTING[DB_USER]} may not see $1 in database ${SETTING[DB_NAME]}:" \
+            "if there are any, the backup lacks them"
 }
 
 # dump_mysql FILE OPTION...
 dump_mysql() {
-    said mariadb-dump --defaults-file="$CLIENT_CONFIG" --single-transaction --quick --no-tablespaces --hex-blob "${@:2}" \
-        -- "${SETTING[DB_NAME]}" >"$1"
+    said mariadb-dump --defaults-file="$CLIENT_CONFIG" --single-transaction --quick \
+        --no-tablespaces --hex-blob "${@:2}" -- "${SETTING[DB_NAME]}" >"$1"
 }
 
-# Leaving out rows takes two dumps, each consistent in itself: --where would be of every table. Triggers come with the second,
-# since those of torrents must not be there before its rows; of other tables it has nothing else.
+# Two dumps are needed to leave out rows, because --where applies to every table. Each is consistent
+# in itself. The second one has the rows of torrents and all triggers: a trigger must not exist
+# before the rows are there.
 capture_mysql() {
     local name=${SETTING[DB_NAME]} tables table others=()
     if [[ ${SETTING[BACKUP_SCOPE]} == full ]]; then
         dump_mysql "$WORK/database.sql" --routines --triggers --events
         return
     fi
-    dump_mysql "$WORK/database.sql" --routines --skip-triggers --events --ignore-table-data="$name.torrents"
+    dump_mysql "$WORK/database.sql" --routines --skip-triggers --events \
+        --ignore-table-data="$name.torrents"
     tables=$(query_mysql "SELECT table_name FROM information_schema.tables
         WHERE table_schema = database() AND table_type = 'BASE TABLE' AND table_name <> 'torrents'")
     while IFS= read -r table; do others+=(--ignore-table-data="$name.$table"); done <<<"$tables"
-    dump_mysql "$WORK/torrents.sql" --triggers --no-create-info --where='completed > 0' "${others[@]}"
+    dump_mysql "$WORK/torrents.sql" --triggers --no-create-info --where='completed > 0' \
+        "${others[@]}"
 }
 
 check_mysql_dump() {
     local last
     last=$(tail -n 1 -- "$1")
-    [[ $last == '-- Dump completed'* ]] || die 1 "the dump is cut off: it does not end with '-- Dump completed'"
+    [[ $last == '-- Dump completed'* ]] \
+        || die 1 "the dump is cut off: it does not end with '-- Dump completed'"
 }
 
-# count_mysql_rows FILE...: one line a table: rows, tab, name. mariadb-dump writes one row a line and no raw line end inside a value.
+# count_mysql_rows FILE...: prints one line a table: rows, tab, name. mariadb-dump writes each row
+# on its own line and no raw line end inside a value.
 count_mysql_rows() {
     mawk '
-        /^CREATE TABLE `/ { name = $0; sub(/^CREATE TABLE `/, "", name); sub(/` \($/, "", name); rows[name] += 0; next }
-        /^INSERT INTO `/  { name = $0; sub(/^INSERT INTO `/, "", name); sub(/` VALUES$/, "", name); inside = 1; next }
+        /^CREATE TABLE `/ {
+            name = $0; sub(/^CREATE TABLE `/, "", name); sub(/` \($/, "", name)
+            rows[name] += 0
+            next
+        }
+        /^INSERT INTO `/ {
+            name = $0; sub(/^INSERT INTO `/, "", name); sub(/` VALUES$/, "", name)
+            inside = 1
+            next
+        }
         inside && /^\(/   { rows[name]++; if (/;$/) inside = 0 }
-        END { for (name in rows) { shown = name; gsub(/\t/, " ", shown); gsub(/``/, "`", shown); printf "%d\t%s\n", rows[name], shown } }
+        END {
+            for (name in rows) {
+                shown = name; gsub(/\t/, " ", shown); gsub(/``/, "`", shown)
+                printf "%d\t%s\n", rows[name], shown
+            }
+        }
     ' "$@"
 }
