@@ -237,14 +237,14 @@ fn packages(strategy: Strategy, repository: Option<&Repository>) -> Vec<&'static
         "mariadb-client",
         "mawk",
         "pigz",
-        "sqlite3",
+        "python3",
         "tar",
         "zstd",
     ];
     match strategy {
         Strategy::MaintenanceWindow => {}
         Strategy::Sidecar => {
-            packages.extend(["cron", "python3", "tzdata", "tzdata-legacy", "util-linux"]);
+            packages.extend(["cron", "tzdata", "tzdata-legacy", "util-linux"]);
         }
     }
     match repository {

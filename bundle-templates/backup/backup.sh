@@ -70,15 +70,20 @@ read_paths() {
 # the archive into staging, and both into the destination, compressed. Before the first run nobody
 # knows how well they compress, so their full size is needed.
 check_space() {
-    local database=$1 copies=$2 config available needed once
+    local database=$1 copies=$2 config available needed once expected
     config=$(cd "$DATA" \
         && du --bytes --summarize --total -- "${PATHS[@]}" "${DATABASES[@]}" | tail -n 1 | cut -f 1)
+    require_number 'the size of the database' "$database"
+    require_number 'the size of the configuration' "$config"
     once=$((database + config + 16777216)) needed=$((database * copies + config + 16777216))
     log "database $((database / 1048576)) MiB, configuration $((config / 1048576)) MiB"
     for directory in "$STAGING" "$DESTINATION"; do
-        available=$(df --block-size=1 --output=avail -- "$directory" | tail -n 1)
+        available=$(df --block-size=1 --output=avail -- "$directory" | tail -n 1 | tr -d ' ')
+        require_number "the free space in $directory" "$available"
         if [[ $directory == "$DESTINATION" && -s $WORK/expected-bytes ]]; then
-            needed=$(($(<"$WORK/expected-bytes") * 3 / 2 + 16777216))
+            expected=$(<"$WORK/expected-bytes")
+            require_number 'the size of the last backup' "$expected"
+            needed=$((expected * 3 / 2 + 16777216))
         elif [[ $directory == "$DESTINATION" ]] && same_device "$STAGING" "$DESTINATION"; then
             needed=$((needed + once))
         elif [[ $directory == "$DESTINATION" ]]; then
@@ -118,28 +123,28 @@ refuse_writer_stall() {
 }
 
 preflight() {
-    local method=$1 room=${2-} bytes copies=1 tables table
+    local method=$1 room=${2-} bytes copies=1 tables
     load_config
     read_paths :
     if [[ ${SETTING[DB_TYPE]} == sqlite ]]; then
         require_sqlite_file "${SETTING[DB_PATH]}"
         bytes=$(du --bytes --total -- "${SETTING[DB_PATH]}"{,-journal,-wal} 2>/dev/null \
             | tail -n 1 | cut -f 1) || true
+        require_number 'the size of the database' "$bytes"
         [[ $method != online ]] || refuse_writer_stall "$bytes"
     else
         write_client_config
         tables=$(query_mysql 'SHOW TABLES')
-        for table in "${REQUIRED_TABLES[@]}"; do
-            grep -qxF -- "$table" <<<"$tables" \
-                || die 1 "user ${SETTING[DB_USER]} sees no table $table" \
-                    "in database ${SETTING[DB_NAME]}"
-        done
+        # The warnings of the run come from `finish`, so that the run manifest has each only once.
+        compare_tables log_warning "$tables" "database ${SETTING[DB_NAME]}, as user" \
+            "${SETTING[DB_USER]} sees it,"
         warn_of_unseen 'triggers (privilege TRIGGER)' "'TRIGGER'" "'TRIGGER'"
         warn_of_unseen "other users' routines (privilege SHOW_ROUTINE)" \
             "'SELECT', 'SHOW_ROUTINE', 'EXECUTE', 'CREATE ROUTINE', 'ALTER ROUTINE'" \
             "'EXECUTE', 'CREATE ROUTINE', 'ALTER ROUTINE'"
         bytes=$(query_mysql 'SELECT coalesce(sum(data_length + index_length), 0)
             FROM information_schema.tables WHERE table_schema = database()')
+        require_number 'the size of the database' "$bytes"
     fi
     for directory in sqlite mysql config runs; do mkdir -p -- "$DESTINATION/$directory"; done
     probe_write "$STAGING"
@@ -170,16 +175,41 @@ capture() {
 
 # check_database CHECK COUNT FILE...
 check_database() {
-    local file counts names table rows expected missing=()
+    local file counts names table rows
     for file in "${@:3}"; do "$1" "$file"; done
     counts=$("$2" "${@:3}")
     names=$(cut -f 2 <<<"$counts")
-    mapfile -t expected < <(printf '%s\n' "${REQUIRED_TABLES[@]}"; cat -- "$WORK/expected-tables")
+    compare_tables warn "$names" 'the captured database'
+    while IFS=$'\t' read -r rows table; do result table "$rows" "$table"; done <<<"$counts"
+}
+
+log_warning() { log "WARNING: $*"; }
+
+# compare_tables REPORT NAMES WHERE...: NAMES are the tables that are there now, one a line. REPORT
+# is called for each table of the last good run that is missing. Such a table may have been dropped
+# on purpose, so it never stops a backup. The host then removes no older backup until somebody has
+# looked. If none of these tables is left, that is no backup. On a first run there is nothing to
+# compare with, so the tracker's own tables must be there.
+compare_tables() {
+    local report=$1 names=$2 where=${*:3} table expected missing=()
+    mapfile -t expected <"$WORK/expected-tables"
+    if ((${#expected[@]} == 0)); then
+        for table in "${REQUIRED_TABLES[@]}"; do
+            grep -qxF -- "$table" <<<"$names" || missing+=("$table")
+        done
+        ((${#missing[@]} == 0)) || die 1 "$where lacks the tables: ${missing[*]}"
+        return 0
+    fi
     for table in "${expected[@]}"; do
         grep -qxF -- "$table" <<<"$names" || missing+=("$table")
     done
-    ((${#missing[@]} == 0)) || die 1 "the captured database lacks the tables: ${missing[*]}"
-    while IFS=$'\t' read -r rows table; do result table "$rows" "$table"; done <<<"$counts"
+    ((${#missing[@]} < ${#expected[@]})) \
+        || die 1 "$where has none of the tables of the last good run: ${missing[*]:0:10}"
+    for table in "${missing[@]}"; do
+        "$report" "$where lacks the table $table, which the last good run has." \
+            "It was dropped, or the user may not see it any more." \
+            "If that is right, run 'tracker-backup acknowledge'."
+    done
 }
 
 # Members are relative to the deploy directory, numeric owners, symlinks as such.
@@ -257,8 +287,7 @@ timed() {
 # The window is for copying alone. So the whole copy is checked here, and then becomes the excerpt.
 take_excerpt() {
     check_sqlite "$WORK/whole.db"
-    excerpt_sqlite "$WORK/whole.db" "$WORK/database.db" 2>"$WORK/stderr" \
-        || die 1 "the statistics could not be left out: $(tr -s '\n ' ' ' <"$WORK/stderr")"
+    excerpt_sqlite "$WORK/whole.db" "$WORK/database.db"
     rm -f -- "$WORK/whole.db"*
 }
 
@@ -272,7 +301,7 @@ finish() {
         files=("$WORK/database.db") names=("sqlite_$RUN.db.$suffix")
         [[ ! -e $WORK/whole.db ]] || timed excerpt take_excerpt
         timed check check_database check_sqlite count_sqlite_rows "${files[@]}"
-        result tool sqlite3 "$(sqlite3 --version | cut -d ' ' -f 1)"
+        result tool sqlite3 "$(sqlite_database version)"
     else
         files=("$WORK/database.sql") names=("mysql_$RUN.sql.$suffix")
         if [[ ${SETTING[BACKUP_SCOPE]} != full ]]; then

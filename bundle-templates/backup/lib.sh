@@ -11,6 +11,7 @@ readonly STAGING=${BACKUP_STAGING:-/staging}
 readonly DESTINATION=${BACKUP_DESTINATION:-/backups}
 readonly CLIENT_CONFIG=${BACKUP_CLIENT_CONFIG:-/tmp/client.cnf}
 readonly MEMORY=${BACKUP_MEMORY:-/proc/meminfo}
+readonly SQLITE_PROGRAM=${BASH_SOURCE[0]%/*}/sqlite_database.py
 readonly ROOM_SECONDS=60
 readonly ONLINE_RETRY_SECONDS=${BACKUP_ONLINE_RETRY_SECONDS:-30}
 readonly REQUIRED_TABLES=(torrents whitelist keys)
@@ -33,6 +34,13 @@ die() {
 result() {
     local IFS=$'\t'
     printf '%s\n' "$*" >>"$WORK/result"
+}
+
+# require_number WHAT VALUE: call it for each value from a program, a file or a server before (( ))
+# sees the value. Bash runs commands in the subscripts of an arithmetic expression.
+require_number() {
+    local shown=${2//[^[:print:]]/ }
+    [[ $2 =~ ^(0|[1-9][0-9]{0,17})$ ]] || die 1 "$1 is not a whole number: '${shown:0:60}'"
 }
 
 warn() {
@@ -108,7 +116,7 @@ require_sqlite_file() {
 # is_sqlite FILE, is_wal DATABASE: what its header says; nothing is opened.
 is_sqlite() { [[ $(head -c 15 -- "$1" | tr -d '\0') == 'SQLite format 3' ]]; }
 
-is_wal() { [[ $(od -An -j 18 -N 1 -t u1 -- "$1") -eq 2 ]]; }
+is_wal() { [[ $(od -An -j 18 -N 1 -t u1 -- "$1") =~ ^\ *2$ ]]; }
 
 # capture_sqlite_files TO: copies the live file together with its journals while nobody writes.
 # SQLite never opens the live file.
@@ -118,17 +126,19 @@ capture_sqlite_files() {
         source=${SETTING[DB_PATH]}$suffix
         [[ -e $source || -L $source ]] || continue
         [[ -f $source && ! -L $source ]] || die 1 "$source is not a regular file"
+        refuse_symlink "$source"
         copy_or_share "$source" "$to$suffix" || die 1 "copying $source failed"
+        [[ -f $to$suffix && ! -L $to$suffix ]] || die 1 "$source is not a regular file"
     done
     [[ -s $to ]] || die 1 "the copy of ${SETTING[DB_PATH]} is empty"
 }
 
 copy_or_share() {
-    if cp --reflink=always -- "$1" "$2" 2>/dev/null; then
+    if cp --reflink=always --no-dereference -- "$1" "$2" 2>/dev/null; then
         : >"$WORK/shared"
     elif ! fill_room "$1" "$2"; then
         rm -f -- "$WORK/room"
-        cp --reflink=never -- "$1" "$2"
+        cp --reflink=never --no-dereference -- "$1" "$2"
     fi
 }
 
@@ -142,17 +152,20 @@ copy_or_share() {
 make_room() {
     local room=$WORK/room kibibytes
     kibibytes=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB$/\1/p' -- "$MEMORY") || return 0
-    ((${kibibytes:-0} / 2 > $1 / 1024)) || return 0
-    if cp --reflink=always -- "${SETTING[DB_PATH]}" "$room" 2>/dev/null \
+    [[ $kibibytes =~ ^[1-9][0-9]{0,17}$ ]] || return 0
+    ((kibibytes / 2 > $1 / 1024)) || return 0
+    if cp --reflink=always --no-dereference -- "${SETTING[DB_PATH]}" "$room" 2>/dev/null \
         || ! timeout "$ROOM_SECONDS" \
-            dd if="${SETTING[DB_PATH]}" of="$room" bs=16M oflag=dsync status=none 2>/dev/null; then
+            dd if="${SETTING[DB_PATH]}" of="$room" bs=16M iflag=nofollow oflag=dsync \
+            status=none 2>/dev/null; then
         rm -f -- "$room"
     fi
 }
 
 # fill_room FROM TO: the copy has its name only when it is whole.
 fill_room() {
-    [[ -e $WORK/room ]] && dd if="$1" of="$WORK/room" bs=1M conv=notrunc status=none \
+    [[ -f $WORK/room && ! -L $WORK/room ]] \
+        && dd if="$1" of="$WORK/room" bs=1M iflag=nofollow conv=notrunc status=none \
         && truncate --reference="$1" -- "$WORK/room" && mv -T -- "$WORK/room" "$2"
 }
 
@@ -165,99 +178,58 @@ make_own() {
     for file in "$@"; do
         [[ -e $WORK/shared && -e $file ]] || continue
         dd if="$file" of="$WORK/own" bs=1M oflag=direct status=none 2>/dev/null \
-            || cp --reflink=never -- "$file" "$WORK/own" || die 1 "copying $file failed"
+            || cp --reflink=never --no-dereference -- "$file" "$WORK/own" \
+            || die 1 "copying $file failed"
         mv -T -- "$WORK/own" "$file"
     done
 }
 
-# while_in_use FROM COMMAND...: again and again while a writer is in the way.
+# sqlite_database COMMAND FILE...: all work on SQLite databases. SQLite's temporary files can be
+# large, so they are in the run's staging.
+sqlite_database() { SQLITE_TMPDIR=$WORK python3 -I -B "$SQLITE_PROGRAM" "$@"; }
+
+# said_by_sqlite: what sqlite_database wrote into $WORK/stderr, on one line.
+said_by_sqlite() {
+    local said
+    said=$(tr -s '\n ' ' ' <"$WORK/stderr")
+    printf '%s' "${said% }"
+}
+
+# while_in_use COMMAND FROM TO: tries sqlite_database again and again while a writer is in the way.
 while_in_use() {
-    local from=$1 deadline=$((SECONDS + ONLINE_RETRY_SECONDS))
-    shift
-    until "$@" >/dev/null 2>"$WORK/stderr"; do
-        ((SECONDS < deadline)) \
-            || die 1 "cannot read $from while it is in use: $(tr '\n' ' ' <"$WORK/stderr")"
+    local from=$2 deadline=$((SECONDS + ONLINE_RETRY_SECONDS)) status
+    until sqlite_database "$@" >/dev/null 2>"$WORK/stderr"; do
+        status=$?
+        ((status != 3)) || die 1 "$(said_by_sqlite)"
+        ((SECONDS < deadline)) || die 1 "cannot read $from while it is in use: $(said_by_sqlite)"
         sleep 1
     done
 }
 
-online_copy() { while_in_use "$1" copy_sqlite "$1" "$2"; }
+# online_copy FROM TO, online_excerpt FROM TO: of a live database.
+online_copy() { while_in_use copy "$1" "$2"; }
 
-online_excerpt() { while_in_use "$1" excerpt_sqlite "$1" "$2"; }
+online_excerpt() { while_in_use excerpt "$1" "$2"; }
 
-# copy_sqlite FROM TO: one read transaction held for the whole copy, so that a writer cannot make it start over.
-copy_sqlite() {
-    local from=$1 to=$2
-    rm -f -- "$to" "$to-journal"
-    printf '%s\n' 'BEGIN;' 'SELECT count(*) FROM sqlite_master;' ".backup '$to'" 'COMMIT;' \
-        | sqlite3 -batch -bail -readonly -cmd '.timeout 5000' "$from"
-}
-
-# excerpt_sqlite FROM TO: a new database with the same schema and settings and every row but those of torrents that were never
-# completed, in one read transaction. SQLite itself writes the statements, so that it quotes the names; they are executed with
-# -safe, since the text of a hostile schema may hold more than its one statement.
+# excerpt_sqlite FROM TO: without the torrents that nobody completed; nobody writes to FROM.
 excerpt_sqlite() {
-    local from=$1 to=$2 uri virtual settings statements version answer
-    local reading=(sqlite3 -batch -bail -readonly -cmd '.timeout 5000' "$from") writing
-    rm -f -- "$to" "$to"-{journal,wal}
-    virtual=$("${reading[@]}" "SELECT group_concat(name, ', ') FROM sqlite_master WHERE type = 'table' AND rootpage = 0") || return
-    [[ -z $virtual ]] || die 1 "$from has virtual tables ($virtual), of which no excerpt can be made: set backup.database_scope to full"
-    version=$("${reading[@]}" 'PRAGMA schema_version') \
-        && settings=$("${reading[@]}" "$SQLITE_SETTINGS") \
-        && statements=$("${reading[@]}" "$SQLITE_EXCERPT") || return
-    uri=${from//%/%25} uri=${uri//\?/%3f} uri=${uri//\#/%23} uri=${uri//\'/%27}
-    writing=(sqlite3 -batch -bail -cmd '.timeout 5000' -cmd "$settings" -cmd "ATTACH 'file:$uri?mode=ro' AS live" -safe "$to")
-    answer=$(printf '%s\n' 'BEGIN;' 'PRAGMA live.schema_version;' "$statements" | SQLITE_TMPDIR=$WORK "${writing[@]}") || return
-    [[ ${answer%%$'\n'*} == "$version" ]] || { echo 'the schema was changed meanwhile' >&2; return 1; }
-    ! is_wal "$from" || sqlite3 -batch -bail "$to" 'PRAGMA journal_mode=WAL' >/dev/null
+    local status=0
+    sqlite_database excerpt "$1" "$2" >/dev/null 2>"$WORK/stderr" || status=$?
+    ((status != 3)) || die 1 "$(said_by_sqlite)"
+    ((status == 0)) || die 1 "the statistics could not be left out: $(said_by_sqlite)"
 }
 
-# What a database has beside its schema; page size, encoding and auto_vacuum before anything is written.
-readonly SQLITE_SETTINGS="
-    SELECT 'PRAGMA cache_size=-262144; PRAGMA synchronous=OFF; PRAGMA page_size=' || page_size || '; PRAGMA encoding=' || quote(encoding) ||
-        '; PRAGMA auto_vacuum=' || auto_vacuum || '; PRAGMA user_version=' || user_version || '; PRAGMA application_id=' || application_id
-    FROM pragma_page_size, pragma_encoding, pragma_auto_vacuum, pragma_user_version, pragma_application_id"
-
-# Tables, rows, autoincrement state, then what would only be in the way before: indexes, views, triggers. The text of a schema
-# may end in a comment.
-readonly SQLITE_EXCERPT="
-    SELECT 'CREATE TABLE main.a (a INTEGER PRIMARY KEY AUTOINCREMENT); DROP TABLE main.a;'
-    FROM sqlite_master WHERE name = 'sqlite_sequence';
-    CREATE TEMP VIEW tables AS SELECT rowid, name, '\"' || replace(name, '\"', '\"\"') || '\"' AS quoted, sql FROM main.sqlite_master
-        WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid;
-    SELECT sql || iif(instr(sql, '--'), char(10), '') || ';' FROM tables;
-    SELECT 'INSERT INTO main.' || quoted || ' (' || columns || ') SELECT ' || columns || ' FROM live.' || quoted ||
-        iif(name = 'torrents', ' WHERE completed > 0;', ';')
-    FROM (SELECT *, (SELECT group_concat('\"' || replace(name, '\"', '\"\"') || '\"')
-            FROM pragma_table_xinfo(tables.name, 'main') WHERE hidden = 0) AS columns FROM tables);
-    SELECT 'DELETE FROM main.sqlite_sequence; INSERT INTO main.sqlite_sequence SELECT * FROM live.sqlite_sequence;'
-    FROM sqlite_master WHERE name = 'sqlite_sequence';
-    SELECT sql || iif(instr(sql, '--'), char(10), '') || ';' FROM sqlite_master WHERE type <> 'table' AND sql IS NOT NULL
-    ORDER BY type = 'trigger', rowid;
-    SELECT 'COMMIT;';
-    SELECT 'ANALYZE main;' FROM sqlite_master WHERE name = 'sqlite_stat1'"
-
-# Lets SQLite recover the copied set, checks it, and leaves one file. Mapping the file makes the check two to three times as
-# fast; of what lies beyond the 2 GB that can be mapped, the page cache does.
+# check_sqlite DATABASE: lets SQLite recover the copied set, checks it, and leaves one file.
 check_sqlite() {
-    local database=$1 answer
-    answer=$(sqlite3 -batch -bail -cmd '.output /dev/null' -cmd 'PRAGMA cache_size=-262144; PRAGMA mmap_size=2147418112;' -cmd '.output stdout' \
-        "$database" 'PRAGMA integrity_check;' 2>&1) || die 1 "integrity_check failed: ${answer//$'\n'/ }"
-    [[ $answer == ok ]] || die 1 "integrity_check found: ${answer:0:400}"
-    sqlite3 -batch -bail "$database" 'PRAGMA wal_checkpoint(TRUNCATE);' >/dev/null
-    # A journal that is left is not hot: some writers keep the file, with its head wiped.
-    [[ ! -s $database-wal && $(head -c 8 -- "$database-journal" 2>/dev/null | od -An -t x1) != ' d9 d5 05 f9 20 a1 63 d7' ]] \
-        || die 1 "the captured database still has a journal after recovery"
-    rm -f -- "$database-journal" "$database-wal" "$database-shm"
+    local warnings warning
+    warnings=$(sqlite_database check "$1" 2>"$WORK/stderr") || die 1 "$(said_by_sqlite)"
+    [[ -z $warnings ]] || while IFS= read -r warning; do warn "$warning"; done <<<"$warnings"
 }
 
-# One line a table: rows, tab, name. The first query writes the second ones, so that SQLite itself quotes the names.
+# count_sqlite_rows DATABASE: prints one line a table: rows, tab, name.
 count_sqlite_rows() {
-    sqlite3 -batch -bail "$1" "
-        SELECT 'SELECT count(*) || char(9) || ' || quote(replace(replace(name, char(9), ' '), char(10), ' ')) ||
-            ' FROM \"' || replace(name, '\"', '\"\"') || '\";'
-        FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'" \
-        | sqlite3 -batch -bail -safe "$1" || die 1 "the rows of the captured database cannot be counted; the message is in the log"
+    sqlite_database count "$1" 2>"$WORK/stderr" \
+        || die 1 "the rows of the captured database cannot be counted: $(said_by_sqlite)"
 }
 
 # ---------------------------------------------------------------- MySQL
@@ -312,6 +284,7 @@ warn_of_unseen() {
         SELECT 1 FROM information_schema.user_privileges WHERE privilege_type IN ($2)
         UNION ALL SELECT 1 FROM information_schema.schema_privileges
         WHERE database() LIKE table_schema AND privilege_type IN ($3)) AS granted")
+    require_number "the server's number of privileges" "$found"
     ((found > 0)) \
         || warn "user ${SETTING[DB_USER]} may not see $1 in database ${SETTING[DB_NAME]}:" \
             "if there are any, the backup lacks them"

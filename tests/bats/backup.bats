@@ -452,8 +452,8 @@ everything() {
 }
 
 @test "a destination that cannot be written to fails the preflight" {
-    # Root may write everywhere. A failing probe stands for a read-only file system and for a squashed
-    # root.
+    # Root may write everywhere. A failing probe stands for a read-only file system and for a
+    # squashed root.
     printf '#!/bin/sh\ncase $* in *%s*) echo "read-only file system" >&2; exit 1 ;; esac\n' \
         "$DESTINATION" >"$STUB/bin/sync"
     chmod +x "$STUB/bin/sync"
@@ -524,12 +524,19 @@ everything() {
     [[ -z $loose ]] || fail "$loose"
 }
 
+# watch_live_file: records every call of sqlite_database.py that names the live file.
+watch_live_file() {
+    {
+        printf '#!/bin/sh\ncase "$*" in *"%s"*)\n' "$DATABASE"
+        printf 'echo "opened the live file: $*" >>"$STUB/calls" ;;\nesac\nexec %s "$@"\n' "$(type -P python3)"
+    } >"$STUB/bin/python3"
+    chmod +x "$STUB/bin/python3"
+}
+
 @test "the live database is never opened or changed" {
     local before
     before=$(find "${DATABASE%/*}" -printf '%p %s %T@ %C@\n')
-    printf '#!/bin/sh\ncase "$*" in *"%s"*) echo "opened the live file: $*" >>"$STUB/calls" ;; esac\nexec %s "$@"\n' \
-        "$DATABASE" "$(type -P sqlite3)" >"$STUB/bin/sqlite3"
-    chmod +x "$STUB/bin/sqlite3"
+    watch_live_file
     back_up
     never_called 'opened the live file'
     [[ $(find "${DATABASE%/*}" -printf '%p %s %T@ %C@\n') == "$before" ]]
@@ -630,9 +637,9 @@ reflinks() {
     ends_with_status 0
     step finish
     ends_with_status 0
-    called_in_order "^cp --reflink=always -- $DATABASE $WORK/database.db" \
+    called_in_order "^cp --reflink=always --no-dereference -- $DATABASE $WORK/database.db" \
         "^dd if=$WORK/database.db of=$WORK/own " \
-        "^cp --reflink=never -- $WORK/database.db $WORK/own"
+        "^cp --reflink=never --no-dereference -- $WORK/database.db $WORK/own"
     [[ ! -e $WORK/own ]]
 }
 
@@ -643,7 +650,7 @@ reflinks() {
     ends_with_status 0
     step finish
     ends_with_status 0
-    called_in_order "^cp --reflink=never -- $DATABASE $WORK/database.db"
+    called_in_order "^cp --reflink=never --no-dereference -- $DATABASE $WORK/database.db"
     never_called "$WORK/own"
 }
 
@@ -663,7 +670,7 @@ reflinks() {
         [[ ! -e $WORK/room ]]
         rm "$WORK/database.db"
     done
-    never_called "^cp --reflink=never -- $DATABASE $WORK/database.db"
+    never_called "^cp --reflink=never --no-dereference -- $DATABASE $WORK/database.db"
 }
 
 @test "where the copy cannot be written over the one before, it is made anew" {
@@ -674,7 +681,7 @@ reflinks() {
     printf '#!/usr/bin/env bash\nexit 1\n' >"$STUB/bin/dd"
     step capture copy
     ends_with_status 0
-    called_in_order "^cp --reflink=never -- $DATABASE $WORK/database.db"
+    called_in_order "^cp --reflink=never --no-dereference -- $DATABASE $WORK/database.db"
     cmp "$DATABASE" "$WORK/database.db"
     [[ ! -e $WORK/room ]]
 }
@@ -711,7 +718,7 @@ reflinks() {
     [[ ! -e $WORK/room ]]
     step capture copy
     ends_with_status 0
-    called_in_order "^cp --reflink=never -- $DATABASE $WORK/database.db"
+    called_in_order "^cp --reflink=never --no-dereference -- $DATABASE $WORK/database.db"
 }
 
 @test "a journal that is a symlink or a directory is refused" {
@@ -762,7 +769,7 @@ reflinks() {
     nothing_has_a_final_name
 }
 
-@test "a database without the tracker's tables fails the run and names them" {
+@test "a first backup without the tracker's tables fails and names them" {
     rm "$DATABASE"
     sqlite3 "$DATABASE" 'CREATE TABLE torrents (id); CREATE TABLE keyss (id)'
     step capture copy
@@ -771,11 +778,27 @@ reflinks() {
     nothing_has_a_final_name
 }
 
-@test "a database that lost a table which the last run had fails the run" {
-    printf '%s\n' torrents 'torrent aggregate metrics' keys >"$WORK/expected-tables"
+@test "a table of the last good run that is gone is a warning, and the backup is published" {
+    printf '%s\n' torrents 'torrent aggregate metrics' keys gone >"$WORK/expected-tables"
+    sqlite3 "$DATABASE" 'DROP TABLE whitelist'
+    back_up
+    grep -q $'^warning\t.* lacks the table torrent aggregate metrics, ' "$WORK/result"
+    grep -q $'^warning\t.* lacks the table gone, .*tracker-backup acknowledge' "$WORK/result"
+    [[ $(grep -c ^warning "$WORK/result") == 2 ]] || fail "$(<"$WORK/result")"
+    holds "$(restored)" 'SELECT count(*) FROM torrents' 3
+}
+
+@test "a database with none of the tables of the last good run is no backup" {
+    printf '%s\n' torrents whitelist keys >"$WORK/expected-tables"
+    rm "$DATABASE"
+    sqlite3 "$DATABASE" 'CREATE TABLE other (id)'
     step capture copy
     step finish
-    fails_with 1 'torrent aggregate metrics'
+    fails_with 1 'none of the tables of the last good run: torrents whitelist keys'
+    sqlite3 "$DATABASE" 'DROP TABLE other'
+    step capture copy
+    step finish
+    fails_with 1 'none of the tables of the last good run'
     nothing_has_a_final_name
 }
 
@@ -1060,9 +1083,7 @@ restores_an_excerpt() {
 
 @test "the live database is never opened for an excerpt of a copy" {
     elaborate_database
-    printf '#!/bin/sh\ncase "$*" in *"%s"*) echo "opened the live file: $*" >>"$STUB/calls" ;; esac\nexec %s "$@"\n' \
-        "$DATABASE" "$(type -P sqlite3)" >"$STUB/bin/sqlite3"
-    chmod +x "$STUB/bin/sqlite3"
+    watch_live_file
     back_up
     never_called 'opened the live file'
 }
@@ -1106,10 +1127,24 @@ restores_an_excerpt() {
 @test "a schema that changes while an excerpt is taken is read again" {
     export BACKUP_ONLINE_RETRY_SECONDS=20
     elaborate_database
-    # The first time that it has been read, a table is added.
-    printf '#!/bin/bash\n%s "$@"; code=$?\nif [[ $* == *schema_version && ! -e "%s" ]]; then touch "%s"; %s "%s" "CREATE TABLE added (a)"; fi\nexit $code\n' \
-        "$(type -P sqlite3)" "$STUB/added" "$STUB/added" "$(type -P sqlite3)" "$DATABASE" >"$STUB/bin/sqlite3"
-    chmod +x "$STUB/bin/sqlite3"
+    # After the settings have been read for the first time, a table is added.
+    cat >"$STUB/changing.py" <<'END'
+import os, runpy, sqlite3, sys
+sys.argv = sys.argv[1:]
+program, flag = sys.argv[0], os.environ["STUB"] + "/added"
+connect = sqlite3.connect
+def changing(name, *arguments, **options):
+    if "mode=rwc" in name and not os.path.exists(flag):
+        open(flag, "w").close()
+        with connect(sys.argv[2]) as live:
+            live.execute("CREATE TABLE added (a)")
+    return connect(name, *arguments, **options)
+sqlite3.connect = changing
+runpy.run_path(program, run_name="__main__")
+END
+    printf '#!/bin/sh\nshift 2\nexec %s "%s" "$@"\n' "$(type -P python3)" "$STUB/changing.py" \
+        >"$STUB/bin/python3"
+    chmod +x "$STUB/bin/python3"
     back_up online
     [[ -e $STUB/added ]]
     restores_an_excerpt
@@ -1375,14 +1410,60 @@ restores_an_excerpt() {
     [[ "$output $(<"$WORK/reason")" == *'ERROR 2002'* ]] || fail 'the reason is lost'
 }
 
-@test "MySQL: a user who does not see every table fails the preflight, and the table is named" {
+@test "MySQL: before the first backup, a user who does not see every table is refused" {
     use_mysql
     printf '%s\n' torrents keyss >"$STUB/tables"
     preflight
-    fails_with 1 whitelist
+    fails_with 1 'user tracker sees it, lacks the tables: whitelist keys'
     printf '%s\n' torrents whitelist keyss >"$STUB/tables"
     preflight
-    fails_with 1 'keys'
+    fails_with 1 'lacks the tables: keys'
+}
+
+@test "MySQL: a table of the last good run that the user does not see is a warning" {
+    use_mysql
+    printf '%s\n' torrents whitelist keys gone >"$WORK/expected-tables"
+    preflight
+    ends_with_status 0
+    output_has 'WARNING: database torrust, as user tracker sees it, lacks the table gone'
+    step capture online
+    step finish
+    ends_with_status 0
+    [[ $(grep -c $'^warning\t.* lacks the table gone, ' "$WORK/result") == 1 ]]
+    printf '%s\n' other >"$STUB/tables"
+    preflight
+    fails_with 1 'none of the tables of the last good run'
+    : >"$STUB/tables"
+    preflight
+    fails_with 1 'none of the tables of the last good run'
+}
+
+@test "MySQL: no answer of the server is evaluated" {
+    local answer query
+    use_mysql
+    for query in user_privileges data_length; do
+        for answer in "a[\$(touch $BATS_TEST_TMPDIR/pwned)]" '1 + 1' -1 '' 1e3 0x10 08 \
+            99999999999999999999; do
+            on query "[[ \$* != *$query* ]] || { printf '%s\\n' '$answer'; exit 0; }"
+            rm -f "$WORK/reason"
+            preflight
+            fails_with 1 'is not a whole number'
+        done
+    done
+    [[ ! -e $BATS_TEST_TMPDIR/pwned ]]
+}
+
+@test "no number from a file or a program is evaluated" {
+    printf 'a[$(touch %s)]\n' "$BATS_TEST_TMPDIR/pwned" >"$WORK/expected-bytes"
+    preflight
+    fails_with 1 'the size of the last backup is not a whole number'
+    : >"$WORK/expected-bytes"
+    printf '#!/bin/sh\nprintf "Avail\\n%%s\\n" "a[\\$(touch %s)]"\n' "$BATS_TEST_TMPDIR/pwned" \
+        >"$STUB/bin/df"
+    chmod +x "$STUB/bin/df"
+    preflight
+    fails_with 1 "the free space in $BACKUP_STAGING is not a whole number"
+    [[ ! -e $BATS_TEST_TMPDIR/pwned ]]
 }
 
 # dump_fails LINES CODE: the dump breaks off after LINES lines, and its client ends with CODE.
