@@ -528,7 +528,8 @@ everything() {
 watch_live_file() {
     {
         printf '#!/bin/sh\ncase "$*" in *"%s"*)\n' "$DATABASE"
-        printf 'echo "opened the live file: $*" >>"$STUB/calls" ;;\nesac\nexec %s "$@"\n' "$(type -P python3)"
+        printf 'echo "opened the live file: $*" >>"$STUB/calls" ;;\nesac\n'
+        printf 'exec %s "$@"\n' "$(type -P python3)"
     } >"$STUB/bin/python3"
     chmod +x "$STUB/bin/python3"
 }
@@ -835,6 +836,138 @@ end\" VALUES (1);
     has_result $'table\t3\ttorrents'
     [[ $(grep -c ^table "$WORK/result") == 15 ]] || fail "$(<"$WORK/result")"
     [[ ! -e pwned && ! -e $WORK/pwned ]]
+}
+
+# name_super_journal JOURNAL FILE: ends the journal as if the transaction spanned several databases.
+name_super_journal() {
+    python3 -c 'if True:
+        import struct, sys
+        name = sys.argv[2].encode()
+        with open(sys.argv[1], "r+b") as journal:
+            magic = journal.read(8)
+            journal.seek(0, 2)
+            journal.write(struct.pack(">I", (1 << 30) // 4096 + 1) + name)
+            journal.write(struct.pack(">II", len(name), sum(name)) + magic)
+    ' "$1" "$2"
+}
+
+@test "a hot journal that names another file is rolled back, and that file stays" {
+    local victim=$DESTINATION/sqlite/older.db.gz alone=$BATS_TEST_TMPDIR/alone.db
+    mkdir -p "$DESTINATION/sqlite"
+    printf precious >"$victim"
+    killed_writer DELETE
+    name_super_journal "$DATABASE-journal" "$victim"
+    # SQLite alone deletes the file.
+    cp "$DATABASE" "$alone"
+    cp "$DATABASE-journal" "$alone-journal"
+    holds "$alone" 'PRAGMA integrity_check' ok
+    [[ ! -e $victim ]]
+    printf precious >"$victim"
+    back_up
+    [[ $(<"$victim") == precious ]]
+    restores_what_was_committed
+    grep -q $'^warning\tthe journal of database.db names another file; the name is ignored' \
+        "$WORK/result"
+    rm "$DESTINATION"/{sqlite/sqlite,config/config}_*
+    conf BACKUP_SCOPE exclude-statistics
+    back_up
+    [[ $(<"$victim") == precious ]]
+}
+
+# sqlite_program ARGUMENT...: the program by itself.
+sqlite_program() { run python3 -I -B "${BACKUP%/*}/sqlite_database.py" "$@"; }
+
+@test "a captured set with a link, a pipe or a directory in it is refused and left alone" {
+    local captured=$BATS_TEST_TMPDIR/captured.db victim=$BATS_TEST_TMPDIR/victim suffix
+    printf precious >"$victim"
+    for suffix in -journal -wal -shm; do
+        make_database "$captured"
+        ln -s "$victim" "$captured$suffix"
+        sqlite_program check "$captured"
+        ends_with_status 3
+        rm "$captured$suffix"
+        ln "$victim" "$captured$suffix"
+        sqlite_program check "$captured"
+        ends_with_status 3
+        rm "$captured$suffix"
+        mkfifo "$captured$suffix"
+        sqlite_program check "$captured"
+        ends_with_status 3
+        rm "$captured$suffix"
+        mkdir "$captured$suffix"
+        sqlite_program check "$captured"
+        ends_with_status 3
+        rm -r "$captured$suffix" "$captured"
+    done
+    [[ $(<"$victim") == precious ]]
+}
+
+@test "a live database or log that is a link to another database is not read" {
+    local other=$BATS_TEST_TMPDIR/other.db copied=$BATS_TEST_TMPDIR/copied.db command
+    make_database "$other"
+    ln -s "$other" "$DATA/link.db"
+    for command in copy excerpt; do
+        sqlite_program "$command" "$DATA/link.db" "$copied"
+        ends_with_status 3
+        output_has 'leads to other files than its own'
+    done
+    killed_writer WAL
+    mv "$DATABASE-wal" "$BATS_TEST_TMPDIR/another-wal"
+    ln -s "$BATS_TEST_TMPDIR/another-wal" "$DATABASE-wal"
+    sqlite_program copy "$DATABASE" "$copied"
+    [[ $status != 0 ]]
+}
+
+@test "the text of a schema can do no more than make its own object" {
+    local text hostile victim=$BATS_TEST_TMPDIR/victim
+    printf precious >"$victim"
+    for text in "; CREATE TABLE pwned (a)" ";
+.shell touch $BATS_TEST_TMPDIR/pwned" ";
+.output $victim" ";
+.trace $victim"; do
+        hostile=$BATS_TEST_TMPDIR/hostile.db
+        rm -f "$hostile"
+        make_database "$hostile" "PRAGMA writable_schema=ON;
+            UPDATE sqlite_master SET sql = sql || '$text' WHERE name = 'keys'"
+        sqlite_program excerpt "$hostile" "$BATS_TEST_TMPDIR/excerpt.db"
+        ends_with_status 3
+        output_has 'the table keys cannot be made again from the text in sqlite_master'
+    done
+    for text in "ATTACH ''$victim'' AS other" "PRAGMA main.user_version=7" \
+        "VACUUM INTO ''$victim''" "CREATE TABLE other (a)" "CREATE TABLE live.keys (a)" \
+        "CREATE TEMP TABLE keys (a)" "CREATE VIEW keys AS SELECT 1" "DROP TABLE torrents" \
+        "CREATE TABLE keys AS WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i FROM n)
+            SELECT * FROM n" "CREATE TABLE keys AS SELECT * FROM torrents" \
+        "INSERT INTO torrents VALUES (9, 9, 9)" "SELECT load_extension(''x'')" \
+        "CREATE TABLE keys (a CHECK (load_extension(a)))" "COMMIT" \
+        "CREATE TABLE keys (a DEFAULT (fts3_tokenizer(''x'')))"; do
+        rm -f "$hostile"
+        make_database "$hostile" "PRAGMA writable_schema=ON;
+            UPDATE sqlite_master SET sql = '$text' WHERE name = 'keys'"
+        sqlite_program excerpt "$hostile" "$BATS_TEST_TMPDIR/excerpt.db"
+        [[ $status == [13] ]] || fail "accepted: $text"
+    done
+    [[ $(<"$victim") == precious && ! -e $BATS_TEST_TMPDIR/pwned ]]
+}
+
+@test "no name of a table makes a second line, and names are short" {
+    local long
+    long=$(printf 'x%.0s' {1..3000})
+    sqlite3 "$DATABASE" "CREATE TABLE \"$long\" (a);
+        CREATE TABLE \"a$(printf '\r\v\f\033[31m\302\205\342\200\250')b\" (a);"
+    back_up
+    has_result $'table\t0\t'"${long:0:256}"
+    has_result $'table\t0\ta    [31m  b'
+    [[ $(grep -c ^table "$WORK/result") == 5 ]]
+}
+
+@test "a query of a view that never ends is not counted as a table" {
+    sqlite3 "$DATABASE" "PRAGMA writable_schema=ON; CREATE TABLE endless (i);
+        UPDATE sqlite_master SET type = 'table', sql = 'CREATE VIEW endless AS WITH RECURSIVE
+            n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n'
+        WHERE name = 'endless'"
+    sqlite_program count "$DATABASE"
+    ends_with_status 1
 }
 
 @test "the tables of a database with very many are all found" {
