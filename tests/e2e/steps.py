@@ -57,7 +57,8 @@ exit $code
 # What is not there cannot be killed, and kill says so.
 KILL = {
     "the script": f"kill -KILL $(cat {_ON_HOST}/pid)",
-    "its container": "kill -KILL $(docker inspect --format '{{.State.Pid}}' $(docker ps --quiet --filter label=tracker-backup.run))",
+    "its container": "kill -KILL $(docker inspect --format '{{.State.Pid}}' $(docker ps --quiet "
+    "--filter label=tracker-backup.run))",
     "dockerd": "kill -KILL $(pidof dockerd)",
     "containerd": "kill -KILL $(pidof containerd)",
 }
@@ -90,7 +91,15 @@ class Struck:
 def strike_at(host: Host, step: Step, do: str) -> Struck:
     """Runs a backup, does something (a shell fragment) at a step of it, and waits for the end of what is left of the run."""
     with _running(host, step.command) as struck:
-        host.run("env", f"DO={do}", f"UNDER_WAY={'yes' if step.under_way else 'no'}", "bash", "-c", _STRIKE, seconds=HELD_SECONDS * 2)
+        host.run(
+            "env",
+            f"DO={do}",
+            f"UNDER_WAY={'yes' if step.under_way else 'no'}",
+            "bash",
+            "-c",
+            _STRIKE,
+            seconds=HELD_SECONDS * 2,
+        )
         struck.moment = time.monotonic()
     return struck
 
@@ -98,7 +107,10 @@ def strike_at(host: Host, step: Step, do: str) -> Struck:
 def strike_after(host: Host, seconds: float, do: str) -> Struck:
     """Runs a backup and does something so many seconds after its begin, wherever it is then; nothing when it is over."""
     with _running(host, "") as struck:
-        waited = f"until [[ -s {_ON_HOST}/pid ]]; do sleep 0.01; done; sleep {seconds:.3f}; kill -0 $(cat {_ON_HOST}/pid) || exit {_OVER}; {do}"
+        waited = (
+            f"until [[ -s {_ON_HOST}/pid ]]; do sleep 0.01; done; sleep {seconds:.3f}; kill "
+            f"-0 $(cat {_ON_HOST}/pid) || exit {_OVER}; {do}"
+        )
         struck.live = host.run("bash", "-c", waited, check=False).returncode != _OVER
         struck.moment = time.monotonic()
     return struck
@@ -107,9 +119,16 @@ def strike_after(host: Host, seconds: float, do: str) -> Struck:
 @contextmanager
 def _running(host: Host, at: str) -> Iterator[Struck]:
     host.run("env", f"AT={at}", "bash", "-ec", _PREPARE, stdin=_SHIM)
-    exported = {"TRACKER_BACKUP_TOOL": f"{_ON_HOST}/bin/tracker-backup", "TRACKER_BACKUP_STEADY_SECONDS": "1"}
+    exported = {
+        "TRACKER_BACKUP_TOOL": f"{_ON_HOST}/bin/tracker-backup",
+        "TRACKER_BACKUP_STEADY_SECONDS": "1",
+    }
     words = " ".join(f"{name}={shlex.quote(value)}" for name, value in exported.items())
-    process = host.spawn("bash", "-c", f"echo $$ >{_ON_HOST}/pid; export {words} PATH={_ON_HOST}/bin:$PATH; exec {SCRIPT}")
+    process = host.spawn(
+        "bash",
+        "-c",
+        f"echo $$ >{_ON_HOST}/pid; export {words} PATH={_ON_HOST}/bin:$PATH; exec {SCRIPT}",
+    )
     struck = Struck()
     try:
         yield struck
