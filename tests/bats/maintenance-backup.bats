@@ -343,9 +343,9 @@ lock_is_free_after_killing_in() {
     configure QUIESCE pause
     maintenance
     ends_with_status 0
-    [[ $(sed -n '/^docker pause/,/^docker unpause/p' "$CALLS" | cut -d ' ' -f 1-2) == \
+    [[ $(sed -n '/^docker pause 7e57/,/^docker unpause/p' "$CALLS" | cut -d ' ' -f 1-2) == \
         $'docker pause\ndocker exec\ndocker inspect\ndocker unpause' ]] \
-        || fail "$(sed -n '/^docker pause/,/^docker unpause/p' "$CALLS")"
+        || fail "$(sed -n '/^docker pause 7e57/,/^docker unpause/p' "$CALLS")"
 }
 
 @test "a tracker that was restarted while the run was prepared is backed up as it is now" {
@@ -726,7 +726,7 @@ changed_during_capture() {
     configure QUIESCE pause
     changed_during_capture 'stopped 0; echo stop >"$STUB/events"'
     tracker_is exited
-    never_called '^docker \(start\|unpause\) '
+    never_called '^docker \(start\|unpause\) 7e57'
     output_has 'stopped by somebody'
     [[ ! -e $STATE/window ]]
 }
@@ -916,6 +916,280 @@ docker_hangs() {
     on preflight 'printf "one\ntwo=2\n" >"$STUB_STAGING/$5/reason"; exit 1'
     maintenance
     recorded 'reason=one two=2'
+}
+
+# ---------------------------------------------------------------- what a container writes
+
+# answers STEP BASH: what a taken-over container does in staging, as root, while STEP runs.
+answers() { on "$1" "cd \"\$STUB_STAGING/\$5\"; backup_step $1 \"\$5\"; $2"; }
+
+# The run failed, said this, executed nothing, and left the tracker running.
+failed_safely() {
+    ends_with_status 1
+    output_has "$1"
+    tracker_is running
+    nothing_was_published
+    nothing_is_left
+    [[ ! -e $BATS_TEST_TMPDIR/pwned ]] || fail 'the command of the container was executed'
+}
+
+@test "an exit code that is an expression is not evaluated" {
+    local code
+    for code in "BASH_VERSINFO[\$(touch $BATS_TEST_TMPDIR/pwned)0]*0" 'RANDOM*0' '0 ' '-1' 1e3 0x0 \
+        0000 $'0\n0' ''$'\n' 'a[0]'; do
+        rm -f "$STUB_DESTINATION"/runs/*
+        printf '%s' "$code" >"$STUB/code"
+        answers capture 'cat "$STUB/code" >ended'
+        maintenance
+        failed_safely 'the capture step left an exit code that is no number'
+    done
+}
+
+@test "an exit code with leading zeros is decimal" {
+    answers capture 'printf 008 >ended'
+    maintenance
+    failed_safely 'the capture step failed with exit code 8'
+}
+
+@test "a link, a pipe, a directory or a second name in place of the exit code is not followed" {
+    local plant
+    printf 0 >"$STUB/zero"
+    for plant in 'ln -s "$STUB/zero" ended' 'mkfifo ended' 'mkdir ended' 'ln "$STUB/zero" ended' \
+        'ln -s /dev/zero ended'; do
+        rm -f "$STUB_DESTINATION"/runs/*
+        answers capture "$plant"
+        SECONDS=0
+        maintenance
+        failed_safely 'the capture step left an exit code that is no number'
+        ((SECONDS < 15)) || fail 'the host waited for it'
+    done
+    [[ $(<"$STUB/zero") == 0 ]]
+}
+
+@test "a link or a pipe in place of the reason is not followed" {
+    local plant
+    printf 'a secret of the host\n' >"$STUB/secret"
+    for plant in 'ln -s "$STUB/secret" reason' 'mkfifo reason' 'ln "$STUB/secret" reason'; do
+        rm -f "$STUB_DESTINATION"/runs/*
+        answers capture "$plant; printf 1 >ended; exit 1"
+        maintenance
+        failed_safely 'the capture step failed with exit code 1, and its reason is no regular file'
+        output_lacks 'a secret of the host'
+    done
+}
+
+@test "the run's directory that the container replaced by a link is not followed" {
+    mkdir "$STUB/other"
+    printf 'a secret of the host\n' >"$STUB/other/reason"
+    printf 'kept\n' >"$STUB/other/ended"
+    answers capture 'mv "$STUB_STAGING/$5" "$STUB_STAGING/aside"
+        ln -s "$STUB/other" "$STUB_STAGING/$5"; exit 1'
+    maintenance
+    ends_with_status 1
+    output_lacks 'a secret of the host'
+    [[ $(<"$STUB/other/ended") == kept && -e $STUB/other/reason ]] || fail 'the link was followed'
+    tracker_is running
+}
+
+@test "a reason is printed without escape sequences, and its end is cut off" {
+    answers capture 'printf "red \033[31m bell \a bad \377 bidi \342\200\256 good é\n" >reason
+        head -c 9000000 /dev/zero | tr "\0" x >>reason; exit 1'
+    maintenance
+    failed_safely 'red ?[31m bell ? bad'
+    output_has 'good é'
+    output_lacks $'\033'
+    output_lacks $'\342\200\256'
+    ((${#output} < 300000)) || fail "${#output} bytes were printed"
+}
+
+@test "what the host writes during a run does not go through a link of the container" {
+    local name
+    printf 'kept\n' >"$STUB/victim"
+    answers finish 'for name in push compose push.output; do ln -s "$STUB/victim" "$name"; done'
+    on tool-push 'echo "error: no route"; exit 1'
+    maintenance
+    ends_with_status 1
+    output_has 'the backup was published, but no route'
+    [[ $(<"$STUB/victim") == kept ]] || fail 'the link was followed'
+    for name in push compose; do [[ ! -e $STATE/$name.output ]] || fail "left: $name.output"; done
+}
+
+@test "a damaged marker is not evaluated: the run ends with 4 and the marker stays" {
+    local field
+    for field in "a[\$(touch $BATS_TEST_TMPDIR/pwned)0]" '' 12x; do
+        printf '7e57 2026-01-01T00:00:00Z stop %s 1 10 20260101_000000\n' "$field" >"$STATE/window"
+        maintenance --recover
+        ends_with_status 4
+        output_has 'is damaged'
+        printf '7e57 2026-01-01T00:00:00Z stop 1 %s 10 20260101_000000\n' "$field" >"$STATE/window"
+        maintenance --recover
+        ends_with_status 4
+    done
+    [[ -e $STATE/window && ! -e $BATS_TEST_TMPDIR/pwned ]]
+    tracker_was_left_alone
+}
+
+# ---------------------------------------------------------------- fault points
+
+# prepared_at NAME: a run that is to stand still at NAME, in staging that the suite prepared.
+prepared_at() {
+    export TRACKER_BACKUP_STOP_AT=$1
+    mkdir -m 0700 "$STAGING/.fault-points"
+    touch "$STAGING/.fault-points/hold"
+}
+
+@test "a fault point does nothing without the directory of the suite" {
+    TRACKER_BACKUP_STOP_AT=taking-the-lock maintenance
+    ends_with_status 0
+    nothing_is_left
+}
+
+@test "a fault point does nothing for another name, or without the variable" {
+    prepared_at no-such-step
+    maintenance
+    ends_with_status 0
+    unset TRACKER_BACKUP_STOP_AT
+    maintenance
+    ends_with_status 0
+    [[ -e $STAGING/.fault-points/hold && ! -e $STAGING/.fault-points/reached ]]
+}
+
+# stands_still_at NAME: the run stands still there, and goes on when the suite lets it.
+stands_still_at() {
+    rm -rf "$STAGING/.fault-points"
+    prepared_at "$1"
+    start_run
+    wait_until 20 test -e "$STAGING/.fault-points/reached" || fail "never came to $1"
+    sleep 0.2
+    ! gone "$PID" || fail "did not stand still at $1"
+    rm "$STAGING/.fault-points/hold"
+    finished
+    ends_with_status 0
+}
+
+@test "a run stands still at each fault point of the host, and goes on" {
+    local point
+    configure QUIESCE pause
+    for point in taking-the-lock checking-the-destination looking-for-what-dead-runs-left \
+        checking-docker checking-the-deployment looking-for-the-image starting-the-container \
+        proving-pause preflight syncing-the-marker renaming-the-marker taking-the-tracker-down \
+        beginning-the-capture bringing-the-tracker-back removing-the-marker \
+        looking-back-at-the-window beginning-to-finish removing-the-container; do
+        stands_still_at "$point"
+    done
+}
+
+@test "the container gets the name of a fault point only when it is set" {
+    maintenance
+    never_called TRACKER_BACKUP_STOP_AT
+    prepared_at elsewhere
+    maintenance
+    was_called '^docker exec --env TRACKER_BACKUP_STOP_AT tracker-backup-'
+}
+
+@test "the directory of the suite is no leftover of a dead run" {
+    prepared_at elsewhere
+    maintenance
+    ends_with_status 0
+    output_lacks .fault-points
+    [[ -d $STAGING/.fault-points ]]
+}
+
+# ---------------------------------------------------------------- an engine that cannot pause
+
+@test "pausing is proved on our own container before the preflight" {
+    configure QUIESCE pause
+    maintenance
+    ends_with_status 0
+    called_in_order '^docker compose .* run ' '^docker pause tracker-backup-' \
+        '^docker unpause tracker-backup-' '^docker exec .* preflight ' '^docker pause 7e57$'
+}
+
+@test "pausing is not proved when the tracker is stopped, captured online, or does not run" {
+    maintenance
+    never_called '^docker pause'
+    configure QUIESCE none
+    maintenance
+    never_called '^docker pause'
+    configure QUIESCE pause
+    printf exited >"$STUB/tracker/status"
+    maintenance --force
+    ends_with_status 0
+    never_called '^docker pause'
+}
+
+@test "an engine that cannot pause ends the run with 2 and names stop, the tracker untouched" {
+    configure QUIESCE pause
+    on pause-ours 'echo "cgroups: cannot freeze" >&2; exit 1'
+    maintenance
+    ends_with_status 2
+    output_has 'this Docker engine cannot pause containers (cgroups: cannot freeze'
+    output_has "set backup.quiesce to 'stop' in the environment file, generate and install again"
+    tracker_was_left_alone
+    recorded result=failed exit_code=2 'reason=this Docker engine cannot pause .*'
+    nothing_is_left
+    maintenance --dry-run
+    ends_with_status 2
+    output_has 'this Docker engine cannot pause containers'
+}
+
+@test "an engine that cannot unpause ends the run with 2 before the tracker is touched" {
+    configure QUIESCE pause
+    on unpause-ours 'echo "cannot thaw" >&2; exit 1'
+    maintenance
+    ends_with_status 2
+    output_has 'cannot thaw'
+    tracker_was_left_alone
+    was_called '^docker rm --force tracker-backup-'
+}
+
+@test "a pause that fails for a moment proves nothing yet" {
+    configure QUIESCE pause
+    on pause-ours '[[ -e $STUB/again ]] || { touch "$STUB/again"; exit 1; }'
+    maintenance
+    ends_with_status 0
+}
+
+@test "a backup container that died is no engine that cannot pause" {
+    configure QUIESCE pause
+    on pause-ours ': >"$STUB/containers"; echo "is not running" >&2; exit 1'
+    maintenance
+    ends_with_status 1
+    output_has 'the backup container did not stay up (is not running'
+    output_lacks 'cannot pause'
+    tracker_was_left_alone
+}
+
+@test "a tracker that cannot be paused ends the run with 1 and names stop" {
+    configure QUIESCE pause
+    on pause 'echo "cannot freeze" >&2; exit 1'
+    maintenance
+    ends_with_status 1
+    output_has "set backup.quiesce to 'stop'"
+    tracker_is running
+}
+
+@test "a container of a dead run that is still paused is unpaused and removed" {
+    printf 'tracker-backup-20250101_030000\n' | tee "$STUB/containers" >"$STUB/paused"
+    maintenance
+    ends_with_status 0
+    called_in_order '^docker unpause tracker-backup-20250101_030000$' \
+        '^docker rm --force tracker-backup-20250101_030000$'
+    nothing_is_left
+}
+
+@test "TERM while our own container is paused unpauses and removes it" {
+    configure QUIESCE pause
+    on pause-ours 'printf "%s\n" "$2" >>"$STUB/paused"; touch "$STUB/hanging"; sleep 1; exit 0'
+    start_run
+    wait_until 10 test -e "$STUB/hanging"
+    kill -TERM "$PID"
+    finished
+    ends_with_status 143
+    called_in_order '^docker pause tracker-backup-' '^docker unpause tracker-backup-' \
+        '^docker rm --force tracker-backup-'
+    tracker_was_left_alone
+    nothing_is_left
 }
 
 # ---------------------------------------------------------------- signals
@@ -1278,8 +1552,7 @@ killed_in_the_window() {
 
 @test "--recover keeps the marker when the pause of a dead run takes effect late" {
     configure QUIESCE pause
-    on pause '[[ ${*: -1} == "$id" ]] || exit 0
-        (sleep 1.5; printf paused >"$STUB/tracker/status") >/dev/null 2>&1 &
+    on pause '(sleep 1.5; printf paused >"$STUB/tracker/status") >/dev/null 2>&1 &
         touch "$STUB/hanging"; wait; exit 0'
     start_run
     wait_until 10 test -e "$STUB/hanging"

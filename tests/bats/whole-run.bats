@@ -136,3 +136,23 @@ assert run["window_seconds"] > 0 and run["durations"] and run["tools"], run' <<<
     tool list
     [[ $(grep -c success <<<"$output") == 3 ]]
 }
+
+@test "a run stands still at each fault point of the container and of the tool, and goes on" {
+    local point
+    for point in capturing-the-database checking-the-database archiving-the-configuration \
+        compressing-the-database syncing-the-compressed-database publishing-the-database \
+        publishing-the-configuration writing-the-run-manifest removing-old-backups; do
+        mkdir -m 0700 "$STAGING/.fault-points"
+        touch "$STAGING/.fault-points/hold"
+        export TRACKER_BACKUP_STOP_AT=$point
+        start_run
+        wait_until 20 test -e "$STAGING/.fault-points/reached" || fail "never came to $point"
+        sleep 0.2
+        ! gone "$PID" || fail "did not stand still at $point"
+        rm "$STAGING/.fault-points/hold"
+        finished
+        ends_with_status 0
+        rm -r "$STAGING/.fault-points"
+    done
+    nothing_is_left
+}
