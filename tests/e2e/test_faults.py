@@ -473,7 +473,7 @@ FAULTS = (
         "Docker does not answer before the window",
         1,
         "Docker does not answer",
-        at="^ps --all --quiet --filter label=tracker-backup.run",
+        at="^ps --all --filter label=tracker-backup.run",
         do=FREEZE_DOCKER,
         limits={"DOCKER_SECONDS": "5"},
     ),

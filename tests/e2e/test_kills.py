@@ -21,45 +21,12 @@ from e2e.faults import MARKER, PAUSE, STOP, recover, tracker_started_again
 from e2e.host import Container, Host, wait_until
 from e2e.page import Row
 from e2e.stack import wait_for_tracker
-from e2e.steps import KILL, Step, Struck, strike_after, strike_at
+from e2e.steps import KILL, STEPS, Step, Struck, strike_after, strike_at
 
 BACK_SECONDS = 300
 CRON_SECONDS = 60  # the recovery is called at once here, and by cron up to a minute later
 ACTIONS = {"stop": STOP, "pause": PAUSE}
 
-STEPS = (
-    Step("taking the lock", "^flock ", container=False),
-    Step("checking the destination", "^tracker-backup check destination", container=False),
-    Step(
-        "looking for what dead runs left", "^docker ps .*label=tracker-backup.run", container=False
-    ),
-    Step("checking Docker", "^tracker-backup check docker", container=False),
-    Step("checking the deployment", "^tracker-backup check deployment", container=False),
-    Step("looking for the image", "^docker image inspect", container=False),
-    Step("starting the container", "^docker compose .* run ", container=False),
-    Step("preflight", "^docker exec .* preflight "),
-    Step("syncing the marker", "^sync .*/window.partial$", window=True),
-    Step("renaming the marker", "^mv .*/window.partial ", window=True),
-    Step("taking the tracker down", "^docker (stop|pause) ", window=True),
-    Step(
-        "taking the tracker down, under way", "^docker (stop|pause) ", window=True, under_way=True
-    ),
-    Step("beginning the capture", "^docker exec .* capture ", window=True),
-    Step("capturing the database", "^(cp .*/database.db|mariadb-dump .*)$", window=True),
-    Step("bringing the tracker back", "^docker (start|unpause) ", window=True),
-    Step("removing the marker", "^rm .*/window$", window=True),
-    Step("looking back at the window", "^docker events "),
-    Step("beginning to finish", "^docker exec .* finish "),
-    Step("checking the database", "^(sqlite3 .*integrity_check|mawk )"),
-    Step("archiving the configuration", "^tar --create"),
-    Step("compressing the database", "^pigz --stdout"),
-    Step("syncing the compressed database", "^sync .*/(sqlite|mysql)/[^/]*.partial$"),
-    Step("publishing the database", "^mv .*/(sqlite|mysql)/"),
-    Step("publishing the configuration", "^mv .*/config/"),
-    Step("writing the run manifest", "^tracker-backup record"),
-    Step("removing old backups", "^tracker-backup prune"),
-    Step("removing the container", "^docker rm "),
-)
 # Outside the window it makes no difference how the tracker is taken down. Before it has the lock,
 # a run has not asked Docker for anything. So a Docker that dies then is not this run's business.
 CASES = [

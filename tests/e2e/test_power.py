@@ -15,16 +15,19 @@ from e2e.faults import MARKER, PAUSE, STOP, striking, tracker_started_again
 from e2e.host import wait_until
 from e2e.page import Row
 from e2e.stack import wait_for_tracker
-from e2e.steps import Step, strike_at
+from e2e.steps import Step, step_named, strike_at
 
 ACTIONS = {"stop": STOP, "pause": PAUSE}
 DOWN = {"stop": "exited", "pause": "paused"}
-PUBLISHING = (
-    Step("when the database is compressed", "^sync .*/(sqlite|mysql)/[^/]*.partial$"),
-    Step("before the database is published", "^mv .*/(sqlite|mysql)/"),
-    Step("before the configuration is published", "^mv .*/config/"),
-    Step("before the run manifest is written", "^tracker-backup record"),
-    Step("before old backups are removed", "^tracker-backup prune"),
+PUBLISHING = tuple(
+    Step(name, point=step_named(step).stop_at)
+    for name, step in (
+        ("when the database is compressed", "syncing the compressed database"),
+        ("before the database is published", "publishing the database"),
+        ("before the configuration is published", "publishing the configuration"),
+        ("before the run manifest is written", "writing the run manifest"),
+        ("before old backups are removed", "removing old backups"),
+    )
 )
 
 # With a file just written that nobody has synced.
