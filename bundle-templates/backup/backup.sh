@@ -161,6 +161,7 @@ preflight() {
 capture() {
     local method=$1
     load_config
+    fault_point capturing-the-database
     case ${SETTING[DB_TYPE]}-$method-${SETTING[BACKUP_SCOPE]} in
         sqlite-copy-full) capture_sqlite_files "$WORK/database.db" ;;
         sqlite-copy-*) capture_sqlite_files "$WORK/whole.db" ;;
@@ -176,6 +177,7 @@ capture() {
 # check_database CHECK COUNT FILE...
 check_database() {
     local file counts names table rows
+    fault_point checking-the-database
     for file in "${@:3}"; do "$1" "$file"; done
     counts=$("$2" "${@:3}")
     names=$(cut -f 2 <<<"$counts")
@@ -222,6 +224,7 @@ archive_config() {
     ancestors "${DIRECTORIES[@]}" "${PATHS[@]}" "${DATABASES[@]}" >"$WORK/directories"
     printf '%s\0' "${DIRECTORIES[@]}" >>"$WORK/directories"
     printf '%s\0' "${PATHS[@]}" >"$WORK/paths"
+    fault_point archiving-the-configuration
     tar --create --file "$archive" --numeric-owner --directory "$DATA" \
         --null --verbatim-files-from --no-recursion --files-from "$WORK/directories" \
         --recursion --files-from "$WORK/paths" || status=$?
@@ -257,11 +260,17 @@ append_member() {
 compress() {
     local from=$1 partial=$DESTINATION/$2/$3.partial
     if [[ ${SETTING[BACKUP_COMPRESSION]} == gzip ]]; then
-        nice pigz --stdout <"$from" >"$partial" && sync -- "$partial" && pigz --test <"$partial"
+        nice pigz --stdout <"$from" >"$partial" && sync_compressed "$2" "$partial" \
+            && pigz --test <"$partial"
     else
-        nice zstd -T0 -q --stdout <"$from" >"$partial" && sync -- "$partial" \
+        nice zstd -T0 -q --stdout <"$from" >"$partial" && sync_compressed "$2" "$partial" \
             && zstd -q --test <"$partial"
     fi || die 1 "compressing into $2/$3 failed; the message is in the log"
+}
+
+sync_compressed() {
+    [[ $1 == config ]] || fault_point syncing-the-compressed-database
+    sync -- "$2"
 }
 
 # An incomplete file never has its final name. Each rename is durable before the next step relies on
@@ -271,6 +280,7 @@ publish() {
     local final=$DESTINATION/$subdirectory/$name
     bytes=$(stat -c %s -- "$final.partial")
     sha256=$(sha256sum <"$final.partial")
+    fault_point "publishing-the-${kind/%config/configuration}"
     mv -T -- "$final.partial" "$final"
     sync -- "$DESTINATION/$subdirectory"
     result file "$kind" "$subdirectory/$name" "$bytes" "${sha256%% *}"
@@ -324,6 +334,7 @@ finish() {
 # Of finish: its files and names.
 compress_database() {
     local index
+    fault_point compressing-the-database
     for index in "${!files[@]}"; do compress "${files[index]}" "$type" "${names[index]}"; done
 }
 

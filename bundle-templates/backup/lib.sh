@@ -19,6 +19,16 @@ readonly REQUIRED_TABLES=(torrents whitelist keys)
 declare -A SETTING=()
 WORK=''                           # the run's own directory in staging
 
+# fault_point NAME: a place at which the test suite can stop a run; see run.sh on the host.
+fault_point() { [[ ${TRACKER_BACKUP_STOP_AT-} != "$1" ]] || stand_still "$STAGING/.fault-points"; }
+
+stand_still() {
+    local end=$((SECONDS + 60))
+    if [[ -d $1 ]] && mkdir -- "$1/reached" 2>/dev/null; then
+        while [[ -e $1/hold ]] && ((SECONDS < end)); do sleep 0.02; done
+    fi
+}
+
 log() { printf '%s backup: %s\n' "$(date -u +%FT%TZ)" "$*" >&2; }
 
 # The host reads the reason from the run's staging. It logs it once and writes it into the run

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Backs up this host's Torrust Tracker online, inside the sidecar, whose cron runs it; by hand: `backup.sh now` there, or
-# `tracker-backup run` on the host. The tracker is never touched.
+# Backs up this host's Torrust Tracker online, inside the sidecar, whose cron runs it. By hand, run
+# `backup.sh now` in the sidecar or `tracker-backup run` on the host. It never touches the tracker.
 #
 #   sidecar-backup.sh [--dry-run] [--help]
 #     --dry-run   check everything, say what would be done, publish nothing
 #
 # While the file /var/lib/tracker-backup/hold is there, nothing is done.
-# Exit codes: 0 success; 1 the backup failed; 2 configuration error; 3 held; 75 another run holds the lock; 129, 130, 143
-# ended by a signal.
+# Exit codes: 0 success; 1 the backup failed; 2 configuration error; 3 held; 75 another run holds
+# the lock; 129, 130, 143 ended by a signal.
 # shellcheck disable=SC2154  # the settings are assigned by sourcing the configuration
 set -Eeuo pipefail
 shopt -s inherit_errexit nullglob
@@ -20,8 +20,9 @@ readonly LOG_FILE=${TRACKER_BACKUP_LOG:-/proc/1/fd/1}           # the container'
 readonly TOOL=${TRACKER_BACKUP_TOOL:-$LIBRARY/__main__.py}
 readonly STEPS=${TRACKER_BACKUP_STEPS:-/usr/local/bin/backup.sh}
 readonly STAGING=${BACKUP_STAGING:-/staging}
-# Cron hands none of the container's environment on.
-export TRACKER_BACKUP_DEPLOY_DIR=${TRACKER_BACKUP_DEPLOY_DIR:-/data} TRACKER_BACKUP_DESTINATION=${TRACKER_BACKUP_DESTINATION:-/backups}
+# Cron does not pass the container's environment to its jobs.
+export TRACKER_BACKUP_DEPLOY_DIR=${TRACKER_BACKUP_DEPLOY_DIR:-/data}
+export TRACKER_BACKUP_DESTINATION=${TRACKER_BACKUP_DESTINATION:-/backups}
 # shellcheck source-path=SCRIPTDIR source=run.sh
 source "$LIBRARY/run.sh"
 
@@ -43,14 +44,14 @@ load_config() {
     [[ $QUIESCE == none ]] || die 2 "$CONFIG: QUIESCE='$QUIESCE'; a sidecar knows none alone"
 }
 
-# For reading: the host's state directory is mounted read-only.
+# Opens the lock for reading, because the host's state directory is mounted read-only.
 take_lock() {
     [[ -r $STATE_DIR/lock ]] || die 2 "$STATE_DIR/lock is not there; install the bundle again"
     exec 9<"$STATE_DIR/lock"
     wait_for_lock
 }
 
-# step SECONDS STEP ARGUMENT...: one step of backup.sh, which says through staging why it failed.
+# step SECONDS STEP ARGUMENT...: one step of backup.sh, which leaves in staging why it failed.
 step() {
     local status=0
     limited_wait "$1" "$STEPS" "$2" "$RUN" "${@:3}" || status=$?
@@ -67,12 +68,13 @@ on_exit() {
 }
 
 run() {
-    [[ ! -e $RESTORE ]] || die 1 "a restore died and left $RESTORE; the host rolls it back within a minute"
+    [[ ! -e $RESTORE ]] \
+        || die 1 "a restore died and left $RESTORE; the host rolls it back within a minute"
     load_config
     begin_run
     remove_leftover_files
     check deployment
-    mkdir -m 0700 -- "$WORK"
+    make_work_directory
     tool expect "$WORK"
     step "$PREFLIGHT_SECONDS" preflight online
     if [[ $DRY_RUN == yes ]]; then

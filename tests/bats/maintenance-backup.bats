@@ -1,8 +1,10 @@
 #!/usr/bin/env bats
-# maintenance-backup.sh as a process: what it asks of Docker, in which order, and what it never asks.
+# maintenance-backup.sh as a process: what it asks of Docker, in which order, and what it never
+# asks.
 
 # shellcheck disable=SC2016 # hooks are expanded by the stub that sources them
-# shellcheck disable=SC2030,SC2031,SC2153,SC2154 # every test is a subshell of its own; make_host gives it its variables
+# Every test is a subshell of its own; make_host gives it its variables.
+# shellcheck disable=SC2030,SC2031,SC2153,SC2154
 bats_require_minimum_version 1.5.0
 
 setup() {
@@ -46,7 +48,8 @@ teardown() {
 @test "every setting that is missing or empty is named, with 2" {
     local key
     cp "$CONFIG" "$CONFIG.whole"
-    for key in ENVIRONMENT DEPLOY_DIR DESTINATION STRATEGY QUIESCE STOP_TIMEOUT_SECONDS WINDOW_TIMEOUT_SECONDS IMAGE IMAGE_SOURCE; do
+    for key in ENVIRONMENT DEPLOY_DIR DESTINATION STRATEGY QUIESCE STOP_TIMEOUT_SECONDS \
+        WINDOW_TIMEOUT_SECONDS IMAGE IMAGE_SOURCE; do
         grep -v "^$key=" "$CONFIG.whole" >"$CONFIG"
         maintenance
         ends_with_status 2
@@ -70,7 +73,8 @@ teardown() {
 @test "a misspelt setting ends with 2, with what is allowed" {
     local pair
     cp "$CONFIG" "$CONFIG.whole"
-    for pair in QUIESCE=Stop QUIESCE=off STRATEGY=sidecar STOP_TIMEOUT_SECONDS=10s WINDOW_TIMEOUT_SECONDS=-1; do
+    for pair in QUIESCE=Stop QUIESCE=off STRATEGY=sidecar STOP_TIMEOUT_SECONDS=10s \
+        WINDOW_TIMEOUT_SECONDS=-1; do
         cp "$CONFIG.whole" "$CONFIG"
         configure "${pair%=*}" "${pair#*=}"
         maintenance
@@ -117,25 +121,37 @@ teardown() {
     [[ ! -s $CALLS ]]
 }
 
-# The child goes on hanging: what would hold the lock is a descriptor that it, or a subshell above it, has inherited.
+# The child goes on hanging: what would hold the lock is a descriptor that it, or a subshell above
+# it, has inherited.
 lock_is_free_after_killing_in() {
     on "$1" 'touch "$STUB/hanging"; echo $$ >"$STUB/child"; sleep 30'
     start_run
     wait_until 10 test -s "$STUB/child"
     kill -KILL "$PID"
-    wait_until 3 flock --nonblock "$STATE/lock" true || { status=held; fail "the lock is held after the script died in $1"; }
+    wait_until 3 flock --nonblock "$STATE/lock" true \
+        || { status=held; fail "the lock is held after the script died in $1"; }
     kill "$(<"$STUB/child")"
 }
 
-@test "the lock is free when the script dies while a capture hangs" { lock_is_free_after_killing_in capture; }
+@test "the lock is free when the script dies while a capture hangs" {
+    lock_is_free_after_killing_in capture
+}
 
-@test "the lock is free when the script dies while a stop hangs" { lock_is_free_after_killing_in stop; }
+@test "the lock is free when the script dies while a stop hangs" {
+    lock_is_free_after_killing_in stop
+}
 
-@test "the lock is free when the script dies while Docker does not list its containers" { lock_is_free_after_killing_in ps; }
+@test "the lock is free when the script dies while Docker does not list its containers" {
+    lock_is_free_after_killing_in ps
+}
 
-@test "the lock is free when the script dies while Docker does not inspect the tracker" { lock_is_free_after_killing_in inspect; }
+@test "the lock is free when the script dies while Docker does not inspect the tracker" {
+    lock_is_free_after_killing_in inspect
+}
 
-@test "the lock is free when the script dies while the tool hangs" { lock_is_free_after_killing_in tool-check; }
+@test "the lock is free when the script dies while the tool hangs" {
+    lock_is_free_after_killing_in tool-check
+}
 
 @test "the next run after a killed one succeeds and removes what it left" {
     on capture 'touch "$STUB/hanging"; exec sleep 30'
@@ -225,7 +241,9 @@ lock_is_free_after_killing_in() {
 }
 
 @test "two trackers in one deploy directory are refused before either is touched" {
-    on ps 'case $* in *service=tracker*) echo "7e57 $STUB_DEPLOY"; echo "7e58 $STUB_DEPLOY"; exit 0 ;; esac'
+    on ps 'case $* in
+        *service=tracker*) echo "7e57 $STUB_DEPLOY"; echo "7e58 $STUB_DEPLOY"; exit 0 ;;
+    esac'
     maintenance
     ends_with_status 1
     output_has 'more than one'
@@ -259,7 +277,7 @@ lock_is_free_after_killing_in() {
 }
 
 @test "--dry-run that finds something wrong fails and records nothing" {
-    on preflight 'echo "no space" >"$STUB_DEPLOY/storage/backup-staging/$5/reason"; exit 1'
+    on preflight 'echo "no space" >"$STUB_STAGING/$5/reason"; exit 1'
     maintenance --dry-run
     ends_with_status 1
     output_has 'no space'
@@ -272,8 +290,10 @@ lock_is_free_after_killing_in() {
 @test "stop: preflight, stop, capture, start, and only then the slow rest" {
     maintenance
     ends_with_status 0
-    called_in_order '^tracker-backup check destination' '^docker compose .* run ' '^docker exec .* preflight [0-9_]+ copy room$' \
-        '^docker stop -t 1 7e57$' '^docker exec .* capture [0-9_]+ copy$' '^docker start 7e57$' '^docker exec .* finish ' \
+    called_in_order '^tracker-backup check destination' '^docker compose .* run ' \
+        '^docker exec .* preflight [0-9_]+ copy room$' \
+        '^docker stop -t 1 7e57$' '^docker exec .* capture [0-9_]+ copy$' '^docker start 7e57$' \
+            '^docker exec .* finish ' \
         '^tracker-backup record' '^tracker-backup prune' '^docker rm --force tracker-backup-'
     never_called '^docker \(pause\|unpause\|restart\|kill\)'
     never_called '^without a time limit'
@@ -289,7 +309,8 @@ lock_is_free_after_killing_in() {
     configure QUIESCE pause
     maintenance
     ends_with_status 0
-    called_in_order '^docker exec .* preflight [0-9_]+ copy room$' '^docker pause 7e57$' '^docker exec .* capture [0-9_]+ copy$' \
+    called_in_order '^docker exec .* preflight [0-9_]+ copy room$' '^docker pause 7e57$' \
+        '^docker exec .* capture [0-9_]+ copy$' \
         '^docker unpause 7e57$' '^docker exec .* finish '
     never_called '^docker \(stop\|start\|restart\|kill\) '
     [[ $(<"$STUB/tracker/started") == "$since" ]]
@@ -300,26 +321,31 @@ lock_is_free_after_killing_in() {
     configure QUIESCE none
     maintenance
     ends_with_status 0
-    called_in_order '^docker exec .* preflight [0-9_]+ online$' '^docker exec .* capture [0-9_]+ online$' '^docker exec .* finish '
+    called_in_order '^docker exec .* preflight [0-9_]+ online$' \
+        '^docker exec .* capture [0-9_]+ online$' '^docker exec .* finish '
     tracker_was_left_alone
     recorded result=success quiesce=none window_seconds=0
 }
 
-@test "inside the window there is only plain docker on the tracker's id: a broken compose file cannot keep it down" {
-    on capture 'printf broken >"$STUB_DEPLOY/docker-compose.yml"; printf broken >"$STUB_DEPLOY/.env"; touch "$STUB/broken"'
+@test "a broken compose file in the window cannot keep the tracker down" {
+    on capture 'printf broken >"$STUB_DEPLOY/docker-compose.yml"
+        printf broken >"$STUB_DEPLOY/.env"
+        touch "$STUB/broken"'
     on config '[[ ! -e $STUB/broken ]] || exit 1'
     maintenance
     ends_with_status 0
     tracker_is running
-    ! sed -n '/^docker stop/,/^docker start/p' "$CALLS" | grep '^docker compose' || fail 'a compose call inside the window'
+    ! sed -n '/^docker stop/,/^docker start/p' "$CALLS" | grep '^docker compose' \
+        || fail 'a compose call inside the window'
 }
 
-@test "between freezing and unfreezing Docker is asked for the capture and once for the tracker's state, for nothing else" {
+@test "while the tracker is paused, Docker gets one exec and one inspect" {
     configure QUIESCE pause
     maintenance
     ends_with_status 0
-    [[ $(sed -n '/^docker pause/,/^docker unpause/p' "$CALLS" | cut -d ' ' -f 1-2) == $'docker pause\ndocker exec\ndocker inspect\ndocker unpause' ]] \
-        || fail "$(sed -n '/^docker pause/,/^docker unpause/p' "$CALLS")"
+    [[ $(sed -n '/^docker pause 7e57/,/^docker unpause/p' "$CALLS" | cut -d ' ' -f 1-2) == \
+        $'docker pause\ndocker exec\ndocker inspect\ndocker unpause' ]] \
+        || fail "$(sed -n '/^docker pause 7e57/,/^docker unpause/p' "$CALLS")"
 }
 
 @test "a tracker that was restarted while the run was prepared is backed up as it is now" {
@@ -330,7 +356,7 @@ lock_is_free_after_killing_in() {
     recorded result=success
 }
 
-@test "a tracker that was stopped on purpose while the run was prepared stays stopped, and the run is skipped" {
+@test "a tracker that was stopped during the preflight stays stopped; the run is skipped" {
     on preflight 'stopped 0'
     maintenance
     ends_with_status 3
@@ -340,7 +366,11 @@ lock_is_free_after_killing_in() {
 
 @test "the backup container is started from both files, with no dependency, under this run's name" {
     maintenance
-    was_called "^docker compose .*--project-directory $STUB_DEPLOY .*--file $STUB_DEPLOY/docker-compose.yml --file $STUB_DEPLOY/docker-compose.backup.yml .* run .*--no-deps .*--name tracker-backup-[0-9]*_[0-9]* .*backup$"
+    was_called \
+        "^docker compose .*--project-directory $STUB_DEPLOY "
+    was_called "--file $STUB_DEPLOY/docker-compose.yml --file "
+    was_called " --file $STUB_DEPLOY/docker-compose.backup.yml"
+    was_called '^docker compose .* run .*--no-deps .*--name tracker-backup-[0-9]*_[0-9]* .*backup$'
     was_called '^docker compose --project-name torrust '
     never_called '^docker compose .* \(up\|start\|stop\|down\)'
 }
@@ -369,7 +399,8 @@ lock_is_free_after_killing_in() {
 @test "an id that is taken waits for the next second" {
     local now taken id
     now=$(date +%s)
-    for taken in "$now" "$((now + 1))"; do touch "$STUB_DESTINATION/config/config_$(date -u -d "@$taken" +%Y%m%d_%H%M%S).tar.zst"; done
+    for taken in "$now" "$((now + 1))"; do touch \
+        "$STUB_DESTINATION/config/config_$(date -u -d "@$taken" +%Y%m%d_%H%M%S).tar.zst"; done
     maintenance
     ends_with_status 0
     id=$(basename "$STUB_DESTINATION"/runs/*.json .json)
@@ -392,7 +423,8 @@ lock_is_free_after_killing_in() {
     : >"$STUB/images"
     maintenance
     ends_with_status 0
-    called_in_order "^docker build .*--tag $IMAGE $STUB_DEPLOY/backup$" '^docker compose .* run ' '^docker stop '
+    called_in_order "^docker build .*--tag $IMAGE $STUB_DEPLOY/backup$" '^docker compose .* run ' \
+        '^docker stop '
     never_called '^docker pull'
 }
 
@@ -452,7 +484,10 @@ lock_is_free_after_killing_in() {
 }
 
 @test "what Compose repeats of a broken .env does not get into the log" {
-    on run 'printf "%s\n" "level=warning msg=The \"hidden-word\" variable is not set." "failed to read /opt/.env: line 7: unterminated quoted value '"'"'hidden-word" "hidden-word=x" >&2; exit 1'
+    on run 'printf "%s\n" "level=warning msg=The \"hidden-word\" variable is not set." \
+        "failed to read /opt/.env: line 7: unterminated quoted value '"'"'hidden-word" \
+        "hidden-word=x" >&2
+        exit 1'
     maintenance
     ends_with_status 1
     output_has '.env: line 7: unterminated quoted value'
@@ -480,7 +515,8 @@ lock_is_free_after_killing_in() {
 }
 
 @test "a failed preflight leaves the tracker alone and tells why" {
-    on preflight 'echo "the database is empty (0 bytes)" >"$STUB_DEPLOY/storage/backup-staging/$5/reason"; exit 1'
+    on preflight \
+        'echo "the database is empty (0 bytes)" >"$STUB_STAGING/$5/reason"; exit 1'
     maintenance
     ends_with_status 1
     output_has 'the database is empty (0 bytes)'
@@ -490,7 +526,8 @@ lock_is_free_after_killing_in() {
 }
 
 @test "a configuration error that the container finds ends with 2" {
-    on preflight 'echo "BACKUP_MODE is missing" >"$STUB_DEPLOY/storage/backup-staging/$5/reason"; exit 2'
+    on preflight \
+        'echo "BACKUP_MODE is missing" >"$STUB_STAGING/$5/reason"; exit 2'
     maintenance
     ends_with_status 2
     tracker_was_left_alone
@@ -520,18 +557,21 @@ lock_is_free_after_killing_in() {
     local left=20250101_030000
     printf '%s\n' "tracker-backup-$left" >"$STUB/containers"
     mkdir "$STAGING/$left"
-    touch "$STAGING/$left/database.db" "$STUB_DESTINATION/sqlite/sqlite_$left.db.gz.partial" "$STUB_DESTINATION/runs/$left.json.partial"
+    touch "$STAGING/$left/database.db" "$STUB_DESTINATION/sqlite/sqlite_$left.db.gz.partial" \
+        "$STUB_DESTINATION/runs/$left.json.partial"
     maintenance
     ends_with_status 0
     was_called "^docker rm --force tracker-backup-$left$"
     nothing_is_left
-    [[ -z $(find "$STUB_DESTINATION" -name '*.partial') ]] || fail "left: $(find "$STUB_DESTINATION" -name '*.partial')"
+    [[ -z $(find "$STUB_DESTINATION" -name '*.partial') ]] \
+        || fail "left: $(find "$STUB_DESTINATION" -name '*.partial')"
     recorded "warning=.*$left.*"
 }
 
 @test "nothing with a final name is removed, and nothing of a stranger's" {
     local name kept=()
-    for name in sqlite/sqlite_20250101_030000.db.gz config/config_20250101_030000.tar.gz mysql/mysql_20250101_030000.sql.zst \
+    for name in sqlite/sqlite_20250101_030000.db.gz config/config_20250101_030000.tar.gz \
+        mysql/mysql_20250101_030000.sql.zst \
         runs/20250101_030000.json .tracker-backup.json notes.partial sqlite/upload.partial; do
         printf '%s\n' "$name" >"$STUB_DESTINATION/$name"
         kept+=("$STUB_DESTINATION/$name")
@@ -547,10 +587,11 @@ lock_is_free_after_killing_in() {
 # ---------------------------------------------------------------- failures inside the window
 
 @test "a failed capture brings the tracker back, ends with 1 and publishes nothing" {
-    on capture 'echo "disk quota exceeded" >"$STUB_DEPLOY/storage/backup-staging/$5/reason"; exit 1'
+    on capture 'echo "disk quota exceeded" >"$STUB_STAGING/$5/reason"; exit 1'
     maintenance
     ends_with_status 1
-    called_in_order '^docker stop' '^docker exec .* capture ' '^docker start 7e57$' '^tracker-backup record'
+    called_in_order '^docker stop' '^docker exec .* capture ' '^docker start 7e57$' \
+        '^tracker-backup record'
     never_called '^docker exec .* finish '
     tracker_is running
     recorded result=failed exit_code=1 'reason=disk quota exceeded'
@@ -597,7 +638,8 @@ limit_of() {
     on "$1" 'tr "\0" " " <"/proc/$PPID/cmdline" >"$STUB/limit.$4"'
     maintenance
     ends_with_status 0
-    [[ $(<"$STUB/limit.$1") =~ ^'timeout --kill-after=5 '([0-9]+)' docker exec ' ]] || fail "$(<"$STUB/limit.$1")"
+    [[ $(<"$STUB/limit.$1") =~ ^'timeout --kill-after=5 '([0-9]+)' docker exec ' ]] \
+        || fail "$(<"$STUB/limit.$1")"
     printf '%s' "${BASH_REMATCH[1]}"
 }
 
@@ -607,13 +649,14 @@ limit_of() {
     [[ $(limit_of preflight) == 300 ]]
 }
 
-@test "a run that hangs in a window of 300 s is left to a recovery that comes every minute early enough for these 300 s" {
+@test "a run that hangs is left to the recovery early enough for a window of 300 s" {
     local opened deadline
     configure WINDOW_TIMEOUT_SECONDS 300
     on stop 'cp "$TRACKER_BACKUP_STATE_DIR/window" "$STUB/marker"'
     maintenance
     read -r _ _ _ opened deadline _ <"$STUB/marker"
-    ((deadline - opened >= 200 && deadline - opened + 60 < 300)) || fail "deadline $((deadline - opened)) s after the window was opened"
+    ((deadline - opened >= 200 && deadline - opened + 60 < 300)) \
+        || fail "deadline $((deadline - opened)) s after the window was opened"
 }
 
 @test "a stop that took the whole window leaves no capture to begin" {
@@ -673,7 +716,7 @@ changed_during_capture() {
     tracker_is running
 }
 
-@test "a tracker that somebody unpaused and paused again is told by Docker's events and fails the run" {
+@test "a tracker that somebody unpaused and paused again fails the run" {
     configure QUIESCE pause
     changed_during_capture 'echo unpause >"$STUB/events"'
     tracker_is running
@@ -683,7 +726,7 @@ changed_during_capture() {
     configure QUIESCE pause
     changed_during_capture 'stopped 0; echo stop >"$STUB/events"'
     tracker_is exited
-    never_called '^docker \(start\|unpause\) '
+    never_called '^docker \(start\|unpause\) 7e57'
     output_has 'stopped by somebody'
     [[ ! -e $STATE/window ]]
 }
@@ -697,7 +740,7 @@ changed_during_capture() {
     tracker_is running
 }
 
-@test "a tracker that somebody replaced during the capture fails the run, and the new one is left alone" {
+@test "a tracker that somebody replaced during the capture fails the run and is left alone" {
     changed_during_capture 'printf 5e7e >"$STUB/tracker/id"; started'
     never_called 'docker \(start\|stop\|unpause\) 5e7e'
     tracker_is running
@@ -709,7 +752,10 @@ changed_during_capture() {
 }
 
 @test "a second container of the tracker that somebody started during the capture fails the run" {
-    changed_during_capture 'printf "%s\n" "case \$* in *service=tracker*) echo \"7e57 \$STUB_DEPLOY\"; echo \"5e7e \$STUB_DEPLOY\"; exit 0 ;; esac" >"$STUB/hooks/ps"'
+    changed_during_capture \
+        'printf "%s\n" "case \$* in *service=tracker*)" \
+            "echo \"7e57 \$STUB_DEPLOY\"; echo \"5e7e \$STUB_DEPLOY\"; exit 0 ;; esac" \
+            >"$STUB/hooks/ps"'
     tracker_is running
 }
 
@@ -738,11 +784,12 @@ changed_during_capture() {
 docker_hangs() {
     local event
     export TRACKER_BACKUP_DOCKER_SECONDS=1 TRACKER_BACKUP_BRING_BACK_SECONDS=1
-    for event in ps inspect start unpause rm; do on "$event" '[[ ! -e $STUB/hanging ]] || exec sleep 60'; done
+    for event in ps inspect start unpause rm; do on "$event" \
+        '[[ ! -e $STUB/hanging ]] || exec sleep 60'; done
     on capture 'touch "$STUB/hanging"'
 }
 
-@test "when Docker does not answer any more the run ends with 4, and the marker is there for the recovery" {
+@test "when Docker does not answer any more the run ends with 4 and leaves the marker" {
     docker_hangs
     maintenance
     ends_with_status 4
@@ -763,7 +810,7 @@ docker_hangs() {
 
 @test "a capture that failed and a tracker that cannot be started: 4, with both reasons" {
     no_waiting
-    on capture 'echo "disk quota exceeded" >"$STUB_DEPLOY/storage/backup-staging/$5/reason"; exit 1'
+    on capture 'echo "disk quota exceeded" >"$STUB_STAGING/$5/reason"; exit 1'
     on start 'exit 1'
     maintenance
     ends_with_status 4
@@ -830,7 +877,9 @@ docker_hangs() {
 # ---------------------------------------------------------------- failures after the window
 
 @test "a failed finish ends with 1, with the tracker long back and nothing under a final name" {
-    on finish 'backup_step finish "$5"; echo "integrity_check found: malformed" >"$STUB_DEPLOY/storage/backup-staging/$5/reason"; exit 1'
+    on finish \
+        'backup_step finish "$5"
+        echo "integrity_check found: malformed" >"$STUB_STAGING/$5/reason"; exit 1'
     maintenance
     ends_with_status 1
     called_in_order '^docker start' '^docker exec .* finish '
@@ -853,7 +902,8 @@ docker_hangs() {
     maintenance
     ends_with_status 1
     nothing_was_published
-    [[ -e $STUB/tried || -n $(ls "$STUB_DESTINATION/runs") ]] || fail 'the second one was not asked for'
+    [[ -e $STUB/tried || -n $(ls "$STUB_DESTINATION/runs") ]] \
+        || fail 'the second one was not asked for'
 }
 
 @test "nothing is pruned after a failed run" {
@@ -863,14 +913,289 @@ docker_hangs() {
 }
 
 @test "a reason of several lines stays one line of the run manifest" {
-    on preflight 'printf "one\ntwo=2\n" >"$STUB_DEPLOY/storage/backup-staging/$5/reason"; exit 1'
+    on preflight 'printf "one\ntwo=2\n" >"$STUB_STAGING/$5/reason"; exit 1'
     maintenance
     recorded 'reason=one two=2'
 }
 
+# ---------------------------------------------------------------- what a container writes
+
+# answers STEP BASH: what a taken-over container does in staging, as root, while STEP runs.
+answers() { on "$1" "cd \"\$STUB_STAGING/\$5\"; backup_step $1 \"\$5\"; $2"; }
+
+# The run failed, said this, executed nothing, and left the tracker running.
+failed_safely() {
+    ends_with_status 1
+    output_has "$1"
+    tracker_is running
+    nothing_was_published
+    nothing_is_left
+    [[ ! -e $BATS_TEST_TMPDIR/pwned ]] || fail 'the command of the container was executed'
+}
+
+@test "an exit code that is an expression is not evaluated" {
+    local code
+    for code in "BASH_VERSINFO[\$(touch $BATS_TEST_TMPDIR/pwned)0]*0" 'RANDOM*0' '0 ' '-1' 1e3 0x0 \
+        0000 $'0\n0' ''$'\n' 'a[0]'; do
+        rm -f "$STUB_DESTINATION"/runs/*
+        printf '%s' "$code" >"$STUB/code"
+        answers capture 'cat "$STUB/code" >ended'
+        maintenance
+        failed_safely 'the capture step left an exit code that is no number'
+    done
+}
+
+@test "an exit code with leading zeros is decimal" {
+    answers capture 'printf 008 >ended'
+    maintenance
+    failed_safely 'the capture step failed with exit code 8'
+}
+
+@test "a link, a pipe, a directory or a second name in place of the exit code is not followed" {
+    local plant
+    printf 0 >"$STUB/zero"
+    for plant in 'ln -s "$STUB/zero" ended' 'mkfifo ended' 'mkdir ended' 'ln "$STUB/zero" ended' \
+        'ln -s /dev/zero ended'; do
+        rm -f "$STUB_DESTINATION"/runs/*
+        answers capture "$plant"
+        SECONDS=0
+        maintenance
+        failed_safely 'the capture step left an exit code that is no number'
+        ((SECONDS < 15)) || fail 'the host waited for it'
+    done
+    [[ $(<"$STUB/zero") == 0 ]]
+}
+
+@test "a link or a pipe in place of the reason is not followed" {
+    local plant
+    printf 'a secret of the host\n' >"$STUB/secret"
+    for plant in 'ln -s "$STUB/secret" reason' 'mkfifo reason' 'ln "$STUB/secret" reason'; do
+        rm -f "$STUB_DESTINATION"/runs/*
+        answers capture "$plant; printf 1 >ended; exit 1"
+        maintenance
+        failed_safely 'the capture step failed with exit code 1, and its reason is no regular file'
+        output_lacks 'a secret of the host'
+    done
+}
+
+@test "the run's directory that the container replaced by a link is not followed" {
+    mkdir "$STUB/other"
+    printf 'a secret of the host\n' >"$STUB/other/reason"
+    printf '1\n' >"$STUB/other/ended"
+    answers capture 'mv "$STUB_STAGING/$5" "$STUB_STAGING/aside"
+        ln -s "$STUB/other" "$STUB_STAGING/$5"; exit 1'
+    maintenance
+    ends_with_status 1
+    output_lacks 'a secret of the host'
+    [[ $(<"$STUB/other/ended") == 1 && -e $STUB/other/reason ]] || fail 'the link was followed'
+    tracker_is running
+}
+
+@test "a reason is printed without escape sequences, and its end is cut off" {
+    answers capture 'printf "red \033[31m bell \a bad \377 bidi \342\200\256 good é\n" >reason
+        head -c 9000000 /dev/zero | tr "\0" x >>reason; exit 1'
+    maintenance
+    failed_safely 'red ?[31m bell ? bad'
+    output_has 'good é'
+    output_lacks $'\033'
+    output_lacks $'\342\200\256'
+    ((${#output} < 300000)) || fail "${#output} bytes were printed"
+}
+
+@test "what the host writes during a run does not go through a link of the container" {
+    local name
+    printf 'kept\n' >"$STUB/victim"
+    answers finish 'for name in push compose push.output; do ln -s "$STUB/victim" "$name"; done'
+    on tool-push 'echo "error: no route"; exit 1'
+    maintenance
+    ends_with_status 1
+    output_has 'the backup was published, but no route'
+    [[ $(<"$STUB/victim") == kept ]] || fail 'the link was followed'
+    for name in push compose; do [[ ! -e $STATE/$name.output ]] || fail "left: $name.output"; done
+}
+
+@test "a damaged marker is not evaluated: the run ends with 4 and the marker stays" {
+    local field
+    for field in "a[\$(touch $BATS_TEST_TMPDIR/pwned)0]" '' 12x; do
+        printf '7e57 2026-01-01T00:00:00Z stop %s 1 10 20260101_000000\n' "$field" >"$STATE/window"
+        maintenance --recover
+        ends_with_status 4
+        output_has 'is damaged'
+        printf '7e57 2026-01-01T00:00:00Z stop 1 %s 10 20260101_000000\n' "$field" >"$STATE/window"
+        maintenance --recover
+        ends_with_status 4
+    done
+    [[ -e $STATE/window && ! -e $BATS_TEST_TMPDIR/pwned ]]
+    tracker_was_left_alone
+}
+
+# ---------------------------------------------------------------- fault points
+
+# prepared_at NAME: a run that is to stand still at NAME, in staging that the suite prepared.
+prepared_at() {
+    export TRACKER_BACKUP_STOP_AT=$1
+    mkdir -m 0700 "$STAGING/.fault-points"
+    touch "$STAGING/.fault-points/hold"
+}
+
+@test "a fault point does nothing without the directory of the suite" {
+    TRACKER_BACKUP_STOP_AT=taking-the-lock maintenance
+    ends_with_status 0
+    nothing_is_left
+}
+
+@test "a fault point does nothing for another name, or without the variable" {
+    prepared_at no-such-step
+    maintenance
+    ends_with_status 0
+    unset TRACKER_BACKUP_STOP_AT
+    maintenance
+    ends_with_status 0
+    [[ -e $STAGING/.fault-points/hold && ! -e $STAGING/.fault-points/reached ]]
+}
+
+# stands_still_at NAME: the run stands still there, and goes on when the suite lets it.
+stands_still_at() {
+    rm -rf "$STAGING/.fault-points"
+    prepared_at "$1"
+    start_run
+    wait_until 20 test -e "$STAGING/.fault-points/reached" || fail "never came to $1"
+    sleep 0.2
+    ! gone "$PID" || fail "did not stand still at $1"
+    rm "$STAGING/.fault-points/hold"
+    finished
+    ends_with_status 0
+}
+
+@test "a run stands still at each fault point of the host, and goes on" {
+    local point
+    configure QUIESCE pause
+    for point in taking-the-lock checking-the-destination looking-for-what-dead-runs-left \
+        checking-docker checking-the-deployment looking-for-the-image starting-the-container \
+        proving-pause preflight syncing-the-marker renaming-the-marker taking-the-tracker-down \
+        beginning-the-capture bringing-the-tracker-back removing-the-marker \
+        looking-back-at-the-window beginning-to-finish removing-the-container; do
+        stands_still_at "$point"
+    done
+}
+
+@test "the container gets the name of a fault point only when it is set" {
+    maintenance
+    never_called TRACKER_BACKUP_STOP_AT
+    prepared_at elsewhere
+    maintenance
+    was_called '^docker exec --env TRACKER_BACKUP_STOP_AT tracker-backup-'
+}
+
+@test "the directory of the suite is no leftover of a dead run" {
+    prepared_at elsewhere
+    maintenance
+    ends_with_status 0
+    output_lacks .fault-points
+    [[ -d $STAGING/.fault-points ]]
+}
+
+# ---------------------------------------------------------------- an engine that cannot pause
+
+@test "pausing is proved on our own container before the preflight" {
+    configure QUIESCE pause
+    maintenance
+    ends_with_status 0
+    called_in_order '^docker compose .* run ' '^docker pause tracker-backup-' \
+        '^docker unpause tracker-backup-' '^docker exec .* preflight ' '^docker pause 7e57$'
+}
+
+@test "pausing is not proved when the tracker is stopped, captured online, or does not run" {
+    maintenance
+    never_called '^docker pause'
+    configure QUIESCE none
+    maintenance
+    never_called '^docker pause'
+    configure QUIESCE pause
+    printf exited >"$STUB/tracker/status"
+    maintenance --force
+    ends_with_status 0
+    never_called '^docker pause'
+}
+
+@test "an engine that cannot pause ends the run with 2 and names stop, the tracker untouched" {
+    configure QUIESCE pause
+    on pause-ours 'echo "cgroups: cannot freeze" >&2; exit 1'
+    maintenance
+    ends_with_status 2
+    output_has 'this Docker engine cannot pause containers (cgroups: cannot freeze'
+    output_has "set backup.quiesce to 'stop' in the environment file, generate and install again"
+    tracker_was_left_alone
+    recorded result=failed exit_code=2 'reason=this Docker engine cannot pause .*'
+    nothing_is_left
+    maintenance --dry-run
+    ends_with_status 2
+    output_has 'this Docker engine cannot pause containers'
+}
+
+@test "an engine that cannot unpause ends the run with 2 before the tracker is touched" {
+    configure QUIESCE pause
+    on unpause-ours 'echo "cannot thaw" >&2; exit 1'
+    maintenance
+    ends_with_status 2
+    output_has 'cannot thaw'
+    tracker_was_left_alone
+    was_called '^docker rm --force tracker-backup-'
+}
+
+@test "a pause that fails for a moment proves nothing yet" {
+    configure QUIESCE pause
+    on pause-ours '[[ -e $STUB/again ]] || { touch "$STUB/again"; exit 1; }'
+    maintenance
+    ends_with_status 0
+}
+
+@test "a backup container that died is no engine that cannot pause" {
+    configure QUIESCE pause
+    on pause-ours ': >"$STUB/containers"; echo "is not running" >&2; exit 1'
+    maintenance
+    ends_with_status 1
+    output_has 'the backup container did not stay up (is not running'
+    output_lacks 'cannot pause'
+    tracker_was_left_alone
+}
+
+@test "a tracker that cannot be paused ends the run with 1 and names stop" {
+    configure QUIESCE pause
+    on pause 'echo "cannot freeze" >&2; exit 1'
+    maintenance
+    ends_with_status 1
+    output_has "set backup.quiesce to 'stop'"
+    tracker_is running
+}
+
+@test "a container of a dead run that is still paused is unpaused and removed" {
+    printf 'tracker-backup-20250101_030000\n' | tee "$STUB/containers" >"$STUB/paused"
+    maintenance
+    ends_with_status 0
+    called_in_order '^docker unpause tracker-backup-20250101_030000$' \
+        '^docker rm --force tracker-backup-20250101_030000$'
+    nothing_is_left
+}
+
+@test "TERM while our own container is paused unpauses and removes it" {
+    configure QUIESCE pause
+    on pause-ours 'printf "%s\n" "$2" >>"$STUB/paused"; touch "$STUB/hanging"; sleep 1; exit 0'
+    start_run
+    wait_until 10 test -e "$STUB/hanging"
+    kill -TERM "$PID"
+    finished
+    ends_with_status 143
+    called_in_order '^docker pause tracker-backup-' '^docker unpause tracker-backup-' \
+        '^docker rm --force tracker-backup-'
+    tracker_was_left_alone
+    nothing_is_left
+}
+
 # ---------------------------------------------------------------- signals
 
-# ended_by SIGNAL CODE EVENT [BASH]: a signal while EVENT hangs, or does this; the group gets it, as at a terminal.
+# ended_by SIGNAL CODE EVENT [BASH]: a signal while EVENT hangs, or does this; the group gets it, as
+# at a terminal.
 ended_by() {
     on "$3" "touch \"\$STUB/hanging\"; ${4:-exec sleep 60}"
     start_run
@@ -937,9 +1262,11 @@ ended_by() {
     ((SECONDS - sent <= 5)) || fail "it took $((SECONDS - sent)) s"
 }
 
-# stop_goes_on SIGNAL CODE: Docker goes on stopping after its client died; a start before the end of the stop is lost.
+# stop_goes_on SIGNAL CODE: Docker goes on stopping after its client died; a start before the end of
+# the stop is lost.
 stop_goes_on() {
-    on stop '(sleep 1.5; stopped 137) >/dev/null 2>&1 & echo $$ >"$STUB/client"; touch "$STUB/hanging"; wait; exit 0'
+    on stop '(sleep 1.5; stopped 137) >/dev/null 2>&1 & echo $$ >"$STUB/client"
+        touch "$STUB/hanging"; wait; exit 0'
     on start '[[ $(fact status) != running ]] || exit 0'
     start_run
     wait_until 10 test -e "$STUB/hanging"
@@ -948,26 +1275,34 @@ stop_goes_on() {
     finished
     ends_with_status "$2"
     tracker_is running
-    [[ $(<"$STUB/tracker/started") != 2026-01-01T00:00:00Z ]] || fail 'the tracker was not started after the stop'
+    [[ $(<"$STUB/tracker/started") != 2026-01-01T00:00:00Z ]] \
+        || fail 'the tracker was not started after the stop'
     sleep 0.3
     tracker_is running
     [[ ! -e $STATE/window ]]
     nothing_was_published
 }
 
-@test "TERM during a stop that Docker goes on with: the tracker comes back after it" { stop_goes_on TERM 143; }
+@test "TERM during a stop that Docker goes on with: the tracker comes back after it" {
+    stop_goes_on TERM 143
+}
 
-@test "INT during a stop that Docker goes on with: the tracker comes back after it" { stop_goes_on INT 130; }
+@test "INT during a stop that Docker goes on with: the tracker comes back after it" {
+    stop_goes_on INT 130
+}
 
-@test "a client that dies during the stop, without a signal to the run: the tracker comes back after it" {
+@test "a client that dies during the stop: the tracker comes back after it" {
     on stop '(sleep 1; stopped 137) >/dev/null 2>&1 & kill -KILL $$'
     maintenance
     ends_with_status 1
     tracker_is running
-    [[ $(<"$STUB/tracker/started") != 2026-01-01T00:00:00Z ]] || fail 'the tracker was not started after the stop'
+    [[ $(<"$STUB/tracker/started") != 2026-01-01T00:00:00Z ]] \
+        || fail 'the tracker was not started after the stop'
 }
 
-@test "TERM during a stop that ends: the tracker is back when the run is over" { ended_by TERM 143 stop 'sleep 0.5'; }
+@test "TERM during a stop that ends: the tracker is back when the run is over" {
+    ended_by TERM 143 stop 'sleep 0.5'
+}
 
 @test "TERM during a pause: the tracker is unpaused" {
     configure QUIESCE pause
@@ -1011,7 +1346,7 @@ stop_goes_on() {
 }
 
 @test "the reason of a failure is logged once" {
-    on capture 'echo "disk quota exceeded" >"$STUB_DEPLOY/storage/backup-staging/$5/reason"; exit 1'
+    on capture 'echo "disk quota exceeded" >"$STUB_STAGING/$5/reason"; exit 1'
     maintenance
     [[ $(grep -c 'disk quota exceeded' "$LOG") == 1 ]]
 }
@@ -1033,7 +1368,9 @@ stop_goes_on() {
 }
 
 # As when containerd was dead at the moment at which the step ended.
-unheard() { printf 'work=$STUB_DEPLOY/storage/backup-staging/$5; %s; printf %s >"$work/ended"; exec sleep 60' "$1" "$2"; }
+unheard() { printf \
+    'work=$STUB_STAGING/$5; %s; printf %s >"$work/ended"; exec sleep 60' \
+    "$1" "$2"; }
 
 @test "a step that succeeded although Docker's client never hears of it does not hold up the run" {
     on capture "$(unheard 'backup_step capture "$5"' 0)"
@@ -1045,7 +1382,7 @@ unheard() { printf 'work=$STUB_DEPLOY/storage/backup-staging/$5; %s; printf %s >
     ((SECONDS < 40))
 }
 
-@test "a step that failed although Docker's client never hears of it fails the run with its reason" {
+@test "a failed step that Docker's client never hears of fails the run with its reason" {
     on capture "$(unheard 'printf "the copy is empty\n" >"$work/reason"' 1)"
     maintenance
     ends_with_status 1
@@ -1062,7 +1399,8 @@ killed_in_the_window() {
     wait_until 10 test -e "$STUB/hanging"
     kill -KILL "$PID"
     wait_until 3 gone "$PID"
-    wait_until 3 flock --nonblock "$STATE/lock" true    # a child that was just being made has it for a moment
+    # A child that was just being made has it for a moment.
+    wait_until 3 flock --nonblock "$STATE/lock" true
     : >"$CALLS"
 }
 
@@ -1132,7 +1470,8 @@ killed_in_the_window() {
     start_run
     wait_until 10 test -e "$STUB/hanging"
     kill -STOP "$PID"
-    # Long ago, as far as the deadline goes: the clock that bash reads cannot be moved, the marker's epoch seconds can.
+    # Long ago, as far as the deadline goes: the clock that bash reads cannot be moved, the marker's
+    # epoch seconds can.
     sed -i -E 's/\b1[0-9]{9}\b/1000000000/g' "$STATE/window"
     maintenance --recover
     ends_with_status 0
@@ -1146,7 +1485,8 @@ killed_in_the_window() {
     wait_until 10 test -e "$STUB/hanging"
     kill -STOP "$PID"
     sed -i -E 's/\b1[0-9]{9}\b/1000000000/g' "$STATE/window"
-    on start 'printf "%s" "7e57 2026-01-01T00:00:00Z stop 1000000000 2000000000 1 20300101_000000" >"$TRACKER_BACKUP_STATE_DIR/window"'
+    on start 'printf "7e57 2026-01-01T00:00:00Z stop 1000000000 2000000000 1 20300101_000000" \
+        >"$TRACKER_BACKUP_STATE_DIR/window"'
     maintenance --recover
     ends_with_status 0
     [[ $(<"$STATE/window") == *20300101_000000 ]]
@@ -1204,14 +1544,16 @@ killed_in_the_window() {
     maintenance --recover
     ends_with_status 0
     tracker_is running
-    [[ $(<"$STUB/tracker/started") != 2026-01-01T00:00:00Z ]] || fail 'the tracker was not started after the stop'
+    [[ $(<"$STUB/tracker/started") != 2026-01-01T00:00:00Z ]] \
+        || fail 'the tracker was not started after the stop'
     sleep 0.3
     tracker_is running
 }
 
 @test "--recover keeps the marker when the pause of a dead run takes effect late" {
     configure QUIESCE pause
-    on pause '(sleep 1.5; printf paused >"$STUB/tracker/status") >/dev/null 2>&1 & touch "$STUB/hanging"; wait; exit 0'
+    on pause '(sleep 1.5; printf paused >"$STUB/tracker/status") >/dev/null 2>&1 &
+        touch "$STUB/hanging"; wait; exit 0'
     start_run
     wait_until 10 test -e "$STUB/hanging"
     kill -KILL "$PID"
@@ -1243,7 +1585,8 @@ killed_in_the_window() {
     rm "$STUB/hooks/capture"
     maintenance
     ends_with_status 0
-    called_in_order '^docker start 7e57' '^docker stop' '^docker exec .* capture ' '^docker start 7e57'
+    called_in_order '^docker start 7e57' '^docker stop' '^docker exec .* capture ' \
+        '^docker start 7e57'
     tracker_is running
 }
 
@@ -1272,14 +1615,16 @@ killed_in_the_window() {
 @test "what was published is pushed, after retention and outside the window" {
     maintenance
     ends_with_status 0
-    called_in_order '^docker start ' '^tracker-backup record ' '^tracker-backup prune' '^tracker-backup push --in-run'
+    called_in_order '^docker start ' '^tracker-backup record ' '^tracker-backup prune' \
+        '^tracker-backup push --in-run'
 }
 
 @test "a push that fails leaves the backup published, and ends the run with 1 and the reason" {
-    on tool-push 'printf "info\nerror: copying to the restic repository failed: the server cannot be reached\n"; exit 1'
+    on tool-push \
+        'printf "info\nerror: copying to the restic repository failed: no route\n"; exit 1'
     maintenance
     ends_with_status 1
-    output_has 'the backup was published, but copying to the restic repository failed: the server cannot be reached'
+    output_has 'the backup was published, but copying to the restic repository failed: no route'
     recorded 'result=success' 'exit_code=0'
     [[ $(published | wc -l) == 2 ]] || fail 'the backup is gone'
     nothing_is_left

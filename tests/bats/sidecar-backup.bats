@@ -1,8 +1,10 @@
 #!/usr/bin/env bats
-# sidecar-backup.sh with the real steps on a real SQLite database: no Docker, no tracker, nothing but the lock of the host.
+# sidecar-backup.sh with the real steps on a real SQLite database: no Docker, no tracker, nothing
+# but the lock of the host.
 
 # shellcheck disable=SC2016 # hooks are expanded by the stub that sources them
-# shellcheck disable=SC2030,SC2031,SC2153,SC2154 # every test is a subshell of its own; make_host gives it its variables
+# Every test is a subshell of its own; make_host gives it its variables.
+# shellcheck disable=SC2030,SC2031,SC2153,SC2154
 bats_require_minimum_version 1.5.0
 
 setup() {
@@ -12,16 +14,22 @@ setup() {
     configure QUIESCE none
     touch "$STATE/lock"
     DATABASE=$STUB_DEPLOY/storage/tracker/lib/database/tracker.db
-    export BACKUP_CONFIG=$STUB_DEPLOY/backup/backup.conf BACKUP_DATA=$STUB_DEPLOY BACKUP_STAGING=$STAGING BACKUP_DESTINATION=$STUB_DESTINATION \
-        BACKUP_CLIENT_CONFIG=$BATS_TEST_TMPDIR/client.cnf TRACKER_BACKUP_STEPS=$BATS_TEST_TMPDIR/backup.sh \
+    export BACKUP_CONFIG=$STUB_DEPLOY/backup/backup.conf BACKUP_DATA=$STUB_DEPLOY \
+        BACKUP_STAGING=$STAGING BACKUP_DESTINATION=$STUB_DESTINATION \
+        BACKUP_CLIENT_CONFIG=$BATS_TEST_TMPDIR/client.cnf \
+            TRACKER_BACKUP_STEPS=$BATS_TEST_TMPDIR/backup.sh \
         TRACKER_BACKUP_DEPLOY_DIR=$STUB_DEPLOY TRACKER_BACKUP_DESTINATION=$STUB_DESTINATION
     install -m 0755 "$BACKUP" "${BACKUP%/*}/lib.sh" "$BATS_TEST_TMPDIR"
     mkdir -p "${DATABASE%/*}"
     printf 'SECRET=1\n' >"$STUB_DEPLOY/.env"
-    printf '%s\n' "BACKUP_MODE='single'" "BACKUP_RETENTION_DAYS='7'" "BACKUP_PATHS_FILE='$STUB_DEPLOY/backup/backup-paths.txt'" \
-        "BACKUP_COMPRESSION='gzip'" "BACKUP_SCOPE='full'" "BACKUP_ALLOW_WRITER_STALL='false'" "DB_TYPE='sqlite'" "DB_PATH='$DATABASE'" >"$BACKUP_CONFIG"
+    printf '%s\n' "BACKUP_MODE='single'" "BACKUP_RETENTION_DAYS='7'" \
+        "BACKUP_PATHS_FILE='$STUB_DEPLOY/backup/backup-paths.txt'" \
+        "BACKUP_COMPRESSION='gzip'" "BACKUP_SCOPE='full'" "BACKUP_ALLOW_WRITER_STALL='false'" \
+            "DB_TYPE='sqlite'" "DB_PATH='$DATABASE'" >"$BACKUP_CONFIG"
     printf '%s\n' "$STUB_DEPLOY/.env" >"$STUB_DEPLOY/backup/backup-paths.txt"
-    sqlite3 "$DATABASE" "PRAGMA journal_mode = wal; CREATE TABLE torrents (info_hash TEXT); CREATE TABLE whitelist (a); CREATE TABLE keys (a);
+    sqlite3 "$DATABASE" \
+        "PRAGMA journal_mode = wal; CREATE TABLE torrents (info_hash TEXT);
+        CREATE TABLE whitelist (a); CREATE TABLE keys (a);
         INSERT INTO torrents VALUES ('aa'), ('bb')"
     on tool-expect 'touch "$2/expected-tables" "$2/expected-bytes"'
     on tool-check 'true'
@@ -34,22 +42,28 @@ teardown() {
 sidecar() { run "$TIMEOUT" 60 bash "$TEMPLATES/host/sidecar-backup.sh" "$@"; }
 
 start_sidecar() {
-    setsid env --default-signal bash "$TEMPLATES/host/sidecar-backup.sh" </dev/null >"$OUTPUT" 2>&1 3>&- &
+    setsid env --default-signal bash "$TEMPLATES/host/sidecar-backup.sh" </dev/null >"$OUTPUT" \
+        2>&1 3>&- &
     PID=$!
 }
 
 # The real tool, with what the host has told: its JSON is the argument.
 real_tool() {
-    export TRACKER_BACKUP_ROOT=$BATS_TEST_TMPDIR/root TRACKER_BACKUP_TOOL=$BATS_TEST_TMPDIR/__main__.py
+    export TRACKER_BACKUP_ROOT=$BATS_TEST_TMPDIR/root \
+        TRACKER_BACKUP_TOOL=$BATS_TEST_TMPDIR/__main__.py
     install -m 0755 "$TEMPLATES/host/__main__.py" "$BATS_TEST_TMPDIR"
     cp -R "$TEMPLATES/host/tracker_backup" "$BATS_TEST_TMPDIR"
     mkdir -p "$TRACKER_BACKUP_ROOT/etc"
     printf '5ca1ab1e\n' >"$TRACKER_BACKUP_ROOT/etc/machine-id"
-    printf '{"environment": "production", "machine_id": "5ca1ab1e"}\n' >"$STUB_DESTINATION/.tracker-backup.json"
+    printf '{"environment": "production", "machine_id": "5ca1ab1e"}\n' \
+        >"$STUB_DESTINATION/.tracker-backup.json"
     [[ -z $1 ]] || printf '%s\n' "$1" >"$STATE/stack.json"
 }
 
-told() { printf '{"at": "%s", "images": {"tracker": "sha256:feed"}, "directories": {}, "refused": "%s", "warnings": ["the tracker is exited"]}' "$1" "$2"; }
+told() {
+    printf '{"at": "%s", "images": {"tracker": "sha256:feed"}, "directories": {}, ' "$1"
+    printf '"refused": "%s", "warnings": ["the tracker is exited"]}' "$2"
+}
 
 @test "a run captures online, publishes, records and prunes, and asks Docker for nothing" {
     sidecar
@@ -59,7 +73,8 @@ told() { printf '{"at": "%s", "images": {"tracker": "sha256:feed"}, "directories
     nothing_is_left
     recorded result=success quiesce=none window_seconds=0
     gzip -dc "$STUB_DESTINATION"/sqlite/*.gz >"$BATS_TEST_TMPDIR/restored.db"
-    [[ $(sqlite3 "$BATS_TEST_TMPDIR/restored.db" 'SELECT group_concat(info_hash) FROM torrents') == aa,bb ]]
+    [[ $(sqlite3 "$BATS_TEST_TMPDIR/restored.db" 'SELECT group_concat(info_hash) FROM torrents') \
+        == aa,bb ]]
     grep -q 'sidecar-backup\[.*succeeded' "$LOG"
 }
 
@@ -71,7 +86,8 @@ told() { printf '{"at": "%s", "images": {"tracker": "sha256:feed"}, "directories
     ends_with_status 0
     python3 -c 'import json, sys
 run = json.load(open(sys.argv[1]))
-assert (run["result"], run["strategy"], run["images"]) == ("success", "sidecar", {"tracker": "sha256:feed"}), run
+assert (run["result"], run["strategy"], run["images"]) == (
+    "success", "sidecar", {"tracker": "sha256:feed"}), run
 assert run["warnings"] == ["the tracker is exited"], run' "$STUB_DESTINATION"/runs/*.json
     run "$TRACKER_BACKUP_TOOL" check freshness
     ends_with_status 0
@@ -184,15 +200,16 @@ assert run["warnings"] == ["the tracker is exited"], run' "$STUB_DESTINATION"/ru
 
 # ---------------------------------------------------------------- its own process
 
-@test "the container's process gives cron the schedule, and warns of a time zone that it does not know" {
+@test "the container's process gives cron the schedule and warns of an unknown time zone" {
     printf '#!/bin/sh\necho "cron $* TZ=$TZ"\n' >"$STUB/bin/cron"
     chmod +x "$STUB/bin/cron"
     export BACKUP_CRON_FILE=$STUB/crontab
+    local library=/usr/local/lib/tracker-backup
     BACKUP_SCHEDULE='15 */4 * * *' TZ=CET-1CEST,M3.5.0,M10.5.0/3 run bash "$BACKUP" sidecar
     ends_with_status 0
     output_has 'cron -f TZ=CET-1CEST,M3.5.0,M10.5.0/3'
     output_lacks WARNING
-    grep -qx '15 \*/4 \* \* \* root /usr/local/lib/tracker-backup/sidecar-backup.sh >>/proc/1/fd/1 2>&1' "$STUB/crontab"
+    grep -qxF "15 */4 * * * root $library/sidecar-backup.sh >>/proc/1/fd/1 2>&1" "$STUB/crontab"
     BACKUP_SCHEDULE='15 */4 * * *' TZ=Mars/Olympus run bash "$BACKUP" sidecar
     output_has 'does not know the time zone Mars/Olympus'
     run bash "$BACKUP" sidecar

@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
-# The three programs together, on a real SQLite database: only Docker itself is a stub, which runs backup.sh where the container would.
+# The three programs together, on a real SQLite database: only Docker itself is a stub, which runs
+# backup.sh where the container would.
 
 # shellcheck disable=SC2154 # make_host gives every test its variables
 bats_require_minimum_version 1.5.0
@@ -8,21 +9,30 @@ setup() {
     load helpers
     make_host
     DATABASE=$STUB_DEPLOY/storage/tracker/lib/database/tracker.db
-    export TRACKER_BACKUP_ROOT=$BATS_TEST_TMPDIR/root TRACKER_BACKUP_TOOL=$BATS_TEST_TMPDIR/tracker-backup
-    export BACKUP_CONFIG=$STUB_DEPLOY/backup/backup.conf BACKUP_DATA=$STUB_DEPLOY BACKUP_STAGING=$STAGING BACKUP_DESTINATION=$STUB_DESTINATION \
+    export TRACKER_BACKUP_ROOT=$BATS_TEST_TMPDIR/root \
+        TRACKER_BACKUP_TOOL=$BATS_TEST_TMPDIR/tracker-backup
+    export BACKUP_CONFIG=$STUB_DEPLOY/backup/backup.conf BACKUP_DATA=$STUB_DEPLOY \
+        BACKUP_STAGING=$STAGING BACKUP_DESTINATION=$STUB_DESTINATION \
         BACKUP_CLIENT_CONFIG=$BATS_TEST_TMPDIR/client.cnf
     install -m 0755 "$TOOL" "$TRACKER_BACKUP_TOOL"
     cp -R "${TOOL%/*}/tracker_backup" "$BATS_TEST_TMPDIR"
     mkdir -p "$TRACKER_BACKUP_ROOT/etc" "${DATABASE%/*}" "$STUB_DEPLOY/storage/tracker/log"
     printf '5ca1ab1e\n' >"$TRACKER_BACKUP_ROOT/etc/machine-id"
-    printf '{"environment": "production", "machine_id": "5ca1ab1e"}\n' >"$STUB_DESTINATION/.tracker-backup.json"
+    printf '{"environment": "production", "machine_id": "5ca1ab1e"}\n' \
+        >"$STUB_DESTINATION/.tracker-backup.json"
     printf 'SECRET=1\n' >"$STUB_DEPLOY/.env"
-    printf '[core.database]\ndriver = "sqlite3"\npath = "/var/lib/torrust/tracker/database/tracker.db"\n' >"$STUB_DEPLOY/storage/tracker/etc/tracker.toml"
-    printf '%s\n' "BACKUP_MODE='single'" "BACKUP_RETENTION_DAYS='7'" "BACKUP_PATHS_FILE='$STUB_DEPLOY/backup/backup-paths.txt'" \
-        "BACKUP_COMPRESSION='gzip'" "BACKUP_SCOPE='full'" "BACKUP_ALLOW_WRITER_STALL='false'" "DB_TYPE='sqlite'" "DB_PATH='$DATABASE'" >"$BACKUP_CONFIG"
-    printf '%s\n' "$STUB_DEPLOY/.env" "$STUB_DEPLOY/storage/tracker/etc" "dir:$STUB_DEPLOY/storage/tracker/lib" \
+    printf '%s\n' '[core.database]' 'driver = "sqlite3"' \
+        'path = "/var/lib/torrust/tracker/database/tracker.db"' \
+        >"$STUB_DEPLOY/storage/tracker/etc/tracker.toml"
+    printf '%s\n' "BACKUP_MODE='single'" "BACKUP_RETENTION_DAYS='7'" \
+        "BACKUP_PATHS_FILE='$STUB_DEPLOY/backup/backup-paths.txt'" \
+        "BACKUP_COMPRESSION='gzip'" "BACKUP_SCOPE='full'" "BACKUP_ALLOW_WRITER_STALL='false'" \
+            "DB_TYPE='sqlite'" "DB_PATH='$DATABASE'" >"$BACKUP_CONFIG"
+    printf '%s\n' "$STUB_DEPLOY/.env" "$STUB_DEPLOY/storage/tracker/etc" \
+        "dir:$STUB_DEPLOY/storage/tracker/lib" \
         "?$STUB_DEPLOY/storage/caddy/etc" >"$STUB_DEPLOY/backup/backup-paths.txt"
-    sqlite3 "$DATABASE" "CREATE TABLE torrents (info_hash TEXT); CREATE TABLE whitelist (a); CREATE TABLE keys (a);
+    sqlite3 "$DATABASE" \
+        "CREATE TABLE torrents (info_hash TEXT); CREATE TABLE whitelist (a); CREATE TABLE keys (a);
         INSERT INTO torrents VALUES ('aa'), ('bb')"
     local step
     for step in preflight capture finish; do on "$step" "exec bash '$BACKUP' \"\${@:4}\""; done
@@ -44,10 +54,13 @@ tool() { run "$TRACKER_BACKUP_TOOL" "$@"; }
 assert run["result"] == "success" and run["sequence"] == 1, run
 assert run["tables"] == {"torrents": 2, "whitelist": 0, "keys": 0}, run["tables"]
 assert [file["kind"] for file in run["files"]] == ["database", "config"], run["files"]
-assert all(os.stat(os.path.join(os.environ["STUB_DESTINATION"], file["path"])).st_size == file["bytes"] for file in run["files"])
+for file in run["files"]:
+    path = os.path.join(os.environ["STUB_DESTINATION"], file["path"])
+    assert os.stat(path).st_size == file["bytes"], file
 assert run["window_seconds"] > 0 and run["durations"] and run["tools"], run' <<<"$output"
     gzip -dc "$STUB_DESTINATION"/sqlite/*.gz >"$BATS_TEST_TMPDIR/restored.db"
-    [[ $(sqlite3 "$BATS_TEST_TMPDIR/restored.db" 'SELECT group_concat(info_hash) FROM torrents') == aa,bb ]]
+    [[ $(sqlite3 "$BATS_TEST_TMPDIR/restored.db" 'SELECT group_concat(info_hash) FROM torrents') \
+        == aa,bb ]]
     gzip -dc "$STUB_DESTINATION"/config/*.gz | tar -xOf - .env | grep -qx SECRET=1
 }
 
@@ -96,7 +109,8 @@ assert run["window_seconds"] > 0 and run["durations"] and run["tools"], run' <<<
 }
 
 @test "a tracker that moved to another database is found out before it is touched" {
-    sed -i 's/sqlite3/mysql/; s|/var/lib.*|mysql://u:secret@mysql:3306/torrust"|' "$STUB_DEPLOY/storage/tracker/etc/tracker.toml"
+    sed -i 's/sqlite3/mysql/; s|/var/lib.*|mysql://u:secret@mysql:3306/torrust"|' \
+        "$STUB_DEPLOY/storage/tracker/etc/tracker.toml"
     maintenance
     ends_with_status 1
     output_has 'the tracker uses mysql'
@@ -121,4 +135,24 @@ assert run["window_seconds"] > 0 and run["durations"] and run["tools"], run' <<<
     done
     tool list
     [[ $(grep -c success <<<"$output") == 3 ]]
+}
+
+@test "a run stands still at each fault point of the container and of the tool, and goes on" {
+    local point
+    for point in capturing-the-database checking-the-database archiving-the-configuration \
+        compressing-the-database syncing-the-compressed-database publishing-the-database \
+        publishing-the-configuration writing-the-run-manifest removing-old-backups; do
+        mkdir -m 0700 "$STAGING/.fault-points"
+        touch "$STAGING/.fault-points/hold"
+        export TRACKER_BACKUP_STOP_AT=$point
+        start_run
+        wait_until 20 test -e "$STAGING/.fault-points/reached" || fail "never came to $point"
+        sleep 0.2
+        ! gone "$PID" || fail "did not stand still at $point"
+        rm "$STAGING/.fault-points/hold"
+        finished
+        ends_with_status 0
+        rm -r "$STAGING/.fault-points"
+    done
+    nothing_is_left
 }

@@ -1,4 +1,4 @@
-"""What a fault has left: of the tracker, of the backups that were there, of the run itself, and for the next one."""
+"""What a fault leaves: of the tracker, the earlier backups, the run itself and the next run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ done
 
 
 def lost(host: Host, earlier: dict[str, str]) -> list[str]:
-    """Backups of earlier that are gone or changed, and new files under a final name that are not whole; empty when all is well."""
+    """Earlier backups that are gone or changed, and incomplete files that have a final name."""
     now = faults.backups(host)
-    found = [f"{path} was changed or is gone" for path, digest in earlier.items() if now.get(path) != digest]
+    found = [
+        f"{path} was changed or is gone"
+        for path, digest in earlier.items()
+        if now.get(path) != digest
+    ]
     new = sorted(set(now) - set(earlier))
     if new:
         broken = host.sh(_UNREADABLE.format(directory=DESTINATION, files=shlex.join(new))).split()
@@ -33,12 +37,16 @@ def lost(host: Host, earlier: dict[str, str]) -> list[str]:
         for path in new:
             if path.startswith("runs/") and path not in broken:
                 files = json.loads(host.read(f"{DESTINATION}/{path}"))["files"]
-                found += [f"{file['path']} is not as {path} says" for file in files if now.get(file["path"]) != file["sha256"]]
+                found += [
+                    f"{file['path']} is not as {path} says"
+                    for file in files
+                    if now.get(file["path"]) != file["sha256"]
+                ]
     return found
 
 
 def reason(log: str, pattern: str) -> str:
-    """The line of the log that ends the run, or the first that names the reason; one of them has to name it."""
+    """The log line that ends the run, or else the first that matches; a line has to match."""
     found = [line for line in log.splitlines() if re.search(pattern, line)]
     assert found, log
     return next((line for line in log.splitlines() if "]: ERROR:" in line), found[0])
@@ -56,9 +64,13 @@ def becomes(before: Container, after: Container | None) -> str:
 
 
 def next_run(deployment: Deployment, earlier: dict[str, str]) -> str:
-    """What the next run does: it is good, cleans up, and leaves the backups from before the fault as they were."""
+    """Runs a backup: it succeeds, cleans up and leaves the earlier backups as they were."""
     with deployment.configured(QUIESCE="none"):
         done = deployment.run().succeeded()
     assert faults.leftovers(deployment.host) == []
     assert lost(deployment.host, earlier) == []
-    return "removes what was left, and succeeds" if "of a dead run" in done.output or "what a dead run left" in done.output else "succeeds"
+    return (
+        "removes what was left, and succeeds"
+        if "of a dead run" in done.output or "what a dead run left" in done.output
+        else "succeeds"
+    )

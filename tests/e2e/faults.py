@@ -1,4 +1,4 @@
-"""What the fault tests share: a shim in front of Docker's client that strikes at a chosen call, and pictures of a deployment to compare."""
+"""What the fault tests share: a shim that strikes at a Docker call, and pictures of hosts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ COMMAND_SECONDS = 300
 _SHIM_DIRECTORY = "/root/shim"
 _REAL_DOCKER = "/usr/bin/docker"
 
-# FAULT_AT is a regular expression for the call's words, FAULT_NTH which of the calls that match, FAULT_PID the script that is tested. The
-# stack's containers ignore TERM, so that stopping them takes ten seconds each: one is enough here.
+# FAULT_AT is a regular expression for the words of a call. FAULT_NTH says which matching call is
+# struck. FAULT_PID is the script under test. The stack's containers ignore TERM, so stopping each
+# would take ten seconds: the shim waits for one second only.
 _SHIM = f"""#!/bin/bash
 printf '%s\\n' "$*" >>"$FAULT_CALLS"
 if [[ $1 == stop && $2 != -t ]]; then set -- stop -t 1 "${{@:2}}"; fi
@@ -48,7 +49,13 @@ find . {excluded} -o -printf '%p|%y|%U:%G|%#m|%l\\n' | sort
 find . {excluded} -o -type f {unhashed} -print0 | sort -z | xargs -0 sha256sum
 """
 _NOT_IN_THE_PICTURE = (
-    *("./storage/backup", "./storage/backup-staging", "./storage/tracker/log/*", "./storage/mysql/data/*", "./storage/prometheus/data"),
+    *(
+        "./storage/backup",
+        "./storage/backup-staging",
+        "./storage/tracker/log/*",
+        "./storage/mysql/data/*",
+        "./storage/prometheus/data",
+    ),
     *("./storage/caddy/data/caddy/locks", "*/last_clean.json"),
 )
 
@@ -72,24 +79,59 @@ class Struck:
 
 
 def strike(
-    host: Host, *command: str, at: str = "", do: str = KILL, when: str = "before", nth: int = 1, environment: Mapping[str, str] | None = None
+    host: Host,
+    *command: str,
+    at: str = "",
+    do: str = KILL,
+    when: str = "before",
+    nth: int = 1,
+    environment: Mapping[str, str] | None = None,
 ) -> Struck:
-    """Runs a command to its end, doing something (a shell fragment) `before` or `after` the `nth` Docker call that matches `at`."""
-    with striking(host, *command, at=at, do=do, when=when, nth=nth, environment=environment) as wait:
+    """Runs a command to its end; runs the shell fragment `do` at one of its Docker calls.
+
+    The call is the `nth` one that matches `at`; `when` is `before` or `after` it.
+    """
+    with striking(
+        host, *command, at=at, do=do, when=when, nth=nth, environment=environment
+    ) as wait:
         return wait()
 
 
 @contextmanager
 def striking(
-    host: Host, *command: str, at: str = "", do: str = KILL, when: str = "before", nth: int = 1, environment: Mapping[str, str] | None = None
+    host: Host,
+    *command: str,
+    at: str = "",
+    do: str = KILL,
+    when: str = "before",
+    nth: int = 1,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Callable[[], Struck]]:
     """As `strike`, in the background; what it gives waits for the end."""
     calls, shim = "/tmp/docker-calls", f"{_SHIM_DIRECTORY}/docker"
-    host.run("bash", "-c", f"rm -f {calls} {calls}.matched; mkdir -p {_SHIM_DIRECTORY}; cat >{shim}; chmod 0755 {shim}", stdin=_SHIM)
-    exported = {"FAULT_AT": at, "FAULT_DO": do, "FAULT_WHEN": when, "FAULT_NTH": str(nth), "FAULT_CALLS": calls}
+    host.run(
+        "bash",
+        "-c",
+        f"rm -f {calls} {calls}.matched; mkdir -p {_SHIM_DIRECTORY}; "
+        f"cat >{shim}; chmod 0755 {shim}",
+        stdin=_SHIM,
+    )
+    exported = {
+        "FAULT_AT": at,
+        "FAULT_DO": do,
+        "FAULT_WHEN": when,
+        "FAULT_NTH": str(nth),
+        "FAULT_CALLS": calls,
+    }
     exported |= {"TRACKER_BACKUP_STEADY_SECONDS": "1"} | dict(environment or {})
     words = " ".join(f"{name}={shlex.quote(value)}" for name, value in exported.items())
-    process = host.spawn("bash", "-c", f'export {words} FAULT_PID=$$ PATH={_SHIM_DIRECTORY}:$PATH; exec "$@"', "struck", *command)
+    process = host.spawn(
+        "bash",
+        "-c",
+        f'export {words} FAULT_PID=$$ PATH={_SHIM_DIRECTORY}:$PATH; exec "$@"',
+        "struck",
+        *command,
+    )
 
     def wait() -> Struck:
         output, _ = process.communicate(timeout=COMMAND_SECONDS)
@@ -108,19 +150,29 @@ def striking(
 
 
 def picture(host: Host, *, databases: bool = True) -> dict[str, str]:
-    """Every path of the deploy directory with its type, owner, mode, link target and SHA-256, leaving out what services keep changing.
+    """Every path of the deploy directory with its type, owner, mode, link target and SHA-256.
+
+    Files that running services keep changing are left out.
 
     `databases` False leaves out the content of SQLite files, which is compared row by row.
     """
-    excluded = "\\( " + " -o ".join(f"-path {shlex.quote(path)}" for path in _NOT_IN_THE_PICTURE) + " \\) -prune"
+    excluded = (
+        "\\( "
+        + " -o ".join(f"-path {shlex.quote(path)}" for path in _NOT_IN_THE_PICTURE)
+        + " \\) -prune"
+    )
     unhashed = "" if databases else "! -name '*.db'"
-    lines = host.sh(f"cd {DEPLOY_DIR} && {_PICTURE.format(excluded=excluded, unhashed=unhashed)}").splitlines()
+    lines = host.sh(
+        f"cd {DEPLOY_DIR} && {_PICTURE.format(excluded=excluded, unhashed=unhashed)}"
+    ).splitlines()
     seen: dict[str, str] = {}
     for line in lines:
         if "|" in line:
             path, _, facts = line.partition("|")
             if path.endswith(".db"):
-                facts = facts.replace("|02770|", "|0770|")  # the tracker sets the bit at its start, and loses it when it writes
+                facts = facts.replace(
+                    "|02770|", "|0770|"
+                )  # the tracker sets the bit at its start, and loses it when it writes
             seen[path] = facts
         else:
             digest, _, path = line.partition("  ")
@@ -129,15 +181,17 @@ def picture(host: Host, *, databases: bool = True) -> dict[str, str]:
 
 
 def rows(deployment: Deployment) -> str:
-    """Every row of the tracker's tables, but for what the tests' own announces add, and what MySQL keeps beside rows."""
+    """Every row of the tracker's tables except those that announces add; MySQL's objects too."""
     found = deployment.query(
         "SELECT info_hash, completed FROM torrents WHERE info_hash LIKE '00000000%' ORDER BY 1;"
         "SELECT * FROM whitelist ORDER BY 1; SELECT * FROM `keys` ORDER BY 1;"
     )
     if deployment.stack.driver == "mysql":
         found += deployment.query(
-            f"SELECT trigger_name FROM information_schema.triggers WHERE trigger_schema = '{DATABASE['mysql']}';"
-            f"SELECT table_name, table_type FROM information_schema.tables WHERE table_schema = '{DATABASE['mysql']}' ORDER BY 1;"
+            "SELECT trigger_name FROM information_schema.triggers WHERE trigger_schema = "
+            f"'{DATABASE['mysql']}';"
+            "SELECT table_name, table_type FROM information_schema.tables WHERE table_schema = "
+            f"'{DATABASE['mysql']}' ORDER BY 1;"
         )
     return found
 
@@ -145,7 +199,8 @@ def rows(deployment: Deployment) -> str:
 def backups(host: Host) -> dict[str, str]:
     """SHA-256 of every file of ours at the destination, partial ones left out."""
     lines = host.sh(
-        f"cd {DESTINATION} && find sqlite mysql config runs -type f ! -name '*.partial' -print0 | sort -z | xargs -0 --no-run-if-empty sha256sum"
+        f"cd {DESTINATION} && find sqlite mysql config runs -type f ! -name '*.partial' -print0 | "
+        "sort -z | xargs -0 --no-run-if-empty sha256sum"
     ).splitlines()
     return {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
 
@@ -182,7 +237,9 @@ def log_lines(host: Host) -> int:
 
 def leftovers(host: Host) -> list[str]:
     """Containers of ours and what lies in staging; empty when nothing runs."""
-    script = f"docker ps --all --filter name=^tracker-backup- --format '{{{{.Names}}}}'; ls -A {STAGING}"
+    script = (
+        f"docker ps --all --filter name=^tracker-backup- --format '{{{{.Names}}}}'; ls -A {STAGING}"
+    )
     return [name for name in host.sh(script).split() if name != "before-restore"]
 
 
@@ -199,21 +256,35 @@ def has_recovery_in_cron(host: Host) -> bool:
 
 @contextmanager
 def tracker_started_again(deployment: Deployment) -> Iterator[None]:
-    """Whatever a test did to the tracker, it runs after the block, and no marker or hold is left."""
+    """After the block the tracker runs, and no marker or hold is left, whatever the test did."""
     try:
         yield
     finally:
         host = deployment.host
         host.sh(
-            f"rm -f {HOLD} {MARKER}; docker ps --all --quiet --filter label=tracker-backup.run | xargs --no-run-if-empty docker rm --force",
+            f"rm -f {HOLD} {MARKER}; docker ps --all --quiet --filter label=tracker-backup.run | "
+            "xargs --no-run-if-empty docker rm --force",
             check=False,
         )
         # A Docker that was killed does not start the stack's other containers again, either.
-        down = [name for name, one in host.containers().items() if one.status not in ("running", "restarting")]
+        down = [
+            name
+            for name, one in host.containers().items()
+            if one.status not in ("running", "restarting")
+        ]
         if down or "tracker" not in host.containers():
             host.run("docker", "unpause", "tracker", check=False)
             host.run("docker", "start", *down, "tracker", check=False)
-            host.run("docker", "compose", "--project-directory", DEPLOY_DIR, "up", "--detach", "--no-recreate", check=False)
+            host.run(
+                "docker",
+                "compose",
+                "--project-directory",
+                DEPLOY_DIR,
+                "up",
+                "--detach",
+                "--no-recreate",
+                check=False,
+            )
         wait_for_tracker(host)
 
 

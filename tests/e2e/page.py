@@ -11,7 +11,10 @@ import pytest
 from e2e.bundle import REPOSITORY
 
 PAGE = REPOSITORY / "docs/faults.md"
-HEAD = "| fault | exit code | what the log says | tracker | next run |\n| --- | --- | --- | --- | --- |\n"
+HEAD = (
+    "| fault | exit code | what the log says | tracker | next run |\n"
+    "| --- | --- | --- | --- | --- |\n"
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,9 @@ class Row:
     next_run: str
 
     def __str__(self) -> str:
-        return f"| {self.name} | {self.code} | {plain(self.log)} | {self.tracker} | {self.next_run} |"
+        return (
+            f"| {self.name} | {self.code} | {plain(self.log)} | {self.tracker} | {self.next_run} |"
+        )
 
 
 def plain(log: str) -> str:
@@ -46,7 +51,9 @@ def plain(log: str) -> str:
 def rows(section: str) -> dict[str, str]:
     """The rows of the table in a section of the page, by their first cell."""
     lines = _split(section)[1].splitlines()[2:]
-    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
+    return {
+        line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")
+    }
 
 
 def seconds(section: str) -> list[float]:

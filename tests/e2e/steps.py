@@ -1,12 +1,11 @@
-"""The steps of a run, each known by a command that it calls on the host or in its container: what happens at a step happens there for certain.
+"""The steps of a run, each with the fault point at which the program stands still.
 
-Real commands are called, through a small script of their name that comes first on PATH. It stands still before the command that is looked for
-until that has happened which is to happen there.
+The program stops there because TRACKER_BACKUP_STOP_AT names the point and the directory
+.fault-points is in staging (see `fault_point` in run.sh). Then a test does something to the run.
 """
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,44 +19,33 @@ RUN_SECONDS = 240
 HELD_SECONDS = 60
 _OVER = 99  # the exit code that says that the run was over before it was struck
 
-# Below staging, where both the host and the container look.
-_STEPS = ".steps"
-_ON_HOST = f"{STAGING}/{_STEPS}"
-_COMMANDS = "cp docker flock mariadb-dump mawk mv pigz rm sqlite3 sync tar tracker-backup"
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-_SHIM = f"""#!/bin/bash
-steps=${{0%/*/*}} name=${{0##*/}} PATH=${{PATH#*:}}
-words="$name $*"
-if [[ -e $steps/at && $words =~ $(<"$steps/at") ]] && mkdir "$steps/struck" 2>/dev/null; then
-    while [[ -e $steps/hold ]] && ((SECONDS < {HELD_SECONDS})); do sleep 0.02; done
-fi
-if [[ $words == 'docker exec '* ]]; then set -- exec --env PATH=/staging/{_STEPS}/bin:{_PATH} "${{@:2}}"; fi
-exec "$name" "$@"
-"""
+_POINTS = f"{STAGING}/.fault-points"
 
 _PREPARE = f"""
-mkdir -p {_ON_HOST}/bin && cd {_ON_HOST} && cat >bin/shim && chmod 0755 bin/shim
-for name in {_COMMANDS}; do ln bin/shim bin/$name; done
-[[ -z $AT ]] || printf '%s' "$AT" >at
-touch hold
+rm -rf {_POINTS}
+mkdir -m 0700 {_POINTS}
+touch {_POINTS}/hold
 systemctl reset-failed docker.service containerd.service
 """
 
 _STRIKE = f"""
-for ((n = 0; n < {HELD_SECONDS * 50}; n++)); do [[ ! -e {_ON_HOST}/struck ]] || break; sleep 0.02; done
-[[ -e {_ON_HOST}/struck ]] || {{ echo 'the run did not come to this step'; exit 1; }}
-[[ $UNDER_WAY == no ]] || {{ rm {_ON_HOST}/hold; sleep 0.3; }}
+for ((n = 0; n < {HELD_SECONDS * 50}; n++)); do
+    [[ ! -e {_POINTS}/reached ]] || break
+    sleep 0.02
+done
+[[ -e {_POINTS}/reached ]] || {{ echo 'the run did not come to this step'; exit 1; }}
+[[ $UNDER_WAY == no ]] || {{ rm {_POINTS}/hold; sleep 0.3; }}
 eval "$DO"
 code=$?
-rm -f {_ON_HOST}/hold
+rm -f {_POINTS}/hold
 exit $code
 """
 
 # What is not there cannot be killed, and kill says so.
 KILL = {
-    "the script": f"kill -KILL $(cat {_ON_HOST}/pid)",
-    "its container": "kill -KILL $(docker inspect --format '{{.State.Pid}}' $(docker ps --quiet --filter label=tracker-backup.run))",
+    "the script": f"kill -KILL $(cat {_POINTS}/pid)",
+    "its container": "kill -KILL $(docker inspect --format '{{.State.Pid}}' $(docker ps --quiet "
+    "--filter label=tracker-backup.run))",
     "dockerd": "kill -KILL $(pidof dockerd)",
     "containerd": "kill -KILL $(pidof containerd)",
 }
@@ -65,21 +53,70 @@ KILL = {
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a run; the command that it is known by is a regular expression."""
+    """A step of a run, by the name that it has in docs/faults.md."""
 
     name: str
-    command: str
     window: bool = False
     """Whether the tracker may be down at it, so that it matters how it was taken down."""
     container: bool = True
     """Whether the run's container is there."""
     under_way: bool = False
-    """Whether to strike while the command runs, and not before it."""
+    """Whether to strike while the next command runs, and not before it."""
+    point: str = ""
+    """The name of its fault point; empty if it is the step's own name with hyphens."""
+
+    @property
+    def stop_at(self) -> str:
+        """The value of TRACKER_BACKUP_STOP_AT."""
+        return self.point or self.name.lower().replace(" ", "-")
+
+
+STEPS = (
+    Step("taking the lock", container=False),
+    Step("checking the destination", container=False),
+    Step("looking for what dead runs left", container=False),
+    Step("checking Docker", container=False),
+    Step("checking the deployment", container=False),
+    Step("looking for the image", container=False),
+    Step("starting the container", container=False),
+    Step("proving that Docker can pause", point="proving-pause"),
+    Step("preflight"),
+    Step("syncing the marker", window=True),
+    Step("renaming the marker", window=True),
+    Step("taking the tracker down", window=True),
+    Step(
+        "taking the tracker down, under way",
+        window=True,
+        under_way=True,
+        point="taking-the-tracker-down",
+    ),
+    Step("beginning the capture", window=True),
+    Step("capturing the database", window=True),
+    Step("bringing the tracker back", window=True),
+    Step("removing the marker", window=True),
+    Step("looking back at the window"),
+    Step("beginning to finish"),
+    Step("checking the database"),
+    Step("archiving the configuration"),
+    Step("compressing the database"),
+    Step("syncing the compressed database"),
+    Step("publishing the database"),
+    Step("publishing the configuration"),
+    Step("writing the run manifest"),
+    Step("removing old backups"),
+    Step("removing the container"),
+)
+
+
+def step_named(name: str) -> Step:
+    """The step that has a name."""
+    (step,) = (step for step in STEPS if step.name == name)
+    return step
 
 
 @dataclass
 class Struck:
-    """A run that met something: how it ended, and when that was, in seconds of the test's own clock."""
+    """A run that met something: how it ended, and when, in seconds of the test's own clock."""
 
     outcome: Outcome = field(default_factory=lambda: Outcome(-1, ""))
     moment: float = 0
@@ -88,17 +125,28 @@ class Struck:
 
 
 def strike_at(host: Host, step: Step, do: str) -> Struck:
-    """Runs a backup, does something (a shell fragment) at a step of it, and waits for the end of what is left of the run."""
-    with _running(host, step.command) as struck:
-        host.run("env", f"DO={do}", f"UNDER_WAY={'yes' if step.under_way else 'no'}", "bash", "-c", _STRIKE, seconds=HELD_SECONDS * 2)
+    """Runs a backup, runs a shell fragment at one of its steps, and waits for the run's end."""
+    with _running(host, step.stop_at) as struck:
+        host.run(
+            "env",
+            f"DO={do}",
+            f"UNDER_WAY={'yes' if step.under_way else 'no'}",
+            "bash",
+            "-c",
+            _STRIKE,
+            seconds=HELD_SECONDS * 2,
+        )
         struck.moment = time.monotonic()
     return struck
 
 
 def strike_after(host: Host, seconds: float, do: str) -> Struck:
-    """Runs a backup and does something so many seconds after its begin, wherever it is then; nothing when it is over."""
+    """Runs a backup and a shell fragment so many seconds after its begin, unless it is over."""
     with _running(host, "") as struck:
-        waited = f"until [[ -s {_ON_HOST}/pid ]]; do sleep 0.01; done; sleep {seconds:.3f}; kill -0 $(cat {_ON_HOST}/pid) || exit {_OVER}; {do}"
+        waited = (
+            f"until [[ -s {_POINTS}/pid ]]; do sleep 0.01; done; sleep {seconds:.3f}; kill "
+            f"-0 $(cat {_POINTS}/pid) || exit {_OVER}; {do}"
+        )
         struck.live = host.run("bash", "-c", waited, check=False).returncode != _OVER
         struck.moment = time.monotonic()
     return struck
@@ -106,14 +154,13 @@ def strike_after(host: Host, seconds: float, do: str) -> Struck:
 
 @contextmanager
 def _running(host: Host, at: str) -> Iterator[Struck]:
-    host.run("env", f"AT={at}", "bash", "-ec", _PREPARE, stdin=_SHIM)
-    exported = {"TRACKER_BACKUP_TOOL": f"{_ON_HOST}/bin/tracker-backup", "TRACKER_BACKUP_STEADY_SECONDS": "1"}
-    words = " ".join(f"{name}={shlex.quote(value)}" for name, value in exported.items())
-    process = host.spawn("bash", "-c", f"echo $$ >{_ON_HOST}/pid; export {words} PATH={_ON_HOST}/bin:$PATH; exec {SCRIPT}")
+    host.run("bash", "-ec", _PREPARE)
+    words = "TRACKER_BACKUP_STEADY_SECONDS=1" + (f" TRACKER_BACKUP_STOP_AT={at}" if at else "")
+    process = host.spawn("bash", "-c", f"echo $$ >{_POINTS}/pid; export {words}; exec {SCRIPT}")
     struck = Struck()
     try:
         yield struck
     finally:
         output, _ = process.communicate(timeout=RUN_SECONDS)
         struck.outcome = Outcome(process.returncode, output)
-        host.run("rm", "-rf", _ON_HOST)
+        host.run("rm", "-rf", _POINTS)

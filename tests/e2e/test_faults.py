@@ -1,7 +1,7 @@
-"""One fault after the other, for real: what each does to the run, to the tracker, to the backups that were there, and to the next run.
+"""One fault after the other: what each does to the run, the tracker, the backups and the next run.
 
-The table at the end is made of what was seen; UPDATE_FAULTS=1 writes it into docs/faults.md. What dies on the way is in test_kills.py, the
-host's power in test_power.py.
+UPDATE_FAULTS=1 writes the table of what was seen into docs/faults.md. Kills are in test_kills.py,
+power cuts in test_power.py.
 """
 
 from __future__ import annotations
@@ -33,15 +33,18 @@ CONTAINER = "$(docker ps --quiet --filter label=tracker-backup.run)"
 
 
 def _swapped(change: str) -> str:
-    """Puts a changed copy in the place of the database; the tracker goes on with the one that it has open."""
-    return f"cp -p {SQLITE_FILE} /root/kept.db; cp -p {SQLITE_FILE} /root/new.db; {change}; mv {SQLITE_FILE} /root/open.db; mv /root/new.db {SQLITE_FILE}"
+    """Replaces the database with a changed copy; the tracker keeps the old one open."""
+    return (
+        f"cp -p {SQLITE_FILE} /root/kept.db; cp -p {SQLITE_FILE} /root/new.db; {change}; mv "
+        f"{SQLITE_FILE} /root/open.db; mv /root/new.db {SQLITE_FILE}"
+    )
 
 
 SWAPPED_BACK = f"mv /root/open.db {SQLITE_FILE}; rm -f {SQLITE_FILE}-journal"
 
 
 def _background(script: str) -> str:
-    """Something that happens meanwhile, and that nobody waits for; in a process group of its own, since time limits end whole groups."""
+    """Runs a script in the background, in its own process group: time limits end whole groups."""
     return f"set -m; ({script}) </dev/null >/dev/null 2>&1 & set +m"
 
 
@@ -58,18 +61,24 @@ def _kept(file: str, change: str) -> Around:
 
 
 def _link(path: str, target: str) -> Around:
-    """`before` and `after` of a service that puts a symlink into its own directory, in the place of something or as something new."""
+    """`before` and `after` of a service that plants a symlink in its own directory."""
     planted = f"{DEPLOY_DIR}/storage/{path}"
     return {"before": f"[ ! -e {planted} ] || mv {planted} /root/moved; ln -s {target} {planted}",
             "after": f"rm {planted}; [ ! -e /root/moved ] || mv /root/moved {planted}"}  # fmt: skip
 
 
 def _as_root_of_mysql(statements: str) -> str:
-    return f"docker exec -i mysql sh -c 'exec mysql -uroot -p\"$MYSQL_ROOT_PASSWORD\"' <<'SQL'\n{statements}\nSQL\n"
+    return (
+        "docker exec -i mysql sh -c 'exec mysql -uroot -p\"$MYSQL_ROOT_PASSWORD\"' "
+        f"<<'SQL'\n{statements}\nSQL\n"
+    )
 
 
 def _moved(source: str, target: str) -> str:
-    return "".join(f"RENAME TABLE {source}.{table} TO {target}.{table};" for table in ("torrents", "whitelist", "keys"))
+    return "".join(
+        f"RENAME TABLE {source}.{table} TO {target}.{table};"
+        for table in ("torrents", "whitelist", "keys")
+    )
 
 
 def _compose(words: str) -> str:
@@ -78,7 +87,8 @@ def _compose(words: str) -> str:
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, brought about by shell fragments: `before` the run, `do` when it makes the Docker call `at`, undone by `after`."""
+    """One fault, made by shell fragments: `before` the run, `do` at the Docker call `at`, undone by
+    `after`."""
 
     name: str
     code: int
@@ -104,13 +114,20 @@ PAUSED = {"QUIESCE": "pause", "STOP_TIMEOUT_SECONDS": "1"}
 SHORT = {"WINDOW_TIMEOUT_SECONDS": "9"}
 # Cron's own recovery comes every minute: it is kept away while somebody does something before it.
 HELD = f"touch {HOLD}; {KILL}"
-FREEZE_DOCKER = "kill -STOP $(pidof dockerd); " + _background("while kill -0 $FAULT_PID; do sleep 0.1; done; kill -CONT $(pidof dockerd)")
-FREEZE_STAGING = f"fsfreeze -f {STAGING}; " + _background(f"while [ -e {MARKER} ]; do sleep 0.1; done; fsfreeze -u {STAGING}")
+FREEZE_DOCKER = "kill -STOP $(pidof dockerd); " + _background(
+    "while kill -0 $FAULT_PID; do sleep 0.1; done; kill -CONT $(pidof dockerd)"
+)
+FREEZE_STAGING = f"fsfreeze -f {STAGING}; " + _background(
+    f"while [ -e {MARKER} ]; do sleep 0.1; done; fsfreeze -u {STAGING}"
+)
 # Slowed down, so that it is met for certain.
 FREEZE_CAPTURE = f"docker update --cpus=0.03 {CONTAINER} >/dev/null; " + _background(
     "until pkill -STOP --full '^bash /usr/local/bin/backup.sh capture'; do sleep 0.02; done"
 )
-MYSQL_ANSWERS = "until docker exec mysql sh -c 'mysqladmin ping -h127.0.0.1 -uroot -p\"$MYSQL_ROOT_PASSWORD\"' >/dev/null 2>&1; do sleep 0.2; done"
+MYSQL_ANSWERS = (
+    "until docker exec mysql sh -c 'mysqladmin ping -h127.0.0.1 -uroot "
+    '-p"$MYSQL_ROOT_PASSWORD"\' >/dev/null 2>&1; do sleep 0.2; done'
+)
 GRANTED = f"`{DATABASE['mysql'].replace('_', chr(92) + '_')}`.*"
 IMAGE = "$(sed -n \"s/^IMAGE='\\(.*\\)'/\\1/p\" /etc/tracker-backup.conf)"
 TOML = f"{DEPLOY_DIR}/storage/tracker/etc/tracker.toml"
@@ -120,125 +137,689 @@ LOST = "Lost connection|server has gone away|Server shutdown|error"
 
 FAULTS = (
     # the destination
-    Fault("nothing is mounted at the destination", 1, "is the destination mounted", f"mv {IDENTITY} /root/identity", after=f"mv /root/identity {IDENTITY}"),
-    Fault("the destination is another environment's", 1, "holds the backups of the environment 'somebody-else'",
-          **_kept(IDENTITY, f"sed -i 's/\"environment\": .*/\"environment\": \"somebody-else\",/' {IDENTITY}")),
-    Fault("the destination is another machine's", 1, "belongs to another machine of this environment",
-          **_kept(IDENTITY, f"sed -i 's/\"machine_id\": .*/\"machine_id\": \"0123\"/' {IDENTITY}")),
-    Fault("the destination is full before the run", 1, "not enough space in /backups", disk.small(DESTINATION, "8m"), after=disk.gone(DESTINATION)),
-    Fault("the destination fills up during the run", 1, "compressing into .* failed|No space left|not enough space", disk.small(DESTINATION, "64m"), at=FINISH,
-          do=f"dd if=/dev/zero of={DESTINATION}/fill bs=64k >/dev/null 2>&1", after=disk.gone(DESTINATION), drivers=BOTH),
-    Fault("staging fills up in the window", 1, "the capture step failed|copying .* failed|No space left", disk.small(STAGING, "64m"), at=CAPTURE,
-          do=f"dd if=/dev/zero of={STAGING}/fill bs=64k >/dev/null 2>&1", after=disk.gone(STAGING), window=True, settings=PAUSED, drivers=BOTH),
-    Fault("the destination is read-only", 1, "cannot write to /backups|Read-only file system",
-          f"mount --bind {DESTINATION} {DESTINATION} && mount -o remount,ro,bind {DESTINATION}", after=f"umount {DESTINATION}"),
-    Fault("the destination squashes root", 1, "cannot write to /backups as the container's user",
-          f"{disk.ext4(DESTINATION)} && chattr +i {DESTINATION} {DESTINATION}/*/", after=f"chattr -i {DESTINATION} {DESTINATION}/*/; {disk.gone(DESTINATION)}"),
-    Fault("the destination does not answer before the window", 1, "the preflight step was not over after its time limit", f"{disk.ext4(DESTINATION)} && fsfreeze -f {DESTINATION}",
-          at="^rm ", do=f"fsfreeze -u {DESTINATION}", after=disk.gone(DESTINATION), limits={"PREFLIGHT_SECONDS": "5"}),
-    Fault("staging does not answer in the window", 1, "the capture step was not over after its time limit", disk.ext4(STAGING), at=CAPTURE, do=FREEZE_STAGING,
-          after=disk.gone(STAGING), window=True, settings=PAUSED | SHORT, drivers=BOTH),
+    Fault(
+        "nothing is mounted at the destination",
+        1,
+        "is the destination mounted",
+        f"mv {IDENTITY} /root/identity",
+        after=f"mv /root/identity {IDENTITY}",
+    ),
+    Fault(
+        "the destination is another environment's",
+        1,
+        "holds the backups of the environment 'somebody-else'",
+        **_kept(
+            IDENTITY, f'sed -i \'s/"environment": .*/"environment": "somebody-else",/\' {IDENTITY}'
+        ),
+    ),
+    Fault(
+        "the destination is another machine's",
+        1,
+        "belongs to another machine of this environment",
+        **_kept(IDENTITY, f'sed -i \'s/"machine_id": .*/"machine_id": "0123"/\' {IDENTITY}'),
+    ),
+    Fault(
+        "the destination is full before the run",
+        1,
+        "not enough space in /backups",
+        disk.small(DESTINATION, "8m"),
+        after=disk.gone(DESTINATION),
+    ),
+    Fault(
+        "the destination fills up during the run",
+        1,
+        "compressing into .* failed|No space left|not enough space",
+        disk.small(DESTINATION, "64m"),
+        at=FINISH,
+        do=f"dd if=/dev/zero of={DESTINATION}/fill bs=64k >/dev/null 2>&1",
+        after=disk.gone(DESTINATION),
+        drivers=BOTH,
+    ),
+    Fault(
+        "staging fills up in the window",
+        1,
+        "the capture step failed|copying .* failed|No space left",
+        disk.small(STAGING, "64m"),
+        at=CAPTURE,
+        do=f"dd if=/dev/zero of={STAGING}/fill bs=64k >/dev/null 2>&1",
+        after=disk.gone(STAGING),
+        window=True,
+        settings=PAUSED,
+        drivers=BOTH,
+    ),
+    Fault(
+        "the destination is read-only",
+        1,
+        "cannot write to /backups|Read-only file system",
+        f"mount --bind {DESTINATION} {DESTINATION} && mount -o remount,ro,bind {DESTINATION}",
+        after=f"umount {DESTINATION}",
+    ),
+    Fault(
+        "the destination squashes root",
+        1,
+        "cannot write to /backups as the container's user",
+        f"{disk.ext4(DESTINATION)} && chattr +i {DESTINATION} {DESTINATION}/*/",
+        after=f"chattr -i {DESTINATION} {DESTINATION}/*/; {disk.gone(DESTINATION)}",
+    ),
+    Fault(
+        "the destination does not answer before the window",
+        1,
+        "the preflight step was not over after its time limit",
+        f"{disk.ext4(DESTINATION)} && fsfreeze -f {DESTINATION}",
+        at="^rm ",
+        do=f"fsfreeze -u {DESTINATION}",
+        after=disk.gone(DESTINATION),
+        limits={"PREFLIGHT_SECONDS": "5"},
+    ),
+    Fault(
+        "staging does not answer in the window",
+        1,
+        "the capture step was not over after its time limit",
+        disk.ext4(STAGING),
+        at=CAPTURE,
+        do=FREEZE_STAGING,
+        after=disk.gone(STAGING),
+        window=True,
+        settings=PAUSED | SHORT,
+        drivers=BOTH,
+    ),
     # the configuration
-    Fault("a misspelt database type", 2, "DB_TYPE='sqlit'; allowed: sqlite mysql", settings={"DB_TYPE": "sqlit"}, drivers=BOTH),
-    Fault("a required path is missing", 1, "is in .*backup-paths.txt and does not exist", **_kept(PATHS, f"echo /data/storage/gone >>{PATHS}")),
-    Fault("an optional path is missing", 0, "optional path missing: /data/storage/gone", **_kept(PATHS, f"echo '?/data/storage/gone' >>{PATHS}")),
-    Fault("a path list with CRLF and without a final newline", 0, "succeeded", **_kept(PATHS, f"sed -i 's/$/\\r/' {PATHS}; truncate -s -2 {PATHS}")),
-    Fault("a path list that leads outside the deployment", 2, "is not below /data|leads out", **_kept(PATHS, f"echo '/data/../etc/shadow' >>{PATHS}")),
-    Fault("a configuration file cannot be read", 1, "tar failed with exit code 2", f"mount --bind /sys/bus/cpu/uevent {DEPLOY_DIR}/storage/prometheus/etc/prometheus.yml",
-          after=f"umount {DEPLOY_DIR}/storage/prometheus/etc/prometheus.yml"),
-    Fault("the tracker was moved to another database", 1, "the tracker uses .*, backup.conf says",
-          **_kept(TOML, f"sed -i '/database\\]/,$s|^path = .*|path = \"mysql://u:p@elsewhere:3306/other\"|' {TOML}"), drivers=BOTH),
-    Fault("somebody has edited .env", 0, "succeeded", **_kept(DOTENV, f"sed -i \"s/^MYSQL_ROOT_PASSWORD=.*/MYSQL_ROOT_PASSWORD='edited'/\" {DOTENV}; echo \"EDITED='yes'\" >>{DOTENV}"), drivers=BOTH),
-    Fault("somebody has broken .env", 1, r"docker compose failed: failed to read /opt/torrust/.env: line \d+: unterminated quoted value *$", **_kept(DOTENV, f"echo \"BROKEN='of a password\" >>{DOTENV}")),
+    Fault(
+        "a misspelt database type",
+        2,
+        "DB_TYPE='sqlit'; allowed: sqlite mysql",
+        settings={"DB_TYPE": "sqlit"},
+        drivers=BOTH,
+    ),
+    Fault(
+        "a required path is missing",
+        1,
+        "is in .*backup-paths.txt and does not exist",
+        **_kept(PATHS, f"echo /data/storage/gone >>{PATHS}"),
+    ),
+    Fault(
+        "an optional path is missing",
+        0,
+        "optional path missing: /data/storage/gone",
+        **_kept(PATHS, f"echo '?/data/storage/gone' >>{PATHS}"),
+    ),
+    Fault(
+        "a path list with CRLF and without a final newline",
+        0,
+        "succeeded",
+        **_kept(PATHS, f"sed -i 's/$/\\r/' {PATHS}; truncate -s -2 {PATHS}"),
+    ),
+    Fault(
+        "a path list that leads outside the deployment",
+        2,
+        "is not below /data|leads out",
+        **_kept(PATHS, f"echo '/data/../etc/shadow' >>{PATHS}"),
+    ),
+    Fault(
+        "a configuration file cannot be read",
+        1,
+        "tar failed with exit code 2",
+        f"mount --bind /sys/bus/cpu/uevent {DEPLOY_DIR}/storage/prometheus/etc/prometheus.yml",
+        after=f"umount {DEPLOY_DIR}/storage/prometheus/etc/prometheus.yml",
+    ),
+    Fault(
+        "the tracker was moved to another database",
+        1,
+        "the tracker uses .*, backup.conf says",
+        **_kept(
+            TOML,
+            "sed -i '/database\\]/,$s|^path = .*|path = \"mysql://u:p@elsewhere:3306/other\"|' "
+            f"{TOML}",
+        ),
+        drivers=BOTH,
+    ),
+    Fault(
+        "somebody has edited .env",
+        0,
+        "succeeded",
+        **_kept(
+            DOTENV,
+            f"sed -i \"s/^MYSQL_ROOT_PASSWORD=.*/MYSQL_ROOT_PASSWORD='edited'/\" {DOTENV}; echo "
+            f"\"EDITED='yes'\" >>{DOTENV}",
+        ),
+        drivers=BOTH,
+    ),
+    Fault(
+        "somebody has broken .env",
+        1,
+        r"docker compose failed: failed to read /opt/torrust/.env: line \d+: unterminated quoted "
+        r"value *$",
+        **_kept(DOTENV, f'echo "BROKEN=\'of a password" >>{DOTENV}'),
+    ),
     # SQLite
-    Fault("the SQLite file is empty", 1, r"is empty \(0 bytes\)", _swapped("truncate -s 0 /root/new.db"), after=SWAPPED_BACK),
-    Fault("the SQLite file is missing", 1, "tracker.db does not exist", f"mv {SQLITE_FILE} /root/open.db", after=SWAPPED_BACK),
-    Fault("the SQLite file is something else", 1, "is not an SQLite database", _swapped("echo text >/root/new.db"), after=SWAPPED_BACK),
-    Fault("the SQLite file is corrupt", 1, "integrity_check", _swapped("dd if=/dev/urandom of=/root/new.db bs=4096 seek=1 count=5 conv=notrunc 2>/dev/null"),
-          after=SWAPPED_BACK, window=True, settings=PAUSED),
-    Fault("a table of the tracker is gone", 1, "lacks the tables: keys", _swapped("sqlite3 /root/new.db 'DROP TABLE keys'"), after=SWAPPED_BACK, window=True, settings=PAUSED),
+    Fault(
+        "the SQLite file is empty",
+        1,
+        r"is empty \(0 bytes\)",
+        _swapped("truncate -s 0 /root/new.db"),
+        after=SWAPPED_BACK,
+    ),
+    Fault(
+        "the SQLite file is missing",
+        1,
+        "tracker.db does not exist",
+        f"mv {SQLITE_FILE} /root/open.db",
+        after=SWAPPED_BACK,
+    ),
+    Fault(
+        "the SQLite file is something else",
+        1,
+        "is not an SQLite database",
+        _swapped("echo text >/root/new.db"),
+        after=SWAPPED_BACK,
+    ),
+    Fault(
+        "the SQLite file is corrupt",
+        1,
+        "integrity_check",
+        _swapped(
+            "dd if=/dev/urandom of=/root/new.db bs=4096 seek=1 count=5 conv=notrunc 2>/dev/null"
+        ),
+        after=SWAPPED_BACK,
+        window=True,
+        settings=PAUSED,
+    ),
+    Fault(
+        "a table of the tracker is gone",
+        1,
+        "lacks the tables: keys",
+        _swapped("sqlite3 /root/new.db 'DROP TABLE keys'"),
+        after=SWAPPED_BACK,
+        window=True,
+        settings=PAUSED,
+    ),
     # MySQL
-    Fault("MySQL does not run", 1, "Can't connect|Unknown (MySQL )?server host", "docker stop -t 20 mysql", after=f"docker start mysql; {MYSQL_ANSWERS}", drivers=("mysql",)),
-    Fault("MySQL is killed in the middle of the dump", 1, LOST, at=CAPTURE, settings=PAUSED, window=True, drivers=("mysql",),
-          do=f"docker exec -d mysql sh -c 'exec mysql -uroot -p\"$MYSQL_ROOT_PASSWORD\" -e \"LOCK TABLES {DATABASE['mysql']}.whitelist WRITE; SELECT sleep(60)\"'; "
-             + _background("until docker top mysql >/dev/null && pgrep --full '^mariadb-dump'; do sleep 0.1; done; sleep 1; docker kill mysql"),
-          after=f"docker start mysql; {MYSQL_ANSWERS}"),
-    Fault("the MySQL database is empty", 1, "sees no table torrents in database", _as_root_of_mysql("CREATE DATABASE aside; " + _moved(DATABASE["mysql"], "aside")),
-          after=_as_root_of_mysql(_moved("aside", DATABASE["mysql"]) + " DROP DATABASE aside;"), drivers=("mysql",)),
-    Fault("the MySQL user sees one table", 1, "sees no table whitelist in database",
-          _as_root_of_mysql(f"REVOKE ALL ON {GRANTED} FROM tracker_user; GRANT ALL ON {DATABASE['mysql']}.torrents TO tracker_user;"),
-          after=_as_root_of_mysql(f"REVOKE ALL ON {DATABASE['mysql']}.torrents FROM tracker_user; GRANT ALL ON {GRANTED} TO tracker_user;"), drivers=("mysql",)),
-    Fault("the password is wrong", 1, "Access denied", **_kept(SECRET, f"printf wrong >{SECRET}"), drivers=("mysql",)),
-    Fault("the secret is missing", 2, "no value for the secret db_password", f"mv {SECRET} /root/secret", after=f"mv /root/secret {SECRET}", drivers=("mysql",)),
+    Fault(
+        "MySQL does not run",
+        1,
+        "Can't connect|Unknown (MySQL )?server host",
+        "docker stop -t 20 mysql",
+        after=f"docker start mysql; {MYSQL_ANSWERS}",
+        drivers=("mysql",),
+    ),
+    Fault(
+        "MySQL is killed in the middle of the dump",
+        1,
+        LOST,
+        at=CAPTURE,
+        settings=PAUSED,
+        window=True,
+        drivers=("mysql",),
+        do='docker exec -d mysql sh -c \'exec mysql -uroot -p"$MYSQL_ROOT_PASSWORD" -e "LOCK '
+        f"TABLES {DATABASE['mysql']}.whitelist WRITE; SELECT sleep(60)\"'; "
+        + _background(
+            "until docker top mysql >/dev/null && pgrep --full '^mariadb-dump'; do sleep 0.1; "
+            "done; sleep 1; docker kill mysql"
+        ),
+        after=f"docker start mysql; {MYSQL_ANSWERS}",
+    ),
+    Fault(
+        "the MySQL database is empty",
+        1,
+        "sees no table torrents in database",
+        _as_root_of_mysql("CREATE DATABASE aside; " + _moved(DATABASE["mysql"], "aside")),
+        after=_as_root_of_mysql(_moved("aside", DATABASE["mysql"]) + " DROP DATABASE aside;"),
+        drivers=("mysql",),
+    ),
+    Fault(
+        "the MySQL user sees one table",
+        1,
+        "sees no table whitelist in database",
+        _as_root_of_mysql(
+            f"REVOKE ALL ON {GRANTED} FROM tracker_user; GRANT ALL ON "
+            f"{DATABASE['mysql']}.torrents TO tracker_user;"
+        ),
+        after=_as_root_of_mysql(
+            f"REVOKE ALL ON {DATABASE['mysql']}.torrents FROM tracker_user; GRANT ALL ON "
+            f"{GRANTED} TO tracker_user;"
+        ),
+        drivers=("mysql",),
+    ),
+    Fault(
+        "the password is wrong",
+        1,
+        "Access denied",
+        **_kept(SECRET, f"printf wrong >{SECRET}"),
+        drivers=("mysql",),
+    ),
+    Fault(
+        "the secret is missing",
+        2,
+        "no value for the secret db_password",
+        f"mv {SECRET} /root/secret",
+        after=f"mv /root/secret {SECRET}",
+        drivers=("mysql",),
+    ),
     # what a service that was taken over can write into its own directories
-    Fault("the tracker plants a symlink in the place of its database", 1, "leads through a symlink to /etc/shadow", **_link("tracker/lib/database/tracker.db", "/etc/shadow")),
-    Fault("the tracker plants a symlink in the place of its database's directory", 1, "leads through a symlink|does not exist", **_link("tracker/lib/database", "/etc")),
-    Fault("the tracker plants a symlink beside its configuration", 0, "succeeded", **_link("tracker/etc/planted", "/etc/shadow"), drivers=BOTH),
-    Fault("Prometheus plants a symlink beside its configuration", 0, "succeeded", **_link("prometheus/etc/planted", "/etc/shadow")),
-    Fault("Grafana plants a symlink in the place of its database", 1, "leads through a symlink to /etc/shadow", **_link("grafana/data/grafana.db", "/etc/shadow")),
-    Fault("Caddy plants a symlink among its certificates", 0, "succeeded", **_link("caddy/data/caddy/planted", "/etc")),
-    Fault("MySQL plants a symlink in its data", 0, "succeeded", **_link("mysql/data/planted", "/etc/shadow"), drivers=("mysql",)),
+    Fault(
+        "the tracker plants a symlink in the place of its database",
+        1,
+        "leads through a symlink to /etc/shadow",
+        **_link("tracker/lib/database/tracker.db", "/etc/shadow"),
+    ),
+    Fault(
+        "the tracker plants a symlink in the place of its database's directory",
+        1,
+        "leads through a symlink|does not exist",
+        **_link("tracker/lib/database", "/etc"),
+    ),
+    Fault(
+        "the tracker plants a symlink beside its configuration",
+        0,
+        "succeeded",
+        **_link("tracker/etc/planted", "/etc/shadow"),
+        drivers=BOTH,
+    ),
+    Fault(
+        "Prometheus plants a symlink beside its configuration",
+        0,
+        "succeeded",
+        **_link("prometheus/etc/planted", "/etc/shadow"),
+    ),
+    Fault(
+        "Grafana plants a symlink in the place of its database",
+        1,
+        "leads through a symlink to /etc/shadow",
+        **_link("grafana/data/grafana.db", "/etc/shadow"),
+    ),
+    Fault(
+        "Caddy plants a symlink among its certificates",
+        0,
+        "succeeded",
+        **_link("caddy/data/caddy/planted", "/etc"),
+    ),
+    Fault(
+        "MySQL plants a symlink in its data",
+        0,
+        "succeeded",
+        **_link("mysql/data/planted", "/etc/shadow"),
+        drivers=("mysql",),
+    ),
     # Docker
-    Fault("somebody removed all unused images (docker image prune -a)", 0, "the image .* is missing; build, before the window",
-          # Of a registry, only the layers are kept.
-          f"docker tag {IMAGE} kept:layers; docker create --name kept-layers {IMAGE} >/dev/null; docker create --name kept-base debian:trixie-slim >/dev/null; "
-          f"docker image prune --all --force; ! docker image inspect {IMAGE} >/dev/null 2>&1", after="docker rm kept-layers kept-base; docker rmi kept:layers; true", drivers=BOTH),
-    Fault("the image was removed and no registry answers", 1, r"could not be made \(build\)", f"docker tag {IMAGE} kept:layers; "
-          f"docker rmi {IMAGE}; sed -i.kept 's|^FROM .*|FROM localhost:9/debian:none|' {DEPLOY_DIR}/backup/Dockerfile",
-          after=f"mv {DEPLOY_DIR}/backup/Dockerfile.kept {DEPLOY_DIR}/backup/Dockerfile; docker tag kept:layers {IMAGE}; docker rmi kept:layers", drivers=BOTH),
-    Fault("the image is to be pulled and no registry answers", 1, r"could not be made \(pull\)", settings={"IMAGE": "localhost:9/backup:none", "IMAGE_SOURCE": "pull"}),
-    Fault("Docker does not answer before the window", 1, "Docker does not answer", at="^ps --all --quiet --filter label=tracker-backup.run", do=FREEZE_DOCKER, limits={"DOCKER_SECONDS": "5"}),
-    Fault("Docker does not answer for some seconds in the window", 0, "succeeded", at=CAPTURE, do="kill -STOP $(pidof dockerd); " + _background("sleep 4; kill -CONT $(pidof dockerd)"),
-          window=True, settings=PAUSED),
-    Fault("Docker does not answer any more in the window", 4, "could not be brought back", at=CAPTURE, do=FREEZE_DOCKER, window=True, recovery=True,
-          settings=PAUSED | SHORT, limits={"DOCKER_SECONDS": "5", "BRING_BACK_SECONDS": "1"}, drivers=BOTH),
-    Fault("Docker is killed in the window", 1, "failed|killed|does not answer", at=CAPTURE, do="kill -KILL $(pidof dockerd); sleep 1", window=True, settings=PAUSED),
-    Fault("containerd is killed in the window", 1, "failed|killed", at=CAPTURE, do="kill -KILL $(pidof containerd); sleep 2", window=True, settings=PAUSED),
-    Fault("the backup container is killed in the window", 1, "its container was killed|is not running|No such container|the capture step failed", at=CAPTURE,
-          do=f"docker kill {CONTAINER} >/dev/null", window=True, settings=PAUSED, drivers=BOTH),
-    Fault("the capture is frozen (SIGSTOP)", 1, "the capture step was not over after its time limit", at=CAPTURE, do=FREEZE_CAPTURE, window=True, settings=STOPPED | SHORT, drivers=BOTH),
+    Fault(
+        "somebody removed all unused images (docker image prune -a)",
+        0,
+        "the image .* is missing; build, before the window",
+        # Of a registry, only the layers are kept.
+        f"docker tag {IMAGE} kept:layers; docker create --name kept-layers {IMAGE} >/dev/null; "
+        "docker create --name kept-base debian:trixie-slim >/dev/null; "
+        f"docker image prune --all --force; ! docker image inspect {IMAGE} >/dev/null 2>&1",
+        after="docker rm kept-layers kept-base; docker rmi kept:layers; true",
+        drivers=BOTH,
+    ),
+    Fault(
+        "the image was removed and no registry answers",
+        1,
+        r"could not be made \(build\)",
+        f"docker tag {IMAGE} kept:layers; "
+        f"docker rmi {IMAGE}; sed -i.kept 's|^FROM .*|FROM localhost:9/debian:none|' "
+        f"{DEPLOY_DIR}/backup/Dockerfile",
+        after=f"mv {DEPLOY_DIR}/backup/Dockerfile.kept {DEPLOY_DIR}/backup/Dockerfile; docker tag "
+        f"kept:layers {IMAGE}; docker rmi kept:layers",
+        drivers=BOTH,
+    ),
+    Fault(
+        "the image is to be pulled and no registry answers",
+        1,
+        r"could not be made \(pull\)",
+        settings={"IMAGE": "localhost:9/backup:none", "IMAGE_SOURCE": "pull"},
+    ),
+    Fault(
+        "Docker does not answer before the window",
+        1,
+        "Docker does not answer",
+        at="^ps --all --filter label=tracker-backup.run",
+        do=FREEZE_DOCKER,
+        limits={"DOCKER_SECONDS": "5"},
+    ),
+    Fault(
+        "Docker does not answer for some seconds in the window",
+        0,
+        "succeeded",
+        at=CAPTURE,
+        do="kill -STOP $(pidof dockerd); " + _background("sleep 4; kill -CONT $(pidof dockerd)"),
+        window=True,
+        settings=PAUSED,
+    ),
+    Fault(
+        "Docker does not answer any more in the window",
+        4,
+        "could not be brought back",
+        at=CAPTURE,
+        do=FREEZE_DOCKER,
+        window=True,
+        recovery=True,
+        settings=PAUSED | SHORT,
+        limits={"DOCKER_SECONDS": "5", "BRING_BACK_SECONDS": "1"},
+        drivers=BOTH,
+    ),
+    Fault(
+        "Docker is killed in the window",
+        1,
+        "failed|killed|does not answer",
+        at=CAPTURE,
+        do="kill -KILL $(pidof dockerd); sleep 1",
+        window=True,
+        settings=PAUSED,
+    ),
+    Fault(
+        "containerd is killed in the window",
+        1,
+        "failed|killed",
+        at=CAPTURE,
+        do="kill -KILL $(pidof containerd); sleep 2",
+        window=True,
+        settings=PAUSED,
+    ),
+    Fault(
+        "the backup container is killed in the window",
+        1,
+        "its container was killed|is not running|No such container|the capture step failed",
+        at=CAPTURE,
+        do=f"docker kill {CONTAINER} >/dev/null",
+        window=True,
+        settings=PAUSED,
+        drivers=BOTH,
+    ),
+    Fault(
+        "the capture is frozen (SIGSTOP)",
+        1,
+        "the capture step was not over after its time limit",
+        at=CAPTURE,
+        do=FREEZE_CAPTURE,
+        window=True,
+        settings=STOPPED | SHORT,
+        drivers=BOTH,
+    ),
     # the operator, before the run and in the window of a live one
-    Fault("the tracker was stopped on purpose", 3, "skipped: the tracker is exited", "docker stop -t 1 tracker", after="docker start tracker", left="exited", drivers=BOTH),
-    Fault("the tracker was paused on purpose", 3, "skipped: the tracker is paused", "docker pause tracker", after="docker unpause tracker", left="paused", drivers=BOTH),
-    Fault("the tracker is removed in the window", 1, "changed during the capture .* is: gone", at=CAPTURE, do="docker rm --force tracker >/dev/null",
-          after=_compose("up --detach"), window=True, settings=STOPPED, left=""),
-    Fault("somebody ups the stack in the window", 1, "the tracker was (changed during|started by somebody)", at=CAPTURE, do=_compose("up --detach"), window=True, settings=STOPPED, drivers=BOTH),
-    Fault("somebody restarts the tracker in the window", 1, "the tracker was changed during the capture", at=CAPTURE, do=_compose("restart --timeout 1 tracker"), window=True, settings=PAUSED),
-    Fault("somebody unpauses the tracker in the window", 1, "the tracker was changed during the capture", at=CAPTURE, do=_compose("unpause tracker"), window=True, settings=PAUSED),
-    Fault("somebody stops the tracker in the window", 1, "the tracker was changed during the capture", at=CAPTURE, do=_compose("stop --timeout 1 tracker"), window=True, settings=PAUSED,
-          after="docker start tracker", left="exited"),
-    Fault("somebody takes the stack down in the window", 1, "changed during the capture .* is: gone|Unknown server host", at=CAPTURE, do=_compose("down --timeout 1"), window=True, settings=STOPPED,
-          after=_compose("up --detach --wait"), left="", drivers=BOTH),
-    Fault("somebody edits .env in the window", 0, "succeeded", f"cp -p {DOTENV} /root/kept", at=CAPTURE, do=f"echo \"EDITED='yes'\" >>{DOTENV}", after=f"cat /root/kept >{DOTENV}",
-          window=True, settings=STOPPED),
-    Fault("somebody breaks .env in the window", 0, "succeeded", f"cp -p {DOTENV} /root/kept", at=CAPTURE, do=f"echo \"BROKEN='of a password\" >>{DOTENV}", after=f"cat /root/kept >{DOTENV}",
-          window=True, settings=STOPPED),
+    Fault(
+        "the tracker was stopped on purpose",
+        3,
+        "skipped: the tracker is exited",
+        "docker stop -t 1 tracker",
+        after="docker start tracker",
+        left="exited",
+        drivers=BOTH,
+    ),
+    Fault(
+        "the tracker was paused on purpose",
+        3,
+        "skipped: the tracker is paused",
+        "docker pause tracker",
+        after="docker unpause tracker",
+        left="paused",
+        drivers=BOTH,
+    ),
+    Fault(
+        "the tracker is removed in the window",
+        1,
+        "changed during the capture .* is: gone",
+        at=CAPTURE,
+        do="docker rm --force tracker >/dev/null",
+        after=_compose("up --detach"),
+        window=True,
+        settings=STOPPED,
+        left="",
+    ),
+    Fault(
+        "somebody ups the stack in the window",
+        1,
+        "the tracker was (changed during|started by somebody)",
+        at=CAPTURE,
+        do=_compose("up --detach"),
+        window=True,
+        settings=STOPPED,
+        drivers=BOTH,
+    ),
+    Fault(
+        "somebody restarts the tracker in the window",
+        1,
+        "the tracker was changed during the capture",
+        at=CAPTURE,
+        do=_compose("restart --timeout 1 tracker"),
+        window=True,
+        settings=PAUSED,
+    ),
+    Fault(
+        "somebody unpauses the tracker in the window",
+        1,
+        "the tracker was changed during the capture",
+        at=CAPTURE,
+        do=_compose("unpause tracker"),
+        window=True,
+        settings=PAUSED,
+    ),
+    Fault(
+        "somebody stops the tracker in the window",
+        1,
+        "the tracker was changed during the capture",
+        at=CAPTURE,
+        do=_compose("stop --timeout 1 tracker"),
+        window=True,
+        settings=PAUSED,
+        after="docker start tracker",
+        left="exited",
+    ),
+    Fault(
+        "somebody takes the stack down in the window",
+        1,
+        "changed during the capture .* is: gone|Unknown server host",
+        at=CAPTURE,
+        do=_compose("down --timeout 1"),
+        window=True,
+        settings=STOPPED,
+        after=_compose("up --detach --wait"),
+        left="",
+        drivers=BOTH,
+    ),
+    Fault(
+        "somebody edits .env in the window",
+        0,
+        "succeeded",
+        f"cp -p {DOTENV} /root/kept",
+        at=CAPTURE,
+        do=f"echo \"EDITED='yes'\" >>{DOTENV}",
+        after=f"cat /root/kept >{DOTENV}",
+        window=True,
+        settings=STOPPED,
+    ),
+    Fault(
+        "somebody breaks .env in the window",
+        0,
+        "succeeded",
+        f"cp -p {DOTENV} /root/kept",
+        at=CAPTURE,
+        do=f'echo "BROKEN=\'of a password" >>{DOTENV}',
+        after=f"cat /root/kept >{DOTENV}",
+        window=True,
+        settings=STOPPED,
+    ),
     # signals
-    Fault("TERM in the window", 143, "ended by a signal", at=CAPTURE, do="kill -TERM $FAULT_PID; sleep 1", window=True, settings=STOPPED, drivers=BOTH),
-    Fault("INT in the window", 130, "ended by a signal", at=CAPTURE, do="kill -INT $FAULT_PID; sleep 1", window=True, settings=PAUSED),
-    Fault("TERM while Docker stops the tracker", 143, "ended by a signal", at="^stop", do=_background("sleep 0.5; kill -TERM $FAULT_PID"), window=True,
-          settings=STOPPED | {"STOP_TIMEOUT_SECONDS": "3"}),
-    Fault("TERM while compressing", 143, "ended by a signal", at=FINISH, do="kill -TERM $FAULT_PID; sleep 1", window=True, settings=PAUSED),
-    Fault("killed (-9) while Docker stops the tracker", 137, "recovery: run .* left a window open", at="^stop", do=KILL, window=True, recovery=True, settings=STOPPED, drivers=BOTH),
-    Fault("killed (-9) in the window, tracker stopped", 137, "recovery: run .* left a window open", at=CAPTURE, do=KILL, window=True, recovery=True, settings=STOPPED),
-    Fault("killed (-9) in the window, tracker paused", 137, "recovery: run .* left a window open", at=CAPTURE, do=KILL, window=True, recovery=True, settings=PAUSED, drivers=BOTH),
-    Fault("killed (-9) while compressing", 137, "begins", at=FINISH, do=KILL, window=True, recovery=True, settings=PAUSED),
+    Fault(
+        "TERM in the window",
+        143,
+        "ended by a signal",
+        at=CAPTURE,
+        do="kill -TERM $FAULT_PID; sleep 1",
+        window=True,
+        settings=STOPPED,
+        drivers=BOTH,
+    ),
+    Fault(
+        "INT in the window",
+        130,
+        "ended by a signal",
+        at=CAPTURE,
+        do="kill -INT $FAULT_PID; sleep 1",
+        window=True,
+        settings=PAUSED,
+    ),
+    Fault(
+        "TERM while Docker stops the tracker",
+        143,
+        "ended by a signal",
+        at="^stop",
+        do=_background("sleep 0.5; kill -TERM $FAULT_PID"),
+        window=True,
+        settings=STOPPED | {"STOP_TIMEOUT_SECONDS": "3"},
+    ),
+    Fault(
+        "TERM while compressing",
+        143,
+        "ended by a signal",
+        at=FINISH,
+        do="kill -TERM $FAULT_PID; sleep 1",
+        window=True,
+        settings=PAUSED,
+    ),
+    Fault(
+        "killed (-9) while Docker stops the tracker",
+        137,
+        "recovery: run .* left a window open",
+        at="^stop",
+        do=KILL,
+        window=True,
+        recovery=True,
+        settings=STOPPED,
+        drivers=BOTH,
+    ),
+    Fault(
+        "killed (-9) in the window, tracker stopped",
+        137,
+        "recovery: run .* left a window open",
+        at=CAPTURE,
+        do=KILL,
+        window=True,
+        recovery=True,
+        settings=STOPPED,
+    ),
+    Fault(
+        "killed (-9) in the window, tracker paused",
+        137,
+        "recovery: run .* left a window open",
+        at=CAPTURE,
+        do=KILL,
+        window=True,
+        recovery=True,
+        settings=PAUSED,
+        drivers=BOTH,
+    ),
+    Fault(
+        "killed (-9) while compressing",
+        137,
+        "begins",
+        at=FINISH,
+        do=KILL,
+        window=True,
+        recovery=True,
+        settings=PAUSED,
+    ),
     # the operator, after a run was killed in its window and before the recovery
-    Fault("killed (-9), then somebody starts the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('start tracker')}", window=True, recovery=True, settings=STOPPED),
-    Fault("killed (-9), then somebody ups the stack", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('up --detach')}", window=True, recovery=True, settings=STOPPED),
-    Fault("killed (-9), then somebody restarts the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('restart --timeout 1 tracker')}", window=True, recovery=True, settings=PAUSED),
-    Fault("killed (-9), then somebody replaces the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('up --detach --force-recreate --no-deps tracker')}", window=True, recovery=True,
-          settings=STOPPED),
-    Fault("killed (-9), then somebody unpauses the tracker", 137, "the tracker runs again", at=CAPTURE, do=f"{HELD}; {_compose('unpause tracker')}", window=True, recovery=True, settings=PAUSED),
-    Fault("killed (-9), then somebody stops the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; {_compose('stop --timeout 1 tracker')}", window=True, recovery=True, settings=PAUSED,
-          after="docker start tracker", left="exited"),
-    Fault("killed (-9), then somebody removes the tracker", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; docker rm --force tracker >/dev/null", window=True, recovery=True, settings=PAUSED,
-          after=_compose("up --detach --wait"), left=""),
-    Fault("killed (-9), then somebody takes the stack down", 137, RESPECTED, at=CAPTURE, do=f"{HELD}; docker rm --force {CONTAINER} >/dev/null; {_compose('down --timeout 1')}", window=True,
-          recovery=True, settings=STOPPED, after=_compose("up --detach --wait"), left="", drivers=("mysql",)),
-    Fault("killed (-9), then somebody breaks .env", 137, "the tracker runs again", f"cp -p {DOTENV} /root/kept", at=CAPTURE, do=f"{HELD}; echo \"BROKEN='of a password\" >>{DOTENV}",
-          after=f"cat /root/kept >{DOTENV}", window=True, recovery=True, settings=STOPPED),
-)  # fmt: skip
+    Fault(
+        "killed (-9), then somebody starts the tracker",
+        137,
+        RESPECTED,
+        at=CAPTURE,
+        do=f"{HELD}; {_compose('start tracker')}",
+        window=True,
+        recovery=True,
+        settings=STOPPED,
+    ),
+    Fault(
+        "killed (-9), then somebody ups the stack",
+        137,
+        RESPECTED,
+        at=CAPTURE,
+        do=f"{HELD}; {_compose('up --detach')}",
+        window=True,
+        recovery=True,
+        settings=STOPPED,
+    ),
+    Fault(
+        "killed (-9), then somebody restarts the tracker",
+        137,
+        RESPECTED,
+        at=CAPTURE,
+        do=f"{HELD}; {_compose('restart --timeout 1 tracker')}",
+        window=True,
+        recovery=True,
+        settings=PAUSED,
+    ),
+    Fault(
+        "killed (-9), then somebody replaces the tracker",
+        137,
+        RESPECTED,
+        at=CAPTURE,
+        do=f"{HELD}; {_compose('up --detach --force-recreate --no-deps tracker')}",
+        window=True,
+        recovery=True,
+        settings=STOPPED,
+    ),
+    Fault(
+        "killed (-9), then somebody unpauses the tracker",
+        137,
+        "the tracker runs again",
+        at=CAPTURE,
+        do=f"{HELD}; {_compose('unpause tracker')}",
+        window=True,
+        recovery=True,
+        settings=PAUSED,
+    ),
+    Fault(
+        "killed (-9), then somebody stops the tracker",
+        137,
+        RESPECTED,
+        at=CAPTURE,
+        do=f"{HELD}; {_compose('stop --timeout 1 tracker')}",
+        window=True,
+        recovery=True,
+        settings=PAUSED,
+        after="docker start tracker",
+        left="exited",
+    ),
+    Fault(
+        "killed (-9), then somebody removes the tracker",
+        137,
+        RESPECTED,
+        at=CAPTURE,
+        do=f"{HELD}; docker rm --force tracker >/dev/null",
+        window=True,
+        recovery=True,
+        settings=PAUSED,
+        after=_compose("up --detach --wait"),
+        left="",
+    ),
+    Fault(
+        "killed (-9), then somebody takes the stack down",
+        137,
+        RESPECTED,
+        at=CAPTURE,
+        do=f"{HELD}; docker rm --force {CONTAINER} >/dev/null; {_compose('down --timeout 1')}",
+        window=True,
+        recovery=True,
+        settings=STOPPED,
+        after=_compose("up --detach --wait"),
+        left="",
+        drivers=("mysql",),
+    ),
+    Fault(
+        "killed (-9), then somebody breaks .env",
+        137,
+        "the tracker runs again",
+        f"cp -p {DOTENV} /root/kept",
+        at=CAPTURE,
+        do=f'{HELD}; echo "BROKEN=\'of a password" >>{DOTENV}',
+        after=f"cat /root/kept >{DOTENV}",
+        window=True,
+        recovery=True,
+        settings=STOPPED,
+    ),
+)
 
 OTHERS = (  # faults that need more than a shell fragment
     "a second run while one runs",
@@ -270,7 +851,15 @@ def leads_out(deployment: Deployment) -> bool:
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(one, id=one.name, marks=[pytest.mark.only(*one.drivers)] if len(one.drivers) == 1 else []) for one in FAULTS]
+    "fault",
+    [
+        pytest.param(
+            one,
+            id=one.name,
+            marks=[pytest.mark.only(*one.drivers)] if len(one.drivers) == 1 else [],
+        )
+        for one in FAULTS
+    ],
 )
 def test_fault(deployment: Deployment, fault: Fault) -> None:
     host = deployment.host
@@ -285,17 +874,25 @@ def test_fault(deployment: Deployment, fault: Fault) -> None:
                 host.sh(fault.before)
             stack = host.containers()
             limits = {f"TRACKER_BACKUP_{name}": value for name, value in fault.limits.items()}
-            struck = strike(host, SCRIPT, at=fault.at, do=fault.do, when=fault.when, environment=limits)
+            struck = strike(
+                host, SCRIPT, at=fault.at, do=fault.do, when=fault.when, environment=limits
+            )
         assert struck.code == fault.code, struck.output + faults.log_since(host, since)
         if fault.recovery:
             host.run("rm", "-f", HOLD)
-            wait_until("Docker to answer", lambda: host.run("docker", "version", check=False).returncode == 0, 30)
+            wait_until(
+                "Docker to answer",
+                lambda: host.run("docker", "version", check=False).returncode == 0,
+                30,
+            )
             recover(host)
             wait_until("the recovery", lambda: not host.exists(MARKER), 100)
         log = faults.log_since(host, since)
         line = reason(log, fault.log)
         assert ("window opens" in log) == fault.window, log
-        assert len(re.findall(r"\]: ERROR:", log)) == (fault.code not in (0, 3, 137)), f"the reason is logged once:\n{log}"
+        assert len(re.findall(r"\]: ERROR:", log)) == (fault.code not in (0, 3, 137)), (
+            f"the reason is logged once:\n{log}"
+        )
         if fault.code not in (4, 137):
             assert set(faults.leftovers(host)) <= {"fill"}
         assert lost(host, earlier) == []
@@ -305,11 +902,16 @@ def test_fault(deployment: Deployment, fault: Fault) -> None:
             assert untouched(stack, after)
         tracker = after.get("tracker")
         assert (tracker.status if tracker else "") == fault.left
-        if fault.left == "running" and all(one.status == "running" for name, one in after.items() if name == "mysql"):
+        if fault.left == "running" and all(
+            one.status == "running" for name, one in after.items() if name == "mysql"
+        ):
             wait_for_tracker(host)
         if "symlink" in fault.name and fault.code == 0:
             assert not leads_out(deployment)
-    SEEN.setdefault(fault.name, Row(fault.name, struck.code, line, becomes(before, tracker), next_run(deployment, earlier)))
+    SEEN.setdefault(
+        fault.name,
+        Row(fault.name, struck.code, line, becomes(before, tracker), next_run(deployment, earlier)),
+    )
 
 
 # ---------------------------------------------------------------- two at a time
@@ -318,7 +920,15 @@ def test_fault(deployment: Deployment, fault: Fault) -> None:
 @pytest.mark.only("sqlite3")
 def test_a_second_run_while_one_runs_leaves_it_alone(deployment: Deployment) -> None:
     host, before, earlier = deployment.host, deployment.tracker(), faults.backups(deployment.host)
-    with deployment.configured(**PAUSED), striking(host, SCRIPT, at=FINISH, do="touch /tmp/held; while [ -e /tmp/held ]; do sleep 0.1; done") as wait:
+    with (
+        deployment.configured(**PAUSED),
+        striking(
+            host,
+            SCRIPT,
+            at=FINISH,
+            do="touch /tmp/held; while [ -e /tmp/held ]; do sleep 0.1; done",
+        ) as wait,
+    ):
         wait_until("the first run to be held", lambda: host.exists("/tmp/held"), 60)
         second = host.run("env", "TRACKER_BACKUP_LOCK_SECONDS=1", SCRIPT, check=False)
         host.run("rm", "/tmp/held")
@@ -327,18 +937,34 @@ def test_a_second_run_while_one_runs_leaves_it_alone(deployment: Deployment) -> 
     assert deployment.last_run()["result"] == "success"
     line = reason(second.stdout, "another run holds .*/lock; nothing was done")
     SEEN["a second run while one runs"] = Row(
-        "a second run while one runs", 75, line, becomes(before, deployment.tracker()), next_run(deployment, earlier)
+        "a second run while one runs",
+        75,
+        line,
+        becomes(before, deployment.tracker()),
+        next_run(deployment, earlier),
     )
 
 
 @pytest.mark.only("sqlite3")
-def test_the_recovery_and_a_run_in_the_same_second_do_not_hinder_each_other(deployment: Deployment) -> None:
-    host, before, earlier, since = deployment.host, deployment.tracker(), faults.backups(deployment.host), faults.log_lines(deployment.host)
+def test_the_recovery_and_a_run_in_the_same_second_do_not_hinder_each_other(
+    deployment: Deployment,
+) -> None:
+    host, before, earlier, since = (
+        deployment.host,
+        deployment.tracker(),
+        faults.backups(deployment.host),
+        faults.log_lines(deployment.host),
+    )
     with tracker_started_again(deployment):
         with deployment.configured(**STOPPED):
             assert strike(host, SCRIPT, at=CAPTURE, do=f"{HELD}; exit 1").code == 137
         with deployment.configured(QUIESCE="none"):
-            both = host.run("bash", "-c", f"rm {HOLD}; {SCRIPT} --recover & {SCRIPT}; code=$?; wait; exit $code", check=False)
+            both = host.run(
+                "bash",
+                "-c",
+                f"rm {HOLD}; {SCRIPT} --recover & {SCRIPT}; code=$?; wait; exit $code",
+                check=False,
+            )
         assert both.returncode == 0, both.stdout
         log = faults.log_since(host, since)
         assert len(re.findall("window closed: the tracker runs again", log)) == 1, log
@@ -346,7 +972,13 @@ def test_the_recovery_and_a_run_in_the_same_second_do_not_hinder_each_other(depl
         after = deployment.tracker()
         assert (after.id, after.status) == (before.id, "running")
     name = "the recovery and a run in the same second"
-    SEEN[name] = Row(name, 0, reason(log, "recovery: run .* left a window open"), becomes(before, after), next_run(deployment, earlier))
+    SEEN[name] = Row(
+        name,
+        0,
+        reason(log, "recovery: run .* left a window open"),
+        becomes(before, after),
+        next_run(deployment, earlier),
+    )
 
 
 # ---------------------------------------------------------------- what only shows later
@@ -360,9 +992,20 @@ def _tool(deployment: Deployment, *words: str) -> tuple[int, str]:
 def _old_run(deployment: Deployment) -> list[str]:
     """A backup of ours that is older than any retention; its file names."""
     identity, suffix = "20200101_030000", "db" if deployment.kind == "sqlite" else "sql"
-    names = [f"{deployment.kind}/{deployment.kind}_{identity}.{suffix}.gz", f"config/config_{identity}.tar.gz"]
-    files = [{"kind": kind, "path": name, "bytes": 1, "sha256": "0" * 64} for kind, name in zip(("database", "config"), names, strict=True)]
-    manifest = deployment.last_run() | {"id": identity, "sequence": 0, "files": files, "result": "success"}
+    names = [
+        f"{deployment.kind}/{deployment.kind}_{identity}.{suffix}.gz",
+        f"config/config_{identity}.tar.gz",
+    ]
+    files = [
+        {"kind": kind, "path": name, "bytes": 1, "sha256": "0" * 64}
+        for kind, name in zip(("database", "config"), names, strict=True)
+    ]
+    manifest = deployment.last_run() | {
+        "id": identity,
+        "sequence": 0,
+        "files": files,
+        "result": "success",
+    }
     base = DESTINATION.lstrip("/")
     tree: dict[str, str | None] = {f"{base}/{name}": "x" for name in names}
     tree[f"{base}/runs/{identity}.json"] = json.dumps(manifest)
@@ -370,9 +1013,15 @@ def _old_run(deployment: Deployment) -> list[str]:
     return [*names, f"runs/{identity}.json"]
 
 
-def _suspended_until_acknowledged(deployment: Deployment, names: list[str], pattern: str, fault: str, since: int) -> None:
-    """Nothing is removed, and status fails, until somebody has looked; then the next run removes what is too old."""
-    earlier = {path: digest for path, digest in faults.backups(deployment.host).items() if path not in names}
+def _suspended_until_acknowledged(
+    deployment: Deployment, names: list[str], pattern: str, fault: str, since: int
+) -> None:
+    """Nothing is removed and status fails until `acknowledge`; the next run removes old ones."""
+    earlier = {
+        path: digest
+        for path, digest in faults.backups(deployment.host).items()
+        if path not in names
+    }
     assert set(names) <= set(deployment.published())
     line = reason(faults.log_since(deployment.host, since), pattern)
     code, said = _tool(deployment, "status")
@@ -380,7 +1029,16 @@ def _suspended_until_acknowledged(deployment: Deployment, names: list[str], patt
     assert _tool(deployment, "acknowledge")[0] == 0
     next_run(deployment, earlier)
     assert not set(names) & set(deployment.published())
-    SEEN.setdefault(fault, Row(fault, 0, line, "runs on", "succeeds; retention goes on after `tracker-backup acknowledge`"))
+    SEEN.setdefault(
+        fault,
+        Row(
+            fault,
+            0,
+            line,
+            "runs on",
+            "succeeds; retention goes on after `tracker-backup acknowledge`",
+        ),
+    )
 
 
 def test_a_database_that_lost_its_rows_suspends_retention(deployment: Deployment) -> None:
@@ -393,27 +1051,46 @@ def test_a_database_that_lost_its_rows_suspends_retention(deployment: Deployment
         deployment.query("DELETE FROM whitelist;")
         since = faults.log_lines(host)
         deployment.run().succeeded()
-    _suspended_until_acknowledged(deployment, names, "the table whitelist has 0 rows", "the database lost its rows", since)
+    _suspended_until_acknowledged(
+        deployment, names, "the table whitelist has 0 rows", "the database lost its rows", since
+    )
 
 
-@pytest.mark.parametrize(("days", "name"), [(-1, "the clock was a day back"), (3650, "the clock was ten years ahead")])
-def test_a_clock_that_was_wrong_for_one_run_suspends_retention(deployment: Deployment, days: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("days", "name"), [(-1, "the clock was a day back"), (3650, "the clock was ten years ahead")]
+)
+def test_a_clock_that_was_wrong_for_one_run_suspends_retention(
+    deployment: Deployment, days: int, name: str
+) -> None:
     host = deployment.host
     with deployment.configured(QUIESCE="none"):
         deployment.run().succeeded()
-        names, earlier, last, since = _old_run(deployment), faults.backups(host), deployment.last_run(), faults.log_lines(host)
+        names, earlier, last, since = (
+            _old_run(deployment),
+            faults.backups(host),
+            deployment.last_run(),
+            faults.log_lines(host),
+        )
         clock = {"LD_PRELOAD": "/usr/$LIB/faketime/libfaketime.so.1", "FAKETIME": f"{days:+d}d"}
         wrong = strike(host, SCRIPT, environment=clock)
         assert wrong.code == 0, wrong.output
         run = deployment.last_run()
-        assert run["sequence"] == last["sequence"] + 1, "the newest run is the one with the highest sequence"
+        assert run["sequence"] == last["sequence"] + 1, (
+            "the newest run is the one with the highest sequence"
+        )
         assert (run["id"] > last["id"]) == (days > 0)
         deployment.run().succeeded()
         assert deployment.last_run()["sequence"] == run["sequence"] + 1
     now = faults.backups(host)
     assert {path: now.get(path) for path in earlier} == earlier
     _suspended_until_acknowledged(deployment, names, "lies in the future", name, since)
-    host.run("rm", *(f"{DESTINATION}/{path}" for path in (f"runs/{run['id']}.json", *(file["path"] for file in run["files"]))))
+    host.run(
+        "rm",
+        *(
+            f"{DESTINATION}/{path}"
+            for path in (f"runs/{run['id']}.json", *(file["path"] for file in run["files"]))
+        ),
+    )
 
 
 # ---------------------------------------------------------------- the table
@@ -432,4 +1109,6 @@ def test_the_page_in_the_docs_has_every_fault_of_the_suite() -> None:
 def test_zz_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     """What was not run this time stays on the page as it is."""
     seen = page.rows("faults") | {name: str(row) for name, row in SEEN.items()}
-    page.show("faults", page.HEAD + "".join(f"{seen[name]}\n" for name in ORDER if name in seen), capsys)
+    page.show(
+        "faults", page.HEAD + "".join(f"{seen[name]}\n" for name in ORDER if name in seen), capsys
+    )

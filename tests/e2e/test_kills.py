@@ -1,7 +1,8 @@
-"""SIGKILL for the script, its container, dockerd and containerd at every step of a run: the tracker comes back, and nothing is lost.
+"""SIGKILL for the script, its container, dockerd and containerd at every step of a run.
 
-The tables are made of what was seen; UPDATE_FAULTS=1 writes them into docs/faults.md. KILLS=200 kills at 200 random moments instead of ten,
-KILLS_SEED repeats them.
+Each time the tracker comes back and nothing is lost. UPDATE_FAULTS=1 writes the tables of what was
+seen into docs/faults.md. KILLS=200 kills at 200 random moments instead of ten. KILLS_SEED repeats
+the same random moments.
 """
 
 from __future__ import annotations
@@ -20,66 +21,43 @@ from e2e.faults import MARKER, PAUSE, STOP, recover, tracker_started_again
 from e2e.host import Container, Host, wait_until
 from e2e.page import Row
 from e2e.stack import wait_for_tracker
-from e2e.steps import KILL, Step, Struck, strike_after, strike_at
+from e2e.steps import KILL, STEPS, Step, Struck, strike_after, strike_at
 
 BACK_SECONDS = 300
 CRON_SECONDS = 60  # the recovery is called at once here, and by cron up to a minute later
 ACTIONS = {"stop": STOP, "pause": PAUSE}
 
-STEPS = (
-    Step("taking the lock", "^flock ", container=False),
-    Step("checking the destination", "^tracker-backup check destination", container=False),
-    Step("looking for what dead runs left", "^docker ps .*label=tracker-backup.run", container=False),
-    Step("checking Docker", "^tracker-backup check docker", container=False),
-    Step("checking the deployment", "^tracker-backup check deployment", container=False),
-    Step("looking for the image", "^docker image inspect", container=False),
-    Step("starting the container", "^docker compose .* run ", container=False),
-    Step("preflight", "^docker exec .* preflight "),
-    Step("syncing the marker", "^sync .*/window.partial$", window=True),
-    Step("renaming the marker", "^mv .*/window.partial ", window=True),
-    Step("taking the tracker down", "^docker (stop|pause) ", window=True),
-    Step("taking the tracker down, under way", "^docker (stop|pause) ", window=True, under_way=True),
-    Step("beginning the capture", "^docker exec .* capture ", window=True),
-    Step("capturing the database", "^(cp .*/database.db|mariadb-dump .*)$", window=True),
-    Step("bringing the tracker back", "^docker (start|unpause) ", window=True),
-    Step("removing the marker", "^rm .*/window$", window=True),
-    Step("looking back at the window", "^docker events "),
-    Step("beginning to finish", "^docker exec .* finish "),
-    Step("checking the database", "^(sqlite3 .*integrity_check|mawk )"),
-    Step("archiving the configuration", "^tar --create"),
-    Step("compressing the database", "^pigz --stdout"),
-    Step("syncing the compressed database", "^sync .*/(sqlite|mysql)/[^/]*.partial$"),
-    Step("publishing the database", "^mv .*/(sqlite|mysql)/"),
-    Step("publishing the configuration", "^mv .*/config/"),
-    Step("writing the run manifest", "^tracker-backup record"),
-    Step("removing old backups", "^tracker-backup prune"),
-    Step("removing the container", "^docker rm "),
-)
-# Outside the window it makes no difference how the tracker is taken down. Before it has the lock, a run has not asked Docker for anything: what a
-# dead Docker takes down then is as down as it would be without us.
+# Outside the window it makes no difference how the tracker is taken down. Before it has the lock,
+# a run has not asked Docker for anything. So a Docker that dies then is not this run's business.
 CASES = [
     (quiesce, victim, step)
     for quiesce in ACTIONS
     for victim in KILL
     for step in STEPS
-    if (step.window or quiesce == "pause") and (step.container or victim != "its container") and (step is not STEPS[0] or victim == "the script")
+    if (step.window or quiesce == "pause")
+    and (step.container or victim != "its container")
+    and (step is not STEPS[0] or victim == "the script")
 ]
 # Docker itself may only die during a run, not just before or after it.
 AT_RANDOM = {"the script": 8, "its container": 1, "containerd": 1}
-# One recovery by the cron line itself for each way to take the tracker down; cron's minute is too long for all.
+# One case for each way to take the tracker down waits for cron's own recovery. The others call the
+# recovery themselves, because cron needs up to a minute.
 BY_CRON = ("the script", "capturing the database")
 
 
-# By database and by how the tracker is taken down: what became of each kill, and the longest time without an answer to an announce.
+# By database and by how the tracker is taken down: the row of each kill, and the longest time
+# without an answer to an announce.
 SEEN: dict[tuple[str, str], dict[str, Row]] = {}
 GAPS: dict[tuple[str, str], list[float]] = {}
 
 
 def reason(killed: Struck, log: str) -> str:
-    """The line that tells what went wrong, or that nothing did; of a script that was killed, what the recovery says."""
+    """The log line with the failure or the success; after a killed script, that of the recovery."""
     lines = log.splitlines()
     errors = [line for line in lines if "]: ERROR:" in line]
-    assert len(errors) == (killed.outcome.code not in (0, 3, 137)), f"the reason is logged once:\n{log}"
+    assert len(errors) == (killed.outcome.code not in (0, 3, 137)), (
+        f"the reason is logged once:\n{log}"
+    )
     assert not re.search("exit code [0-9]+: unexpected", log), log
     for pattern in ("]: ERROR:", "skipped: ", "recovery: run", " succeeded", " begins"):
         if found := [line for line in lines if pattern in line]:
@@ -104,7 +82,7 @@ def answers(host: Host) -> bool:
 
 
 def recovered(host: Host, killed: Struck, *, by_cron: bool = False) -> None:
-    """Returns when the tracker answers again; the recovery is cron's, or called as cron calls it."""
+    """Returns when the tracker answers again after a recovery, by cron or called as cron does."""
     wait_until("Docker to answer", lambda: answers(host), 60)
     if not by_cron:
         recover(host)
@@ -112,11 +90,21 @@ def recovered(host: Host, killed: Struck, *, by_cron: bool = False) -> None:
     wait_until("the recovery", lambda: not host.exists(MARKER), left)
     wait_for_tracker(host, left)
     # A containerd that was killed takes systemd and Docker some seconds.
-    wait_until("Docker to reach containerd", lambda: host.run("docker", "top", "tracker", check=False).returncode == 0, 60)
+    wait_until(
+        "Docker to reach containerd",
+        lambda: host.run("docker", "top", "tracker", check=False).returncode == 0,
+        60,
+    )
 
 
-@pytest.mark.parametrize(("quiesce", "victim", "step"), CASES, ids=[f"{quiesce}: {victim}, {step.name}" for quiesce, victim, step in CASES])
-def test_a_kill_at_a_step_loses_nothing(deployment: Deployment, quiesce: str, victim: str, step: Step) -> None:
+@pytest.mark.parametrize(
+    ("quiesce", "victim", "step"),
+    CASES,
+    ids=[f"{quiesce}: {victim}, {step.name}" for quiesce, victim, step in CASES],
+)
+def test_a_kill_at_a_step_loses_nothing(
+    deployment: Deployment, quiesce: str, victim: str, step: Step
+) -> None:
     host = deployment.host
     if not faults.backups(host):
         next_run(deployment, {})
@@ -132,13 +120,20 @@ def test_a_kill_at_a_step_loses_nothing(deployment: Deployment, quiesce: str, vi
         tracker = brought_back(deployment, before, log)
         assert lost(host, earlier) == []
         name, key = row_name(victim, step), (deployment.stack.driver, quiesce)
-        row = Row(name, killed.outcome.code, reason(killed, log), tracker, next_run(deployment, earlier))
+        row = Row(
+            name, killed.outcome.code, reason(killed, log), tracker, next_run(deployment, earlier)
+        )
     SEEN.setdefault(key, {})[name] = row
     GAPS.setdefault(key, []).append(gap)
 
 
-def test_kills_at_random_moments_lose_nothing(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of runs one after the other; every tenth is followed by one that is left alone. A run that was over first does not count."""
+def test_kills_at_random_moments_lose_nothing(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every tenth killed run is followed by one that is left alone.
+
+    A run that ended before it was killed does not count.
+    """
     host, kills = deployment.host, int(os.environ.get("KILLS", "10"))
     seed = int(os.environ.get("KILLS_SEED") or random.randrange(10**6))
     chance = random.Random(seed)
@@ -147,7 +142,10 @@ def test_kills_at_random_moments_lose_nothing(deployment: Deployment, capsys: py
         lengths = {quiesce: _length(deployment, quiesce) for quiesce in ACTIONS}
         codes: list[int] = []
         for attempt in range(1, kills * 3):
-            quiesce, victim = chance.choice(list(ACTIONS)), chance.choices(list(AT_RANDOM), list(AT_RANDOM.values()))[0]
+            quiesce, victim = (
+                chance.choice(list(ACTIONS)),
+                chance.choices(list(AT_RANDOM), list(AT_RANDOM.values()))[0],
+            )
             moment = chance.uniform(0, lengths[quiesce])
             what = f"seed {seed}, attempt {attempt}: {victim} after {moment:.3f} s, {quiesce}"
             print(what)
@@ -173,8 +171,10 @@ def test_kills_at_random_moments_lose_nothing(deployment: Deployment, capsys: py
     assert gap < BACK_SECONDS - CRON_SECONDS
     ends = ", ".join(f"{codes.count(code)} with {code}" for code in sorted(set(codes)))
     text = (
-        f"`KILLS={kills} KILLS_SEED={seed} pytest tests/e2e/test_kills.py -k 'random and {deployment.stack.driver}'`: of {kills} runs that were struck "
-        f"{ends} ended; none of the backups was lost, and announces went unanswered for {gap:.0f} s at most.\n"
+        f"`KILLS={kills} KILLS_SEED={seed} pytest tests/e2e/test_kills.py -k 'random and "
+        f"{deployment.stack.driver}'`: of {kills} runs that were struck "
+        f"{ends} ended; none of the backups was lost, and announces went unanswered for {gap:.0f} "
+        "s at most.\n"
     )
     page.show(f"random kills, {deployment.stack.driver}", text, capsys)
 
@@ -193,7 +193,9 @@ def row_name(victim: str, step: Step) -> str:
 
 
 @pytest.mark.parametrize("quiesce", ACTIONS)
-def test_zz_the_tables(deployment: Deployment, quiesce: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_zz_the_tables(
+    deployment: Deployment, quiesce: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Prints what was seen; what was not run this time stays on the page as it is."""
     key, name = (deployment.stack.driver, quiesce), f"kills, {deployment.stack.driver}, {quiesce}"
     if key not in SEEN:
@@ -203,5 +205,8 @@ def test_zz_the_tables(deployment: Deployment, quiesce: str, capsys: pytest.Capt
     rows = {name: known[name] for name in order if name in known}
     table = page.HEAD + "".join(f"{row}\n" for row in rows.values())
     gaps = [*GAPS[key], *(page.seconds(name) if rows.keys() != SEEN[key].keys() else [])]
-    gap = f"\nOf {len(rows)} kills, the longest time without an answer to an announce: {max(gaps):.0f} s.\n"
+    gap = (
+        f"\nOf {len(rows)} kills, the longest time without an answer to an announce: "
+        f"{max(gaps):.0f} s.\n"
+    )
     page.show(name, table + gap, capsys)

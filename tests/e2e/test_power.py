@@ -1,4 +1,4 @@
-"""The power goes, or the host boots, in the window; and the destination's disk loses its power while a run publishes, or just after it."""
+"""A power cut or a boot in the window, and a power cut of the destination's disk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from e2e.faults import MARKER, PAUSE, STOP, striking, tracker_started_again
 from e2e.host import wait_until
 from e2e.page import Row
 from e2e.stack import wait_for_tracker
-from e2e.steps import Step, strike_at
+from e2e.steps import Step, step_named, strike_at
 
 ACTIONS = {"stop": STOP, "pause": PAUSE}
 DOWN = {"stop": "exited", "pause": "paused"}
-PUBLISHING = (
-    Step("when the database is compressed", "^sync .*/(sqlite|mysql)/[^/]*.partial$"),
-    Step("before the database is published", "^mv .*/(sqlite|mysql)/"),
-    Step("before the configuration is published", "^mv .*/config/"),
-    Step("before the run manifest is written", "^tracker-backup record"),
-    Step("before old backups are removed", "^tracker-backup prune"),
+PUBLISHING = tuple(
+    Step(name, point=step_named(step).stop_at)
+    for name, step in (
+        ("when the database is compressed", "syncing the compressed database"),
+        ("before the database is published", "publishing the database"),
+        ("before the configuration is published", "publishing the configuration"),
+        ("before the run manifest is written", "writing the run manifest"),
+        ("before old backups are removed", "removing old backups"),
+    )
 )
 
 # With a file just written that nobody has synced.
@@ -35,28 +38,52 @@ SEEN: dict[str, Row] = {}
 
 @pytest.mark.parametrize("quiesce", ACTIONS)
 @pytest.mark.parametrize("way", ["power_cut", "reboot"])
-def test_the_tracker_is_back_after_a_boot_inside_the_window(deployment: Deployment, quiesce: str, way: str) -> None:
-    host, earlier, since, before = deployment.host, faults.backups(deployment.host), faults.log_lines(deployment.host), deployment.tracker()
+def test_the_tracker_is_back_after_a_boot_inside_the_window(
+    deployment: Deployment, quiesce: str, way: str
+) -> None:
+    host, earlier, since, before = (
+        deployment.host,
+        faults.backups(deployment.host),
+        faults.log_lines(deployment.host),
+        deployment.tracker(),
+    )
     with tracker_started_again(deployment), deployment.configured(**ACTIONS[quiesce]):
         with striking(host, SCRIPT, at="backup.sh capture", do="sleep 1000"):
-            wait_until("the window", lambda: host.exists(MARKER) and deployment.tracker().status == DOWN[quiesce], 60)
+            wait_until(
+                "the window",
+                lambda: host.exists(MARKER) and deployment.tracker().status == DOWN[quiesce],
+                60,
+            )
             getattr(host, way)()
         wait_until("cron's recovery", lambda: not host.exists(MARKER), 100)
         wait_for_tracker(host)
         after = deployment.tracker()
         assert (after.id, after.status) == (before.id, "running")
         others = (one for name, one in host.containers().items() if "backup" not in name)
-        wait_until("every other container", lambda: all(one.status == "running" for one in others), 60)
+        wait_until(
+            "every other container", lambda: all(one.status == "running" for one in others), 60
+        )
         assert lost(host, earlier) == []
     line = reason(faults.log_since(host, since), "recovery: run .* left a window open")
-    name = f"{way.replace('_', ' ')} in the window, tracker {DOWN[quiesce].replace('exited', 'stopped')}"
-    ended = re.search(r"failed, exit code (\d+)", line)  # a boot may leave the run the time to say so
-    SEEN[name] = Row(name, int(ended[1]) if ended else 137, line, becomes(before, after), next_run(deployment, earlier))
+    name = (
+        f"{way.replace('_', ' ')} in the window, tracker "
+        f"{DOWN[quiesce].replace('exited', 'stopped')}"
+    )
+    ended = re.search(
+        r"failed, exit code (\d+)", line
+    )  # a boot may leave the run the time to say so
+    SEEN[name] = Row(
+        name,
+        int(ended[1]) if ended else 137,
+        line,
+        becomes(before, after),
+        next_run(deployment, earlier),
+    )
 
 
 @contextmanager
 def losing_disk(deployment: Deployment) -> Iterator[None]:
-    """The destination on a disk of its own for as long as the block lasts; what was there before stays below it."""
+    """Mounts a disk of its own at the destination for as long as the block lasts."""
     host = deployment.host
     host.sh(disk.ext4(DESTINATION))
     try:
@@ -66,7 +93,7 @@ def losing_disk(deployment: Deployment) -> Iterator[None]:
 
 
 def back_on(deployment: Deployment) -> None:
-    """The disk is there again, and has lost what was not synced: otherwise nothing would have been tested."""
+    """Gives the disk its power back; it lost what was not synced, or the test proves nothing."""
     deployment.host.sh(disk.with_power_again(DESTINATION))
     assert not deployment.host.exists(f"{DESTINATION}/unsynced")
 
@@ -76,7 +103,11 @@ def test_a_backup_is_whole_after_a_power_cut_just_after_success(deployment: Depl
     with losing_disk(deployment):
         with deployment.configured(QUIESCE="none"):
             deployment.run().succeeded()
-            earlier, before, since = faults.backups(host), deployment.tracker(), faults.log_lines(host)
+            earlier, before, since = (
+                faults.backups(host),
+                deployment.tracker(),
+                faults.log_lines(host),
+            )
             host.sh(f"{SCRIPT} && {{ {POWER_GONE}; }}")
         back_on(deployment)
         assert lost(host, earlier) == []
@@ -85,23 +116,43 @@ def test_a_backup_is_whole_after_a_power_cut_just_after_success(deployment: Depl
         host.run("tracker-backup", "verify", run["id"], seconds=300)
         line = reason(faults.log_since(host, since), "succeeded")
         name = "power cut of the destination just after success"
-        SEEN[name] = Row(name, 0, line, becomes(before, deployment.tracker()), next_run(deployment, faults.backups(host)))
+        SEEN[name] = Row(
+            name,
+            0,
+            line,
+            becomes(before, deployment.tracker()),
+            next_run(deployment, faults.backups(host)),
+        )
 
 
 @pytest.mark.parametrize("step", PUBLISHING, ids=lambda step: str(step.name))
-def test_no_backup_is_lost_when_the_power_goes_while_one_is_published(deployment: Deployment, step: Step) -> None:
+def test_no_backup_is_lost_when_the_power_goes_while_one_is_published(
+    deployment: Deployment, step: Step
+) -> None:
     host = deployment.host
     with losing_disk(deployment):
         with deployment.configured(QUIESCE="none"):
             deployment.run().succeeded()
-            earlier, before, since = faults.backups(host), deployment.tracker(), faults.log_lines(host)
+            earlier, before, since = (
+                faults.backups(host),
+                deployment.tracker(),
+                faults.log_lines(host),
+            )
             struck = strike_at(host, step, POWER_GONE)
         back_on(deployment)
         assert lost(host, earlier) == []
-        assert struck.outcome.code == (0 if "old backups" in step.name else 1), struck.outcome.output
+        assert struck.outcome.code == (0 if "old backups" in step.name else 1), (
+            struck.outcome.output
+        )
         line = reason(faults.log_since(host, since), "succeeded|failed")
         name = f"power cut of the destination {step.name}"
-        SEEN[name] = Row(name, struck.outcome.code, line, becomes(before, deployment.tracker()), next_run(deployment, earlier))
+        SEEN[name] = Row(
+            name,
+            struck.outcome.code,
+            line,
+            becomes(before, deployment.tracker()),
+            next_run(deployment, earlier),
+        )
 
 
 def test_zz_the_table(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:

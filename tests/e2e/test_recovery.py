@@ -1,4 +1,4 @@
-"""Whatever dies inside the window, the tracker comes back; unless it is no longer as the dead run left it, for then somebody has taken over."""
+"""Whatever dies in the window, the tracker comes back, unless somebody changed it meanwhile."""
 
 from __future__ import annotations
 
@@ -10,14 +10,26 @@ import pytest
 from e2e import faults
 from e2e.bundle import Outcome
 from e2e.deployment import SCRIPT, Deployment
-from e2e.faults import DIE, HOLD, KILL, MARKER, PAUSE, STATE, STOP, recover, strike, striking, tracker_started_again
+from e2e.faults import (
+    DIE,
+    HOLD,
+    KILL,
+    MARKER,
+    PAUSE,
+    STATE,
+    STOP,
+    recover,
+    strike,
+    striking,
+    tracker_started_again,
+)
 from e2e.host import Container, wait_until
 from e2e.stack import DEPLOY_DIR, wait_for_tracker
 
 ACTIONS = {"stop": STOP, "pause": PAUSE}
 DOWN = {"stop": "exited", "pause": "paused"}
 CAPTURE = "backup.sh capture"
-# Cron's own recovery comes every minute: it is kept away while a test does what an operator does before it.
+# Cron calls the recovery every minute. The hold keeps it away while a test plays the operator.
 HELD = f"touch {HOLD}; {KILL}; exit 1"
 
 
@@ -32,7 +44,7 @@ def dead_run(deployment: Deployment, quiesce: str, do: str = DIE) -> Container:
 
 
 def recovered(deployment: Deployment, since: int, *, by_hand: bool = False) -> str:
-    """What the log says after the recovery: cron's own, where the bundle has it, otherwise called by hand as cron would."""
+    """The log after the recovery, by cron or, if `by_hand`, called as cron does."""
     host = deployment.host
     if by_hand or not faults.has_recovery_in_cron(host):
         recover(host)
@@ -50,7 +62,7 @@ def is_back(deployment: Deployment, before: Container, quiesce: str) -> None:
 
 
 def next_run_succeeds(deployment: Deployment, earlier: dict[str, str]) -> None:
-    """A run after the fault cleans up and is good, and no backup that was there before it has changed."""
+    """A run after the fault succeeds and cleans up; no earlier backup has changed."""
     with deployment.configured(QUIESCE="none" if deployment.stack.driver == "mysql" else "pause"):
         deployment.run().succeeded()
     assert faults.leftovers(deployment.host) == []
@@ -60,8 +72,14 @@ def next_run_succeeds(deployment: Deployment, earlier: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("quiesce", ACTIONS)
-def test_a_run_that_was_killed_in_its_window_is_recovered(deployment: Deployment, quiesce: str) -> None:
-    host, earlier, since = deployment.host, faults.backups(deployment.host), faults.log_lines(deployment.host)
+def test_a_run_that_was_killed_in_its_window_is_recovered(
+    deployment: Deployment, quiesce: str
+) -> None:
+    host, earlier, since = (
+        deployment.host,
+        faults.backups(deployment.host),
+        faults.log_lines(deployment.host),
+    )
     with tracker_started_again(deployment):
         # The call that was under way goes on without the script: it must not keep the lock.
         blocking = ("pgrep", "--full", "^systemd-inhibit .*tracker-backup")
@@ -69,12 +87,20 @@ def test_a_run_that_was_killed_in_its_window_is_recovered(deployment: Deployment
         assert host.read("/root/blocking").split(), "the shutdown was not blocked in the window"
         host.run("flock", "--nonblock", f"{STATE}/lock", "true")
         # Cron's own recovery comes within a minute: once is enough to wait for it.
-        log = recovered(deployment, since, by_hand=(deployment.stack.driver, quiesce) != ("sqlite3", "stop"))
+        log = recovered(
+            deployment, since, by_hand=(deployment.stack.driver, quiesce) != ("sqlite3", "stop")
+        )
         assert re.search(rf"recovery: run \d+_\d+ left a window open \({quiesce}\)", log)
         assert "the tracker runs again" in log
         is_back(deployment, before, quiesce)
-        wait_until("the shutdown to be allowed again", lambda: host.run(*blocking, check=False).returncode != 0, 10)
-        assert host.sh("docker ps --quiet --filter label=tracker-backup.run | wc -l").strip() == "1", "the next run removes it"
+        wait_until(
+            "the shutdown to be allowed again",
+            lambda: host.run(*blocking, check=False).returncode != 0,
+            10,
+        )
+        assert (
+            host.sh("docker ps --quiet --filter label=tracker-backup.run | wc -l").strip() == "1"
+        ), "the next run removes it"
         next_run_succeeds(deployment, earlier)
 
 
@@ -84,7 +110,11 @@ def test_a_paused_tracker_that_died_with_docker_is_started(deployment: Deploymen
     with tracker_started_again(deployment):
         before = dead_run(deployment, "pause", HELD)
         host.sh("kill -KILL $(pidof dockerd)")
-        wait_until("Docker to be there again", lambda: host.run("docker", "version", check=False).returncode == 0, 60)
+        wait_until(
+            "Docker to be there again",
+            lambda: host.run("docker", "version", check=False).returncode == 0,
+            60,
+        )
         left = deployment.tracker().status
         assert left in ("exited", "paused", "running")
         host.run("rm", HOLD)
@@ -122,11 +152,18 @@ def test_the_next_run_recovers_by_itself_and_then_backs_up(deployment: Deploymen
 
 
 @pytest.mark.parametrize("quiesce", ACTIONS)
-def test_recovery_keeps_out_of_the_window_of_a_live_run(deployment: Deployment, quiesce: str) -> None:
+def test_recovery_keeps_out_of_the_window_of_a_live_run(
+    deployment: Deployment, quiesce: str
+) -> None:
     host = deployment.host
     with (
         deployment.configured(**ACTIONS[quiesce]),
-        striking(host, SCRIPT, at=CAPTURE, do="touch /tmp/held; while [ -e /tmp/held ]; do sleep 0.1; done") as wait,
+        striking(
+            host,
+            SCRIPT,
+            at=CAPTURE,
+            do="touch /tmp/held; while [ -e /tmp/held ]; do sleep 0.1; done",
+        ) as wait,
     ):
         wait_until("the window", lambda: host.exists("/tmp/held"), 60)
         assert deployment.tracker().status == DOWN[quiesce]
@@ -141,9 +178,14 @@ def test_recovery_keeps_out_of_the_window_of_a_live_run(deployment: Deployment, 
 
 @pytest.mark.only("sqlite3")
 @pytest.mark.parametrize("quiesce", ACTIONS)
-def test_recovery_does_not_wait_for_a_run_that_hangs_beyond_its_deadline(deployment: Deployment, quiesce: str) -> None:
+def test_recovery_does_not_wait_for_a_run_that_hangs_beyond_its_deadline(
+    deployment: Deployment, quiesce: str
+) -> None:
     host, before = deployment.host, deployment.tracker()
-    hanging = "echo $FAULT_PID >/tmp/hanging; kill -STOP $FAULT_PID; while [ -e /tmp/hanging ]; do sleep 0.2; done"
+    hanging = (
+        "echo $FAULT_PID >/tmp/hanging; kill -STOP $FAULT_PID; while [ -e /tmp/hanging ]; "
+        "do sleep 0.2; done"
+    )
     with (
         tracker_started_again(deployment),
         deployment.configured(**ACTIONS[quiesce]),
@@ -151,7 +193,9 @@ def test_recovery_does_not_wait_for_a_run_that_hangs_beyond_its_deadline(deploym
     ):
         wait_until("the run to hang", lambda: host.exists("/tmp/hanging"), 60)
         try:
-            assert recover(host) == Outcome(0, ""), "before the deadline the window is the run's own"
+            assert recover(host) == Outcome(0, ""), (
+                "before the deadline the window is the run's own"
+            )
             host.sh(f'read -r -a field <{MARKER}; field[4]=1; echo "${{field[*]}}" >{MARKER}')
             recover(host)
             wait_until("the recovery", lambda: not host.exists(MARKER), 100)
@@ -168,7 +212,16 @@ def test_recovery_does_not_wait_for_a_run_that_hangs_beyond_its_deadline(deploym
 @pytest.mark.only("sqlite3")
 def test_recovery_without_a_marker_takes_no_lock(deployment: Deployment) -> None:
     holder = deployment.host.spawn("flock", f"{STATE}/lock", "sleep", "3")
-    wait_until("the lock to be held", lambda: deployment.host.run("flock", "--nonblock", f"{STATE}/lock", "true", check=False).returncode != 0, 10)
+    wait_until(
+        "the lock to be held",
+        lambda: (
+            deployment.host.run(
+                "flock", "--nonblock", f"{STATE}/lock", "true", check=False
+            ).returncode
+            != 0
+        ),
+        10,
+    )
     assert recover(deployment.host) == Outcome(0, "")
     assert holder.poll() is None
     holder.communicate()
@@ -179,9 +232,15 @@ def test_recovery_reads_nothing_in_the_deploy_directory(deployment: Deployment) 
     host, since = deployment.host, faults.log_lines(deployment.host)
     with tracker_started_again(deployment):
         before = dead_run(deployment, "stop", HELD)
-        host.sh(f"rm {HOLD}; mv {DEPLOY_DIR}/.env /root/env.kept; mv {DEPLOY_DIR}/docker-compose.yml /root/compose.kept")
+        host.sh(
+            f"rm {HOLD}; mv {DEPLOY_DIR}/.env /root/env.kept; mv {DEPLOY_DIR}/docker-compose.yml "
+            "/root/compose.kept"
+        )
         try:
             recovered(deployment, since, by_hand=True)
             is_back(deployment, before, "stop")
         finally:
-            host.sh(f"mv /root/env.kept {DEPLOY_DIR}/.env; mv /root/compose.kept {DEPLOY_DIR}/docker-compose.yml")
+            host.sh(
+                f"mv /root/env.kept {DEPLOY_DIR}/.env; mv /root/compose.kept "
+                f"{DEPLOY_DIR}/docker-compose.yml"
+            )

@@ -12,7 +12,7 @@ from e2e.deployment import SCRIPT, Deployment
 from e2e.faults import PAUSE, STOP, tracker_started_again
 from e2e.host import wait_until
 from e2e.stack import DEPLOY_DIR, SQLITE_FILE, sqlite, wait_for_tracker
-from e2e.steps import Step, strike_at
+from e2e.steps import step_named, strike_at
 
 pytestmark = pytest.mark.only("sqlite3")
 
@@ -21,7 +21,7 @@ TOML = f"{DEPLOY_DIR}/storage/tracker/etc/tracker.toml"
 SPACED = SQLITE_FILE.replace("tracker.db", "tracker of our own.db")
 LARGE_SECONDS = 900
 COMMITTED, UNCOMMITTED = "c" * 40, "d" * 40
-PREFLIGHT = Step("preflight", "^docker exec .* preflight ")
+PREFLIGHT = step_named("preflight")
 SEED = f"DELETE FROM whitelist; INSERT INTO whitelist (info_hash) VALUES ('{COMMITTED}');"
 OVER_4_GB = "CREATE TABLE big (data BLOB); " + "INSERT INTO big VALUES (zeroblob(900000000)); " * 5
 

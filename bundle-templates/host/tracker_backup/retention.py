@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 
+from .fault_points import fault_point
 from .host import CONFIG, IN_SIDECAR, Host
 from .log import say
 from .runs import Manifest, newest_success, read_runs, run_files, run_time
@@ -94,6 +95,7 @@ def remember_suspension(host: Host, runs: list[Manifest]) -> dict[str, str]:
 
 def command_prune(_: argparse.Namespace) -> int:
     host = Host.read(CONFIG)
+    fault_point("removing-old-backups", host)
     runs = read_runs(host)
     days = host.retention_days
     reasons = remember_suspension(host, runs)

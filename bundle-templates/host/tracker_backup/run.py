@@ -11,6 +11,7 @@ from pathlib import Path
 from .deployment import check_deployment, stack_facts
 from .destination import check_destination
 from .docker import check_docker
+from .fault_points import fault_point
 from .files import write_durably
 from .host import CONFIG, Host, Refused, utc_now
 from .log import say
@@ -94,5 +95,6 @@ def command_record(arguments: argparse.Namespace) -> int:
     }
     if success and not manifest["files"]:
         raise Refused("a successful run without files: nothing was recorded")
+    fault_point("writing-the-run-manifest", host)
     write_durably(host.destination / "runs" / f"{facts['id']}.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return 0
