@@ -159,7 +159,7 @@ impl Environment {
         let mut seen = BTreeSet::new();
         problems.retain(|problem| seen.insert(problem.path.clone()));
 
-        // With examples in place of the wrong values, the rules across the other keys can be looked at.
+        // Examples replace the wrong values, so that the rules across the other keys can be checked.
         for path in &seen {
             json::replace(&mut document, path, schema.example(path));
         }

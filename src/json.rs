@@ -122,7 +122,9 @@ pub fn get<'a>(document: &'a Value, path: &str) -> Option<&'a Value> {
         .try_fold(document, |value, key| value.get(key))
 }
 
-/// Puts a value at a path of plain keys, or removes what is there, as far as its parent is an object.
+/// Puts a value at a path of plain keys, or removes the value that is there.
+///
+/// If the parent is not an object, nothing happens.
 pub fn replace(document: &mut Value, path: &str, value: Option<&Value>) {
     let (parent, key) = path.rsplit_once('.').unwrap_or(("", path));
     let parent = match parent {

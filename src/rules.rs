@@ -105,7 +105,8 @@ fn times(backup: &BackupConfig, database: &Database, rules: &mut Rules<'_>) {
                 DRIVER,
             ],
             format!(
-                "{window}, of which two thirds are for stopping and capturing, while stopping alone may take {stop} (stop_timeout_seconds)"
+                "{window}, of which two thirds are for stopping and capturing, while stopping \
+                 alone may take {stop} (stop_timeout_seconds)"
             ),
             "more than one and a half times stop_timeout_seconds",
             "raise window_timeout_seconds, or lower stop_timeout_seconds",
@@ -113,8 +114,9 @@ fn times(backup: &BackupConfig, database: &Database, rules: &mut Rules<'_>) {
     }
 }
 
-/// Of a window's time limit, the part for stopping and capturing, as `maintenance-backup.sh` reckons it; the rest is for
-/// bringing the tracker back. Both in seconds.
+/// The part of a window's time limit that is for stopping and capturing, in seconds.
+///
+/// The rest is for bringing the tracker back. `maintenance-backup.sh` computes the same.
 pub fn capture_seconds(window_timeout_seconds: u32) -> u32 {
     window_timeout_seconds * 2 / 3
 }
@@ -145,7 +147,8 @@ fn places(backup: &BackupConfig, rules: &mut Rules<'_>) {
             &["backup.destination", "backup.deploy_dir"],
             format!("{destination:?}, which overlaps {other}, used by others"),
             "a directory for the backups alone: only root can look into it afterwards",
-            "write for example \"/mnt/backup/torrust\", or leave the key out for <deploy_dir>/storage/backup",
+            "write for example \"/mnt/backup/torrust\", or leave the key out for \
+             <deploy_dir>/storage/backup",
         );
     }
 }
@@ -295,7 +298,8 @@ fn mysql(backup: &BackupConfig, database: &Database, server: &MysqlServer, rules
         rules.refuse(
             &["backup.database_tls", HOST],
             "verification of the stack's own server, whose certificate is its own".to_owned(),
-            "with \"ca_file\", the authority that signed the server's certificate; or \"verify\": false",
+            "with \"ca_file\", the authority that signed the server's certificate; or \
+             \"verify\": false",
             "add \"ca_file\", or remove database_tls",
         );
     }

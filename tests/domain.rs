@@ -1,4 +1,4 @@
-//! The domain's types, the schema that describes them, the templates that print them, and the layers.
+//! The domain's types, the schema that describes them, the templates that print them, the layers.
 
 mod common;
 
@@ -253,7 +253,7 @@ fn every_key_of_the_backup_section_is_in_the_docs() {
     }
 }
 
-/// In Tera an unknown name in `{% if %}` is silently false, so every name must be one of the plan's.
+/// In Tera an unknown name in `{% if %}` is silently false, so the plan must have every name.
 #[test]
 fn templates_print_loop_and_test_a_bool_of_the_plan() {
     for case in CASES {

@@ -166,7 +166,7 @@ fn the_next_five_runs_in_the_hosts_time_zone() {
     }
 }
 
-/// Every strategy, way to be quiet and scope, the ones that the environment file cannot ask for yet too.
+/// Every strategy, quiesce and scope, also those that the environment file cannot ask for yet.
 #[test]
 fn what_it_means_for_the_tracker() {
     for case in ["sqlite-minimal", "mysql-minimal"] {

@@ -1,4 +1,4 @@
-//! The committed bundles of the examples, compared by `--check`. After a wanted change: `just bless`.
+//! The committed bundles of the examples. After an intended change: `just bless`.
 
 mod common;
 

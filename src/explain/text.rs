@@ -203,7 +203,8 @@ impl Explanation {
                 Some(gb) => format!(": enough to copy about {gb} GB"),
             };
             page.say(&format!(
-                "Stopping and capturing may take {} s{room}. After that the run fails and the tracker comes back, whatever still hangs, within {limit} s in all.",
+                "Stopping and capturing may take {} s{room}. After that the run fails and the \
+                 tracker comes back, whatever still hangs, within {limit} s in all.",
                 capture_seconds(limit)
             ));
         }
