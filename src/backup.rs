@@ -133,7 +133,7 @@ fn absolute_and_normal(text: &str) -> Result<(), Refusal> {
     if normal == text {
         Ok(())
     } else {
-        refuse(ALLOWED, format!("write `{normal}`"))
+        refuse(ALLOWED, "write it without `.`, `//` and the final `/`")
     }
 }
 

@@ -18,6 +18,7 @@ pub mod restic;
 mod rules;
 pub mod schedule;
 mod schema;
+mod shown;
 pub mod topology;
 
 use std::path::Path;

@@ -65,13 +65,14 @@ fn host_names() {
 
 #[test]
 fn paths() {
+    const SHORTER: &str = "write it without `.`, `//` and the final `/`";
     for good in ["/a", "/opt/torrust", "/mnt/back up/ü", "/a/..b", "/a/.b"] {
         assert!(good.parse::<HostPath>().is_ok(), "{good}");
     }
     for (bad, fix) in [
-        ("/a/", "write `/a`"),
-        ("//a", "write `/a`"),
-        ("/a/./b", "write `/a/b`"),
+        ("/a/", SHORTER),
+        ("//a", SHORTER),
+        ("/a/./b", SHORTER),
         ("/", "name a directory below `/`"),
     ] {
         assert_eq!(bad.parse::<HostPath>().unwrap_err().fix, fix);
