@@ -531,11 +531,13 @@ impl Database {
         self.is_server() && self.service().is_none()
     }
 
-    /// A file can be torn by its writer, a server's dump cannot.
+    /// A writer can tear the copy of a file. So the tracker is frozen meanwhile, which keeps its
+    /// memory and its network. A server's dump is consistent while the tracker runs.
+    /// docs/decisions/0010-freeze-the-tracker-by-default.md
     #[must_use]
     pub fn default_quiesce(&self) -> Quiesce {
         match self {
-            Self::Sqlite { .. } => Quiesce::Stop,
+            Self::Sqlite { .. } => Quiesce::Pause,
             Self::Mysql(_) => Quiesce::None,
         }
     }

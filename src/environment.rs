@@ -160,7 +160,7 @@ impl Environment {
         let mut seen = BTreeSet::new();
         problems.retain(|problem| seen.insert(problem.path.clone()));
 
-        // Examples replace the wrong values, so that the rules across the other keys can be checked.
+        // Examples replace the wrong values, so that the rules across other keys can be checked.
         for path in &seen {
             json::replace(&mut document, path, schema.example(path));
         }

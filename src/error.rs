@@ -84,7 +84,7 @@ impl Error {
             }
             Self::Read { .. } => "make the file readable for this user".to_owned(),
             Self::NotUtf8 { .. } => "save the file as UTF-8".to_owned(),
-            Self::Syntax { .. } => "mend the file there, or just before it".to_owned(),
+            Self::Syntax { .. } => "fix the file there, or just before it".to_owned(),
             Self::Invalid { .. } => {
                 "docs/configuration.md lists every key; nothing was written".to_owned()
             }
@@ -126,7 +126,7 @@ pub struct Problem {
     pub found: String,
     /// What may stand there.
     pub allowed: String,
-    /// How to mend it.
+    /// How to fix it.
     pub fix: String,
 }
 

@@ -30,8 +30,8 @@ pub struct CronSchedule {
     weekdays: u64,
     /// A day must be in `days` and in `weekdays`; otherwise in one of them.
     both: bool,
-    /// The same for the crate `cron`. It follows Quartz, where a day must always be in both sets. So
-    /// there are two schedules when one set is enough.
+    /// The same for the crate `cron`. It follows Quartz, where a day must always be in both sets.
+    /// So there are two schedules when one set is enough.
     quartz: Vec<cron::Schedule>,
 }
 
@@ -359,7 +359,7 @@ pub enum ItemProblem {
 }
 
 impl ScheduleError {
-    /// How to mend it.
+    /// How to fix it.
     #[must_use]
     pub fn hint(&self) -> String {
         let hint = match self {

@@ -68,8 +68,8 @@ pub fn text(path: &str, text: &str) -> String {
 
 /// The path of a key in the object at `path`, or of an item in the list there.
 ///
-/// A key that does not look like the name of a setting may be a secret that was written in the wrong
-/// place, so the path does not name it.
+/// A key that does not look like the name of a setting may be a secret in the wrong place, so the
+/// path does not name it.
 pub fn child(path: &str, key: &str) -> String {
     match (path.is_empty(), key_is_shown(path, key)) {
         (true, true) => key.to_owned(),

@@ -423,8 +423,8 @@ fn the_services_are_those_that_the_deployer_would_start() {
 #[test]
 fn quiesce_and_host_reach_their_files() {
     for (case, quiesce) in [
-        ("sqlite-minimal", "stop"),
-        ("sqlite-monitoring", "pause"),
+        ("sqlite-minimal", "pause"),
+        ("sqlite-monitoring", "stop"),
         ("mysql-minimal", "none"),
     ] {
         let settings = settings(&Scratch::generated(case).read("out/host/tracker-backup.conf"));

@@ -167,6 +167,22 @@ fn the_schema_states_the_defaults_of_the_program() {
     );
 }
 
+/// The default of `quiesce` depends on the driver, so that it stands in words.
+#[test]
+fn the_schema_and_the_docs_state_the_default_of_quiesce_by_driver() {
+    let of = |case: &str| plan(case)["quiesce"].as_str().unwrap().to_owned();
+    let (file, server) = (of("sqlite-minimal"), of("mysql-minimal"));
+    assert_eq!((file.as_str(), server.as_str()), ("pause", "none"));
+    assert_eq!(of("sqlite-sidecar"), "none");
+    let schema = schema();
+    let words = &schema["properties"]["backup"]["properties"]["quiesce"]["description"];
+    let stated = format!("Without this key: `{file}` for sqlite3, `{server}` for mysql.");
+    assert!(words.as_str().unwrap().contains(&stated));
+    let docs = fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let row = format!("| `quiesce` | sqlite3: `\"{file}\"`, mysql: `\"{server}\"` |");
+    assert!(docs.contains(&row));
+}
+
 #[test]
 fn the_schema_states_the_defaults_outside_the_backup_section_too() {
     let schema = schema();
