@@ -66,6 +66,15 @@ pub fn text(path: &str, text: &str) -> String {
     }
 }
 
+/// A directory of the host that stands at this path, or lies below the one that stands there.
+pub fn directory(path: &str, directory: &str) -> String {
+    if is_public(path, directory) {
+        format!("{directory:?}")
+    } else {
+        "a directory (not shown)".to_owned()
+    }
+}
+
 /// The path of a key in the object at `path`, or of an item in the list there.
 ///
 /// A key that does not look like the name of a setting may be a secret in the wrong place, so the

@@ -138,6 +138,11 @@ fn a_secret_under_a_wrong_key_or_in_a_wrong_shape_is_not_shown() {
         ("/backup/destination", json!(address)),
         ("/backup/destination", json!(format!("u:{CANARY}@x"))),
         ("/backup/deploy_dir", json!(format!("/u:{CANARY}@x//"))),
+        ("/backup/deploy_dir", json!(format!("/etc/u:{CANARY}@x"))),
+        (
+            "/backup/destination",
+            json!(format!("/opt/torrust/backup/u:{CANARY}@x")),
+        ),
         ("/backup/image", json!(format!("u:{CANARY}@Registry/x"))),
         ("/backup/database_tls", json!(CANARY)),
         (
