@@ -18,13 +18,13 @@ test:
 demo:
     scripts/demo
 
-# Write the golden bundles of examples/ again, to be reviewed as a diff
+# Write the golden files of examples/ again, to be reviewed as a diff
 bless:
     cargo build --release --locked
-    for example in examples/*/; do target/release/gen-backup-bundle --force "$example/environment.json" "$example/bundle"; done
+    scripts/golden --bless
 
 # Format Rust and Python
 fmt:
     cargo fmt
     scripts/setup
-    target/venv/bin/ruff format bundle-templates/host scripts/demo tests
+    target/venv/bin/ruff format bundle-templates/host scripts/demo scripts/line-length tests

@@ -133,7 +133,7 @@ fn absolute_and_normal(text: &str) -> Result<(), Refusal> {
     if normal == text {
         Ok(())
     } else {
-        refuse(ALLOWED, format!("write `{normal}`"))
+        refuse(ALLOWED, "write it without `.`, `//` and the final `/`")
     }
 }
 
@@ -197,7 +197,8 @@ fn database_name(text: &str) -> Result<(), Refusal> {
     if text.is_empty() || text == "." || text.contains('/') || text.contains("..") {
         return refuse(
             "a name without `/` and `..`",
-            "write the name alone, for example \"tracker.db\" or \"tracker\": directories are fixed",
+            "write the name alone, for example \"tracker.db\" or \"tracker\": directories are \
+             fixed",
         );
     }
     Ok(())
@@ -245,7 +246,8 @@ fn image_reference(text: &str) -> Result<(), Refusal> {
     }
     refuse(
         "an image reference: [registry[:port]/]name[:tag][@sha256:digest], the name in lower case",
-        "write for example \"registry.example.org/tracker-backup:1.0\", or leave the key out to build on the host",
+        "write for example \"registry.example.org/tracker-backup:1.0\", or leave the key out to \
+         build on the host",
     )
 }
 
@@ -445,7 +447,9 @@ impl BackupConfig {
         self.destination.clone().unwrap_or_else(default)
     }
 
-    /// What happens to the tracker: nothing when a sidecar captures, else as asked for, else by driver.
+    /// What happens to the tracker during the capture.
+    ///
+    /// With a sidecar nothing. Otherwise what the file says, or the driver's default.
     #[must_use]
     pub fn quiesce(&self, database: &Database) -> Quiesce {
         match self.strategy {
@@ -457,7 +461,9 @@ impl BackupConfig {
     }
 }
 
-/// What the tracker keeps its data in. Another driver is another case here; the compiler finds the rest.
+/// What the tracker keeps its data in.
+///
+/// A new driver is a new case here. The compiler then names every place that must handle it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "driver")]
 pub enum Database {
@@ -525,11 +531,13 @@ impl Database {
         self.is_server() && self.service().is_none()
     }
 
-    /// A file can be torn by its writer, a server's dump cannot.
+    /// A writer can tear the copy of a file. So the tracker is frozen meanwhile, which keeps its
+    /// memory and its network. A server's dump is consistent while the tracker runs.
+    /// docs/decisions/0010-freeze-the-tracker-by-default.md
     #[must_use]
     pub fn default_quiesce(&self) -> Quiesce {
         match self {
-            Self::Sqlite { .. } => Quiesce::Stop,
+            Self::Sqlite { .. } => Quiesce::Pause,
             Self::Mysql(_) => Quiesce::None,
         }
     }

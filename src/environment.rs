@@ -17,6 +17,7 @@ use crate::restic::{Repository, Restic, VariableName};
 use crate::rules::contradictions;
 use crate::schedule::{CronSchedule, ScheduleError};
 use crate::schema::{Schema, nearest};
+use crate::shown;
 use crate::topology::{EnabledServices, Service};
 
 /// What we take from the deployer's file, checked.
@@ -159,7 +160,7 @@ impl Environment {
         let mut seen = BTreeSet::new();
         problems.retain(|problem| seen.insert(problem.path.clone()));
 
-        // With examples in place of the wrong values, the rules across the other keys can be looked at.
+        // Examples replace the wrong values, so that the rules across other keys can be checked.
         for path in &seen {
             json::replace(&mut document, path, schema.example(path));
         }
@@ -180,9 +181,10 @@ impl Environment {
                     });
                 }
             }
-            Err(error) if problems.is_empty() => problems.push(Problem {
+            // serde's message can hold a value of the file, so it is not shown.
+            Err(_) if problems.is_empty() => problems.push(Problem {
                 path: "(the whole file)".to_owned(),
-                found: error.to_string(),
+                found: "a value that this program cannot read".to_owned(),
                 allowed: "what schemas/environment.schema.json describes".to_owned(),
                 fix: "report this as a defect: the schema accepts what the program does not"
                     .to_owned(),
@@ -209,7 +211,7 @@ fn not_enabled(document: &Value) -> Option<Problem> {
         Some(Value::Null) => "null: backups are not enabled".to_owned(),
         Some(_) => return None,
         None => match nearest("backup", sections.keys()) {
-            Some(other) => format!("nothing, but a section {}", json::quoted(other)),
+            Some(other) => format!("nothing, but a section {}", shown::key("", other)),
             None => "nothing: backups are not enabled".to_owned(),
         },
     };
@@ -287,6 +289,9 @@ const TEXTS: [(&str, Check); 21] = [
     ("tracker.core.database.root_password", check::<Secret>),
 ];
 
+/// Those of them that are schedules.
+const SCHEDULES: [&str; 2] = ["backup.schedule", "backup.verify_schedule"];
+
 /// Those that nobody reads when the database is a file.
 const SERVER: [&str; 4] = [
     "tracker.core.database.host",
@@ -330,9 +335,9 @@ fn malformed_variables(document: &Value) -> Vec<Problem> {
     let variables = json::get(document, PATH).and_then(Value::as_object);
     let mut problems = Vec::new();
     for (name, value) in variables.into_iter().flatten() {
-        let path = json::child(PATH, name);
+        let path = shown::child(PATH, name);
         if let Err(Refusal { allowed, fix }) = check::<VariableName>(name) {
-            let found = format!("the variable {}", json::quoted(name));
+            let found = format!("the variable {}", shown::key(PATH, name));
             problems.push(Problem {
                 path,
                 found,
@@ -340,17 +345,33 @@ fn malformed_variables(document: &Value) -> Vec<Problem> {
                 fix,
             });
         } else if let Some(Err(refusal)) = value.as_str().map(check::<Secret>) {
-            problems.push(refused(&path, "", refusal));
+            problems.push(refused(&path, value.as_str().unwrap_or_default(), refusal));
         }
     }
     problems
 }
 
+/// A text that its type refused. The type's own words can hold a part of the text, such as a field
+/// of a schedule. So they are used only when the text may be shown.
 fn refused(path: &str, text: &str, refusal: Refusal) -> Problem {
-    let Refusal { allowed, fix } = refusal;
+    let Refusal { allowed, fix } = if shown::is_public(path, text) {
+        refusal
+    } else if no_control_characters(text).is_err() {
+        Refusal {
+            fix: "remove the control characters, such as a newline at the end".to_owned(),
+            ..refusal
+        }
+    } else if SCHEDULES.contains(&path) {
+        Refusal {
+            allowed: "five fields as cron reads them".to_owned(),
+            fix: "write for example \"0 3 * * *\"".to_owned(),
+        }
+    } else {
+        refusal
+    };
     Problem {
         path: path.to_owned(),
-        found: json::found_text(path, text),
+        found: shown::text(path, text),
         allowed,
         fix,
     }

@@ -11,7 +11,10 @@ pub enum Error {
     #[error("cannot read {path}", path = path.display())]
     Read { path: PathBuf, source: io::Error },
 
-    #[error("{path} is not UTF-8: line {line} has a byte that is no part of a character", path = path.display())]
+    #[error(
+        "{path} is not UTF-8: line {line} has a byte that is no part of a character",
+        path = path.display()
+    )]
     NotUtf8 { path: PathBuf, line: usize },
 
     #[error("{path} is not valid JSON", path = path.display())]
@@ -81,16 +84,21 @@ impl Error {
             }
             Self::Read { .. } => "make the file readable for this user".to_owned(),
             Self::NotUtf8 { .. } => "save the file as UTF-8".to_owned(),
-            Self::Syntax { .. } => "mend the file there, or just before it".to_owned(),
+            Self::Syntax { .. } => "fix the file there, or just before it".to_owned(),
             Self::Invalid { .. } => {
                 "docs/configuration.md lists every key; nothing was written".to_owned()
             }
-            Self::Render { .. } => "this is a defect of gen-backup-bundle: please report it".to_owned(),
+            Self::Render { .. } => {
+                "this is a defect of gen-backup-bundle: please report it".to_owned()
+            }
             Self::Refused { .. } => {
-                "look with --check, move what you need, or overwrite with --force; nothing was written"
+                "look with --check, move what you need, or overwrite with --force; nothing was \
+                 written"
                     .to_owned()
             }
-            Self::Output { .. } => "mend the cause and run again: that completes the bundle".to_owned(),
+            Self::Output { .. } => {
+                "fix the cause and run again: that completes the bundle".to_owned()
+            }
             Self::Differs { command, .. } => format!("bring it up to date with: {command}"),
         }
     }
@@ -118,7 +126,7 @@ pub struct Problem {
     pub found: String,
     /// What may stand there.
     pub allowed: String,
-    /// How to mend it.
+    /// How to fix it.
     pub fix: String,
 }
 

@@ -427,7 +427,8 @@ fn gaps(environment: &Environment, plan: &BackupPlan) -> Vec<Gap> {
     if environment.backup.restic.is_some() {
         gaps.push(gap(
             "the password of the restic repository, and how to reach it",
-            "keep them with the environment JSON, elsewhere than on this host: without them nothing comes back from there",
+            "keep them with the environment JSON, elsewhere than on this host: without them \
+             nothing comes back from there",
         ));
     }
     gaps.extend(

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use crate::shown::child;
+
 /// Parses a text; the second part are the paths of keys that stand twice, where the first counts.
 pub fn parse(text: &str) -> Result<(Value, Vec<String>), serde_json::Error> {
     let mut duplicates = Vec::new();
@@ -94,19 +96,6 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 }
 
-/// The path of a key in the object at `path`.
-pub fn child(path: &str, key: &str) -> String {
-    let plain = !key.is_empty()
-        && key
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
-    match (path.is_empty(), plain) {
-        (true, true) => key.to_owned(),
-        (false, true) => format!("{path}.{key}"),
-        (_, false) => format!("{path}[{}]", quoted(key)),
-    }
-}
-
 /// A JSON pointer in our notation.
 pub fn dotted(pointer: &str) -> String {
     let unescaped = |key: &str| key.replace("~1", "/").replace("~0", "~");
@@ -122,7 +111,9 @@ pub fn get<'a>(document: &'a Value, path: &str) -> Option<&'a Value> {
         .try_fold(document, |value, key| value.get(key))
 }
 
-/// Puts a value at a path of plain keys, or removes what is there, as far as its parent is an object.
+/// Puts a value at a path of plain keys, or removes the value that is there.
+///
+/// If the parent is not an object, nothing happens.
 pub fn replace(document: &mut Value, path: &str, value: Option<&Value>) {
     let (parent, key) = path.rsplit_once('.').unwrap_or(("", path));
     let parent = match parent {
@@ -155,35 +146,4 @@ pub fn each_string(value: &Value, path: &str, visit: &mut impl FnMut(&str, &str)
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
-}
-
-/// A text in double quotes for a message: nothing in it reaches a terminal raw, long ones are cut.
-pub fn quoted(text: &str) -> String {
-    const MOST: usize = 80;
-    let short: String = text.chars().take(MOST).collect();
-    let more = if short.len() < text.len() {
-        " (cut short)"
-    } else {
-        ""
-    };
-    format!("{short:?}{more}")
-}
-
-/// A text that was found, for a message: never a password.
-pub fn found_text(path: &str, text: &str) -> String {
-    if is_secret(path) {
-        NOT_SHOWN.to_owned()
-    } else {
-        format!("the text {}", quoted(text))
-    }
-}
-
-/// What stands in a message for a value that is not to be seen.
-pub const NOT_SHOWN: &str = "something else (not shown)";
-
-/// Whether a place in the file holds a password, or an address that may hold one.
-pub fn is_secret(path: &str) -> bool {
-    path.ends_with("password")
-        || path == "backup.restic.repository"
-        || path.starts_with("backup.restic.environment.")
 }

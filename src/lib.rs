@@ -18,6 +18,7 @@ pub mod restic;
 mod rules;
 pub mod schedule;
 mod schema;
+mod shown;
 pub mod topology;
 
 use std::path::Path;
@@ -41,7 +42,9 @@ pub fn generate(
     output::write(&render(environment, host)?, out, force)
 }
 
-/// Compares `out` with what [`generate`] would write; a difference is an error that carries the diff.
+/// Compares `out` with what [`generate`] would write.
+///
+/// A difference is an error that carries the diff.
 pub fn check(environment: &Path, out: &Path, host: Option<&HostName>) -> Result<(), Error> {
     let (diff, files) = output::diff(&render(environment, host)?, out)?;
     if files == 0 {
@@ -59,7 +62,9 @@ pub fn check(environment: &Path, out: &Path, host: Option<&HostName>) -> Result<
     })
 }
 
-/// What the bundle of the environment file at `environment` would mean; its runs are those after `now`.
+/// What the bundle of the environment file at `environment` would mean.
+///
+/// The runs that it lists are those after `now`.
 pub fn explain(environment: &Path, now: NaiveDateTime) -> Result<Explanation, Error> {
     let environment = Environment::read(environment)?;
     let plan = BackupPlan::new(&environment, None, bundle::image_tag);

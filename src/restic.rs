@@ -126,11 +126,14 @@ impl FromStr for Repository {
     type Err = Refusal;
     fn from_str(text: &str) -> Result<Self, Refusal> {
         no_control_characters(text)?;
-        let refusal = || {
-            Refusal {
-            allowed: "an absolute path of the host, or `sftp:`, `s3:`, `b2:` or `rest:` with what follows in restic's manual".to_owned(),
-            fix: "write for example \"sftp:backup@nas.example.org:/torrust\", \"s3:https://s3.example.org/bucket\" or \"rest:https://user:password@backup.example.org/\"".to_owned(),
-        }
+        let refusal = || Refusal {
+            allowed: "an absolute path of the host, or `sftp:`, `s3:`, `b2:` or `rest:` with what \
+                      follows in restic's manual"
+                .to_owned(),
+            fix: "write for example \"sftp:backup@nas.example.org:/torrust\", \
+                  \"s3:https://s3.example.org/bucket\" or \
+                  \"rest:https://user:password@backup.example.org/\""
+                .to_owned(),
         };
         if text.starts_with('/') {
             return text.parse().map(Self::Local);
@@ -198,7 +201,9 @@ impl TryFrom<String> for VariableName {
 }
 
 impl Restic {
-    /// Name and value of each secret, but for those that are files where Ansible runs; sorted by name.
+    /// Name and value of each secret, sorted by name.
+    ///
+    /// Secrets that are files where Ansible runs are not among them.
     #[must_use]
     pub fn secrets(&self) -> Vec<(&'static str, Secret)> {
         let environment =

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use crate::backup::{BackupConfig, Database, MysqlServer, Quiesce, Strategy};
 use crate::error::Problem;
 use crate::restic::{Repository, Restic, VariableName};
+use crate::shown;
 
 /// Directories of the host that a backup must neither lie in nor contain: the destination is made
 /// 0700 for root, and these belong to others or do not outlive a restart.
@@ -36,6 +37,8 @@ const TAKEN: [&str; 7] = [
 ];
 
 const DRIVER: &str = "tracker.core.database.driver";
+const DEPLOY_DIR: &str = "backup.deploy_dir";
+const DESTINATION: &str = "backup.destination";
 const HOST: &str = "tracker.core.database.host";
 
 /// What contradicts itself, as far as it can be told: a rule that reads a value with a problem of
@@ -105,7 +108,8 @@ fn times(backup: &BackupConfig, database: &Database, rules: &mut Rules<'_>) {
                 DRIVER,
             ],
             format!(
-                "{window}, of which two thirds are for stopping and capturing, while stopping alone may take {stop} (stop_timeout_seconds)"
+                "{window}, of which two thirds are for stopping and capturing, while stopping \
+                 alone may take {stop} (stop_timeout_seconds)"
             ),
             "more than one and a half times stop_timeout_seconds",
             "raise window_timeout_seconds, or lower stop_timeout_seconds",
@@ -113,8 +117,9 @@ fn times(backup: &BackupConfig, database: &Database, rules: &mut Rules<'_>) {
     }
 }
 
-/// Of a window's time limit, the part for stopping and capturing, as `maintenance-backup.sh` reckons it; the rest is for
-/// bringing the tracker back. Both in seconds.
+/// The part of a window's time limit that is for stopping and capturing, in seconds.
+///
+/// The rest is for bringing the tracker back. `maintenance-backup.sh` computes the same.
 pub fn capture_seconds(window_timeout_seconds: u32) -> u32 {
     window_timeout_seconds * 2 / 3
 }
@@ -123,8 +128,11 @@ fn places(backup: &BackupConfig, rules: &mut Rules<'_>) {
     let deploy_dir = backup.deploy_dir.as_str();
     if let Some(system) = SYSTEM.iter().find(|system| overlap(deploy_dir, system)) {
         rules.refuse(
-            &["backup.deploy_dir"],
-            format!("{deploy_dir:?}, which overlaps {system}"),
+            &[DEPLOY_DIR],
+            format!(
+                "{}, which overlaps {system}",
+                shown::directory(DEPLOY_DIR, deploy_dir)
+            ),
             "a directory of the deployment's own",
             "write the directory that holds docker-compose.yml, for example \"/opt/torrust\"",
         );
@@ -142,11 +150,26 @@ fn places(backup: &BackupConfig, rules: &mut Rules<'_>) {
         });
     if let Some(other) = other {
         rules.refuse(
-            &["backup.destination", "backup.deploy_dir"],
-            format!("{destination:?}, which overlaps {other}, used by others"),
+            &[DESTINATION, DEPLOY_DIR],
+            format!(
+                "{}, which overlaps {}, used by others",
+                shown::directory(DESTINATION, destination),
+                unquoted(&other)
+            ),
             "a directory for the backups alone: only root can look into it afterwards",
-            "write for example \"/mnt/backup/torrust\", or leave the key out for <deploy_dir>/storage/backup",
+            "write for example \"/mnt/backup/torrust\", or leave the key out for \
+             <deploy_dir>/storage/backup",
         );
+    }
+}
+
+/// A directory of the system, or one that the keys of the directories name, for the middle of a
+/// message.
+fn unquoted(directory: &str) -> String {
+    if shown::is_public(DESTINATION, directory) {
+        directory.to_owned()
+    } else {
+        shown::directory(DESTINATION, directory)
     }
 }
 
@@ -187,8 +210,8 @@ fn remote(backup: &BackupConfig, restic: &Restic, rules: &mut Rules<'_>) {
             .find(|other| overlap(directory, other));
         if let Some(other) = other.or_else(|| SHARED.iter().find(|shared| **shared == directory)) {
             rules.refuse(
-                &[REPOSITORY, "backup.destination", "backup.deploy_dir"],
-                format!("a directory that overlaps {other}"),
+                &[REPOSITORY, DESTINATION, DEPLOY_DIR],
+                format!("a directory that overlaps {}", unquoted(other)),
                 "a directory for the repository alone, best on another disk",
                 "write for example \"/mnt/restic/torrust\"",
             );
@@ -295,7 +318,8 @@ fn mysql(backup: &BackupConfig, database: &Database, server: &MysqlServer, rules
         rules.refuse(
             &["backup.database_tls", HOST],
             "verification of the stack's own server, whose certificate is its own".to_owned(),
-            "with \"ca_file\", the authority that signed the server's certificate; or \"verify\": false",
+            "with \"ca_file\", the authority that signed the server's certificate; or \
+             \"verify\": false",
             "add \"ca_file\", or remove database_tls",
         );
     }

@@ -1,7 +1,8 @@
 //! When backups run: the five fields of a cron.d line, read as Debian's cron reads them.
 //!
-//! The rule is Debian's source, `entry.c` (fields) and `find_jobs` in `cron.c` (which days run), the
-//! same in 3.0pl1-137 (Ubuntu 22.04), -162 (Debian 12), -184 (Ubuntu 24.04) and -197 (Debian 13).
+//! The rule is Debian's source, `entry.c` (fields) and `find_jobs` in `cron.c` (which days run). It
+//! is the same in 3.0pl1-137 (Ubuntu 22.04), -162 (Debian 12), -184 (Ubuntu 24.04) and -197 (Debian
+//! 13).
 //! What is accepted here, all four accept. Refused beyond that is what they accept and then fire
 //! never, or not as written. `tests/schedule/` proves it.
 
@@ -29,7 +30,8 @@ pub struct CronSchedule {
     weekdays: u64,
     /// A day must be in `days` and in `weekdays`; otherwise in one of them.
     both: bool,
-    /// The same for the crate `cron`. It follows Quartz, where it is always both: else there are two.
+    /// The same for the crate `cron`. It follows Quartz, where a day must always be in both sets.
+    /// So there are two schedules when one set is enough.
     quartz: Vec<cron::Schedule>,
 }
 
@@ -40,8 +42,8 @@ impl CronSchedule {
         &self.text
     }
 
-    /// The five fields as lists of plain numbers, then `both` or `either`, as the two day fields are
-    /// taken: for a program that is to find the next run without reading cron's syntax again.
+    /// The five fields as lists of plain numbers, then `both` or `either`, as the two day fields
+    /// are combined. With it a program finds the next run without parsing cron's syntax.
     #[must_use]
     pub fn calendar(&self) -> String {
         let fields = [
@@ -206,7 +208,7 @@ impl fmt::Display for CronSchedule {
     }
 }
 
-/// One of the five fields: its name, its values, and what they may be called, from the first upwards.
+/// One of the five fields: its name, its values, and their names, from the first value upwards.
 struct Field(&'static str, RangeInclusive<u64>, &'static [&'static str]);
 
 const MINUTE: Field = Field("minute", 0..=59, &[]);
@@ -357,7 +359,7 @@ pub enum ItemProblem {
 }
 
 impl ScheduleError {
-    /// How to mend it.
+    /// How to fix it.
     #[must_use]
     pub fn hint(&self) -> String {
         let hint = match self {

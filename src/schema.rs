@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::error::Problem;
 use crate::json;
+use crate::shown;
 
 /// What keys there are, of which type and range; written for users.
 const SCHEMA: &str = include_str!("../schemas/environment.schema.json");
@@ -49,7 +50,7 @@ impl Schema {
 
     fn in_our_words(&self, error: &ValidationError<'_>) -> Vec<Problem> {
         let path = json::dotted(error.instance_path().as_str());
-        let child = |key: &str| json::child(&path, key);
+        let child = |key: &str| shown::child(&path, key);
         let fragment = self.at(error.instance_path().as_str());
         match error.kind() {
             ValidationErrorKind::AdditionalProperties { unexpected } => unexpected
@@ -61,9 +62,9 @@ impl Schema {
                 vec![missing_key(child(key), key, property(fragment, key))]
             }
             _ => vec![Problem {
-                found: found(error.instance(), fragment, &path),
+                found: shown::value(&path, error.instance()),
                 allowed: describe(fragment),
-                fix: mend(error.instance(), fragment),
+                fix: advice(&path, error.instance(), fragment),
                 path: if path.is_empty() {
                     "(the whole file)".to_owned()
                 } else {
@@ -86,7 +87,7 @@ fn missing_key(path: String, key: &str, wanted: &Value) -> Problem {
     let fix = if example.is_null() {
         "add this section".to_owned()
     } else {
-        format!("add it, for example {}: {example}", json::quoted(key))
+        format!("add it, for example \"{key}\": {example}")
     };
     Problem {
         path,
@@ -132,6 +133,15 @@ fn types(fragment: &Value) -> Vec<&str> {
     }
 }
 
+/// The schema's name for the type of a number or a boolean.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Number(_) => "integer",
+        Value::Bool(_) => "boolean",
+        _ => "",
+    }
+}
+
 fn describe(fragment: &Value) -> String {
     let words = |kind: &str| match kind {
         "integer" => match (&fragment["minimum"], &fragment["maximum"]) {
@@ -161,43 +171,25 @@ fn describe(fragment: &Value) -> String {
     }
 }
 
-/// The value as it stands there: escaped, cut short, never a password or what may hold one.
-fn found(value: &Value, fragment: &Value, path: &str) -> String {
-    if json::is_secret(path) {
-        return json::NOT_SHOWN.to_owned();
-    }
-    match value {
-        Value::Object(_) => "an object".to_owned(),
-        Value::Array(_) => "a list".to_owned(),
-        Value::String(_)
-            if !fragment["enum"].is_array()
-                && types(fragment)
-                    .iter()
-                    .all(|kind| matches!(*kind, "object" | "array")) =>
-        {
-            "text".to_owned()
-        }
-        Value::String(text) => json::found_text(path, text),
-        other => other.to_string(),
-    }
-}
-
-fn mend(value: &Value, fragment: &Value) -> String {
+fn advice(path: &str, value: &Value, fragment: &Value) -> String {
     let default = &fragment["default"];
     let example = if default.is_null() {
         &fragment["examples"][0]
     } else {
         default
     };
-    let wants_text = types(fragment).contains(&"string") || fragment["enum"].is_array();
-    if let (Value::String(text), false) = (value, wants_text)
-        && serde_json::from_str::<Value>(text)
-            .is_ok_and(|bare| bare.is_number() || bare.is_boolean())
+    if let Value::String(text) = value
+        && let Ok(bare) = serde_json::from_str::<Value>(text)
+        && types(fragment).contains(&kind(&bare))
     {
-        return format!("write it without quotes: {text}");
+        return if shown::is_public(path, text) {
+            format!("write it without quotes: {bare}")
+        } else {
+            "write it without quotes".to_owned()
+        };
     }
     match (example.is_null(), default.is_null()) {
-        (true, _) => "write that instead".to_owned(),
+        (true, _) => "write what is allowed".to_owned(),
         (false, true) => format!("write for example {example}"),
         (false, false) => {
             format!("write for example {example}, which is the default without this key")

@@ -297,7 +297,8 @@ fn the_container_may_write_to_its_own_places_alone() {
         let writable: Vec<_> = writable.iter().map(|(target, _)| target.as_str()).collect();
         // Not the host's state, which holds the uploaded bundle: only its lock is taken.
         assert_eq!(writable, ["/backups", "/staging"], "{case}");
-        // Every secret is handed to the playbooks, and there; those of the service, which are not restic's, are declared.
+        // The playbooks get every secret, and each exists. The fragment declares those of the
+        // service, which are all but restic's.
         let names = |list: &Yaml| -> Vec<String> {
             list.as_sequence()
                 .into_iter()
@@ -336,32 +337,38 @@ fn backup_conf_says_what_to_capture() {
         (
             "sqlite-minimal",
             "BACKUP_ALLOW_WRITER_STALL=false BACKUP_COMPRESSION=gzip BACKUP_MODE=single \
-             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=7 BACKUP_SCOPE=full \
-             DB_PATH=/data/storage/tracker/lib/database/tracker.db DB_TYPE=sqlite",
+             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=7 \
+             BACKUP_SCOPE=full DB_PATH=/data/storage/tracker/lib/database/tracker.db \
+             DB_TYPE=sqlite",
         ),
         (
             "mysql-external-host",
             "BACKUP_ALLOW_WRITER_STALL=false BACKUP_COMPRESSION=gzip BACKUP_MODE=single \
-             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=7 BACKUP_SCOPE=full \
-             DB_HOST=db.example.org DB_NAME=torrust_tracker DB_PASSWORD_FILE=/run/secrets/db_password DB_PORT=3307 \
-             DB_TLS=verified DB_TLS_CA_FILE=/etc/backup/ca.pem DB_TYPE=mysql DB_USER=tracker_user",
+             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=7 \
+             BACKUP_SCOPE=full DB_HOST=db.example.org DB_NAME=torrust_tracker \
+             DB_PASSWORD_FILE=/run/secrets/db_password DB_PORT=3307 DB_TLS=verified \
+             DB_TLS_CA_FILE=/etc/backup/ca.pem DB_TYPE=mysql DB_USER=tracker_user",
         ),
         (
             "mysql-sidecar-s3",
             "BACKUP_ALLOW_WRITER_STALL=false BACKUP_COMPRESSION=gzip BACKUP_MODE=single \
-             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=7 BACKUP_SCOPE=exclude-statistics \
-             DB_HOST=mysql DB_NAME=torrust_tracker DB_PASSWORD_FILE=/run/secrets/db_password DB_PORT=3306 \
-             DB_TLS=unverified DB_TYPE=mysql DB_USER=tracker_user RESTIC_CHECK=true \
-             RESTIC_ENVIRONMENT_FILE=/run/secrets/restic_environment RESTIC_KEEP_DAILY=14 RESTIC_KEEP_MONTHLY=6 \
-             RESTIC_KEEP_WEEKLY=4 RESTIC_PASSWORD_FILE=/run/secrets/restic_password \
+             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=7 \
+             BACKUP_SCOPE=exclude-statistics DB_HOST=mysql DB_NAME=torrust_tracker \
+             DB_PASSWORD_FILE=/run/secrets/db_password DB_PORT=3306 DB_TLS=unverified \
+             DB_TYPE=mysql DB_USER=tracker_user RESTIC_CHECK=true \
+             RESTIC_ENVIRONMENT_FILE=/run/secrets/restic_environment RESTIC_KEEP_DAILY=14 \
+             RESTIC_KEEP_MONTHLY=6 RESTIC_KEEP_WEEKLY=4 \
+             RESTIC_PASSWORD_FILE=/run/secrets/restic_password \
              RESTIC_REPOSITORY_FILE=/run/secrets/restic_repository",
         ),
         (
             "mysql-full-stack",
             "BACKUP_ALLOW_WRITER_STALL=false BACKUP_COMPRESSION=zstd BACKUP_MODE=single \
-             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=90 BACKUP_SCOPE=full \
-             DB_HOST=mysql DB_NAME=torrust_tracker DB_PASSWORD_FILE=/run/secrets/db_password DB_PORT=3306 \
-             DB_ROOT_PASSWORD_FILE=/run/secrets/db_root_password DB_TLS=unverified DB_TYPE=mysql DB_USER=tracker_user",
+             BACKUP_PATHS_FILE=/etc/backup/backup-paths.txt BACKUP_RETENTION_DAYS=90 \
+             BACKUP_SCOPE=full DB_HOST=mysql DB_NAME=torrust_tracker \
+             DB_PASSWORD_FILE=/run/secrets/db_password DB_PORT=3306 \
+             DB_ROOT_PASSWORD_FILE=/run/secrets/db_root_password DB_TLS=unverified \
+             DB_TYPE=mysql DB_USER=tracker_user",
         ),
     ] {
         let settings = settings(&Scratch::generated(case).read("out/backup/backup.conf"));
@@ -416,8 +423,8 @@ fn the_services_are_those_that_the_deployer_would_start() {
 #[test]
 fn quiesce_and_host_reach_their_files() {
     for (case, quiesce) in [
-        ("sqlite-minimal", "stop"),
-        ("sqlite-monitoring", "pause"),
+        ("sqlite-minimal", "pause"),
+        ("sqlite-monitoring", "stop"),
         ("mysql-minimal", "none"),
     ] {
         let settings = settings(&Scratch::generated(case).read("out/host/tracker-backup.conf"));

@@ -27,7 +27,8 @@ fn refused(scratch: &Scratch, options: &[&str], lost: &str) {
     let before = scratch.tree();
     let expected = format!(
         "error: out holds what would be lost:{lost}\n\
-         hint: look with --check, move what you need, or overwrite with --force; nothing was written\n"
+         hint: look with --check, move what you need, or overwrite with --force; \
+         nothing was written\n"
     );
     let outcome = scratch.run(options);
     assert_eq!(
@@ -112,7 +113,7 @@ fn a_failing_write_is_5_and_names_the_path() {
     let outcome = run_in(&scratch.path(""), &["env.json", "/proc/bundle"]);
     let stderr = "error: cannot create /proc/bundle\n  \
                   because: No such file or directory (os error 2)\n\
-                  hint: mend the cause and run again: that completes the bundle\n";
+                  hint: fix the cause and run again: that completes the bundle\n";
     assert_eq!(
         outcome,
         Outcome {
@@ -283,7 +284,8 @@ fn check_of_a_directory_that_is_not_there_is_a_difference() {
             .contains("--- /dev/null\n+++ b/manifest.json\n")
     );
     assert!(outcome.stderr.ends_with(
-        "hint: bring it up to date with: gen-backup-bundle --host tracker.example.org 'env.json' 'out'\n"
+        "hint: bring it up to date with: \
+         gen-backup-bundle --host tracker.example.org 'env.json' 'out'\n"
     ));
     assert!(!scratch.path("out").exists());
 }
@@ -377,7 +379,7 @@ fn a_writing_cut_short_is_seen_by_check_and_mended_by_running_again() {
                 } else {
                     Scratch::generated(first)
                 };
-                // The manifest comes last, so it is not among the first files, whatever their order.
+                // The manifest comes last, so it is never among the first files.
                 for path in files
                     .iter()
                     .filter(|path| *path != "manifest.json")
@@ -393,7 +395,8 @@ fn a_writing_cut_short_is_seen_by_check_and_mended_by_running_again() {
                     "hal",
                 )
                 .unwrap();
-                fs::write(scratch.path("out/variables.yml"), "").unwrap(); // as a power cut leaves it
+                // A power cut leaves an empty file.
+                fs::write(scratch.path("out/variables.yml"), "").unwrap();
                 scratch.set(&example(case));
                 assert_eq!(
                     scratch.run(&["--check"]).status,

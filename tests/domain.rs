@@ -1,4 +1,4 @@
-//! The domain's types, the schema that describes them, the templates that print them, and the layers.
+//! The domain's types, the schema that describes them, the templates that print them, the layers.
 
 mod common;
 
@@ -65,13 +65,14 @@ fn host_names() {
 
 #[test]
 fn paths() {
+    const SHORTER: &str = "write it without `.`, `//` and the final `/`";
     for good in ["/a", "/opt/torrust", "/mnt/back up/ü", "/a/..b", "/a/.b"] {
         assert!(good.parse::<HostPath>().is_ok(), "{good}");
     }
     for (bad, fix) in [
-        ("/a/", "write `/a`"),
-        ("//a", "write `/a`"),
-        ("/a/./b", "write `/a/b`"),
+        ("/a/", SHORTER),
+        ("//a", SHORTER),
+        ("/a/./b", SHORTER),
         ("/", "name a directory below `/`"),
     ] {
         assert_eq!(bad.parse::<HostPath>().unwrap_err().fix, fix);
@@ -166,6 +167,22 @@ fn the_schema_states_the_defaults_of_the_program() {
     );
 }
 
+/// The default of `quiesce` depends on the driver, so that it stands in words.
+#[test]
+fn the_schema_and_the_docs_state_the_default_of_quiesce_by_driver() {
+    let of = |case: &str| plan(case)["quiesce"].as_str().unwrap().to_owned();
+    let (file, server) = (of("sqlite-minimal"), of("mysql-minimal"));
+    assert_eq!((file.as_str(), server.as_str()), ("pause", "none"));
+    assert_eq!(of("sqlite-sidecar"), "none");
+    let schema = schema();
+    let words = &schema["properties"]["backup"]["properties"]["quiesce"]["description"];
+    let stated = format!("Without this key: `{file}` for sqlite3, `{server}` for mysql.");
+    assert!(words.as_str().unwrap().contains(&stated));
+    let docs = fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let row = format!("| `quiesce` | sqlite3: `\"{file}\"`, mysql: `\"{server}\"` |");
+    assert!(docs.contains(&row));
+}
+
 #[test]
 fn the_schema_states_the_defaults_outside_the_backup_section_too() {
     let schema = schema();
@@ -253,7 +270,7 @@ fn every_key_of_the_backup_section_is_in_the_docs() {
     }
 }
 
-/// In Tera an unknown name in `{% if %}` is silently false, so every name must be one of the plan's.
+/// In Tera an unknown name in `{% if %}` is silently false, so the plan must have every name.
 #[test]
 fn templates_print_loop_and_test_a_bool_of_the_plan() {
     for case in CASES {

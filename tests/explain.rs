@@ -166,7 +166,7 @@ fn the_next_five_runs_in_the_hosts_time_zone() {
     }
 }
 
-/// Every strategy, way to be quiet and scope, the ones that the environment file cannot ask for yet too.
+/// Every strategy, quiesce and scope, also those that the environment file cannot ask for yet.
 #[test]
 fn what_it_means_for_the_tracker() {
     for case in ["sqlite-minimal", "mysql-minimal"] {
@@ -236,7 +236,11 @@ fn what_it_means_for_the_tracker() {
 #[test]
 fn the_time_of_a_stop_follows_its_timeout_and_the_limit_bounds_the_size() {
     let stop = |stop: u32, window: u32| {
-        let backup = json!({"stop_timeout_seconds": stop, "window_timeout_seconds": window});
+        let backup = json!({
+            "quiesce": "stop",
+            "stop_timeout_seconds": stop,
+            "window_timeout_seconds": window,
+        });
         with("sqlite-minimal", &backup)
     };
     let first = |explanation: &Explanation| explanation.tracker.interruptions[0].seconds;
@@ -347,8 +351,13 @@ fn advice_follows_driver_and_settings() {
     const DISK: &str = "backup.destination";
     let (sqlite, mysql, external) = ("sqlite-minimal", "mysql-minimal", "mysql-external-host");
     for (case, backup, expected) in [
-        (sqlite, json!({}), &["backup.quiesce", DISK][..]),
+        (sqlite, json!({}), &[DISK][..]),
         (sqlite, json!({"quiesce": "pause"}), &[DISK]),
+        (
+            sqlite,
+            json!({"quiesce": "stop"}),
+            &["backup.quiesce", DISK],
+        ),
         (
             sqlite,
             json!({"quiesce": "none"}),
@@ -356,7 +365,7 @@ fn advice_follows_driver_and_settings() {
         ),
         (
             sqlite,
-            json!({"stop_timeout_seconds": 11}),
+            json!({"quiesce": "stop", "stop_timeout_seconds": 11}),
             &["backup.quiesce", "backup.stop_timeout_seconds", DISK],
         ),
         (

@@ -177,7 +177,7 @@ fn a_bad_value_of_a_server_is_named_and_the_bundle_is_untouched() {
     mysql.refuses("/backup/allow_writer_stall", true);
     mysql.refuses("/backup/database_tls", json!({}));
     sqlite.refuses("/backup/database_tls", json!({"verify": false}));
-    sqlite.refuses("/backup/window_timeout_seconds", 10);
+    Case::new("sqlite-monitoring").refuses("/backup/window_timeout_seconds", 10);
     sqlite.refuses("/backup/image", "Registry/Upper:1");
 }
 

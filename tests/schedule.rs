@@ -206,7 +206,8 @@ fn an_error_says_what_was_found_what_is_allowed_and_what_to_do() {
     for (text, message, hint) in [
         (
             "99 99 99 99 99",
-            "minute: `99` is not allowed; allowed are 0 to 59, `*`, and ranges, steps and lists of these",
+            "minute: `99` is not allowed; allowed are 0 to 59, `*`, and ranges, steps and lists \
+             of these",
             "write `5`, `1-5`",
         ),
         (
@@ -361,7 +362,11 @@ fn well_formed() -> impl Strategy<Value = String> {
 const NEARLY: &str = "([0-9*,/a-zA-Z%~#?;@ \t\n\u{e9}-]{0,3}(MON|JUL|\\*/|-|,|[0-9]{1,2})? ){4,6}";
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn well_formed_schedules_run_as_the_source_of_cron_says(
@@ -371,11 +376,14 @@ proptest! {
         let after = NaiveDateTime::default() + TimeDelta::seconds(seconds);
         let entry = debian::Entry::load(&text).expect("well-formed");
         match text.parse::<CronSchedule>() {
-            Ok(schedule) => prop_assert_eq!(schedule.next_runs(after, 5), entry.next_runs(after, 5)),
+            Ok(schedule) => {
+                prop_assert_eq!(schedule.next_runs(after, 5), entry.next_runs(after, 5));
+            }
             // The one thing that is well-formed and refused.
             Err(error) => {
                 prop_assert!(error.to_string().starts_with("never fires"), "{}", error);
-                let (calendar, day) = (146_097, NaiveDate::from_ymd_opt(2000, 1, 1).expect("a date"));
+                let calendar = 146_097;
+                let day = NaiveDate::from_ymd_opt(2000, 1, 1).expect("a date");
                 prop_assert!(!day.iter_days().take(calendar).any(|day| entry.runs_on(day)));
             }
         }
@@ -552,7 +560,7 @@ mod debian {
             {
                 return Some(index + low);
             }
-            // atoi: strtol, which stops at the largest long, cut down to an int; -1 is out of range.
+            // atoi is strtol, which stops at the largest long, cut to an int. -1 is out of range.
             let digits = text.bytes().all(|byte| byte.is_ascii_digit());
             let long = text.parse().unwrap_or(i64::MAX) & 0xffff_ffff;
             digits.then(|| usize::try_from(long).unwrap_or(usize::MAX))

@@ -10,6 +10,9 @@ use crate::schedule::CronSchedule;
 /// With fewer backups at a time, one that turns out bad leaves next to nothing.
 const FEWEST_BACKUPS: u64 = 3;
 
+/// How to freeze the tracker during the capture, which is the default for a file.
+const FREEZE: &str = "leave the key out, or write \"pause\"";
+
 /// What suits this driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
@@ -38,7 +41,8 @@ impl Recommended {
                 strategy: Strategy::MaintenanceWindow,
                 quiesce: Quiesce::Pause,
                 why: "a frozen tracker cannot tear the copy, keeps its swarm, and comes back by \
-                      itself after a reboot; no write of it fails, as one can beside an online copy",
+                      itself after a reboot; none of its writes fails, as one can during an \
+                      online copy",
             },
             Driver::Mysql => Self {
                 strategy: Strategy::MaintenanceWindow,
@@ -76,19 +80,20 @@ fn quiet(explanation: &Explanation, backup: &BackupConfig) -> Option<Advice> {
     ) {
         (Driver::Sqlite3, Strategy::Sidecar, _) => (
             "backup.strategy",
-            "write \"maintenance-window\", with \"quiesce\": \"pause\"",
+            "write \"maintenance-window\", and leave \"quiesce\" out",
             stall(backup),
         ),
         (Driver::Sqlite3, Strategy::MaintenanceWindow, State::Untouched) => {
-            ("backup.quiesce", "write \"pause\"", stall(backup))
+            ("backup.quiesce", FREEZE, stall(backup))
         }
         (Driver::Sqlite3, Strategy::MaintenanceWindow, State::Stopped) => (
             "backup.quiesce",
-            "write \"pause\"",
+            FREEZE,
             format!(
                 "tracker 3.0.0 ignores TERM and takes all of stop_timeout_seconds ({}) to stop; \
-                 freezing saves that, keeps the swarm, and after a reboot the tracker comes back \
-                 by itself instead of waiting for recovery",
+                 freezing saves that, keeps the swarm and the container's network, and after a \
+                 reboot the tracker comes back by itself instead of waiting for recovery; stay \
+                 with \"stop\" where the Docker engine cannot pause",
                 backup.stop_timeout_seconds.get()
             ),
         ),

@@ -202,8 +202,13 @@ impl Explanation {
                 Some(0) => ": too short to copy 1 GB for sure".to_owned(),
                 Some(gb) => format!(": enough to copy about {gb} GB"),
             };
+            let quiescing = match tracker.during_capture {
+                State::Paused => "Freezing",
+                State::Stopped | State::Untouched => "Stopping",
+            };
             page.say(&format!(
-                "Stopping and capturing may take {} s{room}. After that the run fails and the tracker comes back, whatever still hangs, within {limit} s in all.",
+                "{quiescing} and capturing may take {} s{room}. After that the run fails and the \
+                 tracker comes back, whatever still hangs, within {limit} s in all.",
                 capture_seconds(limit)
             ));
         }

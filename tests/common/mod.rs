@@ -101,10 +101,15 @@ impl Scratch {
 
     /// Path, mode and content of everything below `out`, directories with a final `/`.
     pub fn tree(&self) -> BTreeMap<String, (u32, Vec<u8>)> {
-        let mut tree = BTreeMap::new();
-        collect(&self.path("out"), "", &mut tree);
-        tree
+        files_below(&self.path("out"))
     }
+}
+
+/// Path, mode and content of everything below a directory, directories with a final `/`.
+pub fn files_below(directory: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
+    let mut tree = BTreeMap::new();
+    collect(directory, "", &mut tree);
+    tree
 }
 
 fn collect(directory: &Path, prefix: &str, tree: &mut BTreeMap<String, (u32, Vec<u8>)>) {
@@ -141,5 +146,6 @@ pub const HOSTILE: [&str; 18] = [
     "-n --help",
     "ñ 密码 🦀 \u{301}",
     "\u{2028}line\u{2029}separators\u{feff}\u{a0}\u{fffe}",
-    " !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~",
+    " !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`\
+     abcdefghijklmnopqrstuvwxyz{|}~",
 ];

@@ -19,7 +19,7 @@ from e2e.bundle import REPOSITORY
 from e2e.host import wait_until
 from e2e.images import PREFIX, base_image, stack_images
 
-CONTEXT = REPOSITORY / "examples/mysql-minimal/bundle/backup"
+CONTEXT = REPOSITORY / "target/bundles/mysql-minimal/backup"
 RUN = "20260101_000000"
 STEP_SECONDS = 3600
 START_SECONDS = 120

@@ -76,7 +76,8 @@ def main() -> int:
         EXPECTED.write_text(new, encoding="utf-8")
         return 0
     old = EXPECTED.read_text(encoding="utf-8")
-    diff = difflib.unified_diff(old.splitlines(), new.splitlines(), "expected.tsv", "croniter", n=0, lineterm="")
+    texts = (old.splitlines(), new.splitlines())
+    diff = difflib.unified_diff(*texts, "expected.tsv", "croniter", n=0, lineterm="")
     count = f"expected.py: {len(new.splitlines()) - 1} lines of five runs are what croniter says"
     print("\n".join(diff) or count)
     return int(old != new)
