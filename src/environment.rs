@@ -16,7 +16,7 @@ use crate::json;
 use crate::restic::{Repository, Restic, VariableName};
 use crate::rules::contradictions;
 use crate::schedule::{CronSchedule, ScheduleError};
-use crate::schema::{Schema, nearest};
+use crate::schema::{self, nearest};
 use crate::shown;
 use crate::topology::{EnabledServices, Service};
 
@@ -153,8 +153,7 @@ impl Environment {
         problems.extend(not_enabled(&document));
         problems.extend(control_characters(&document));
         problems.extend(not_yet(&document));
-        let schema = Schema::published();
-        problems.extend(schema.problems(&document));
+        problems.extend(schema::problems(&document));
         problems.extend(malformed_texts(&document));
         problems.extend(malformed_variables(&document));
         let mut seen = BTreeSet::new();
@@ -162,7 +161,7 @@ impl Environment {
 
         // Examples replace the wrong values, so that the rules across other keys can be checked.
         for path in &seen {
-            json::replace(&mut document, path, schema.example(path));
+            json::replace(&mut document, path, schema::example(path));
         }
         match serde_json::from_value::<Document>(document) {
             Ok(document) => {

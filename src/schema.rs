@@ -1,5 +1,7 @@
 //! The published schema, and its verdicts in our words.
 
+use std::sync::LazyLock;
+
 use jsonschema::error::{ValidationError, ValidationErrorKind};
 use serde_json::Value;
 
@@ -8,70 +10,69 @@ use crate::json;
 use crate::shown;
 
 /// What keys there are, of which type and range; written for users.
-const SCHEMA: &str = include_str!("../schemas/environment.schema.json");
+const TEXT: &str = include_str!("../schemas/environment.schema.json");
 
-/// The schema, parsed.
-pub struct Schema(Value);
+/// The same, parsed for the explanation of a bad file. A good file never needs it.
+static SCHEMA: LazyLock<Value> =
+    LazyLock::new(|| serde_json::from_str(TEXT).expect("the published schema is JSON"));
 
-impl Schema {
-    /// The published one.
-    pub fn published() -> Self {
-        Self(serde_json::from_str(SCHEMA).expect("the published schema is JSON"))
+/// The schema, compiled at build time. A run then costs no compilation of a schema.
+#[jsonschema::validator(path = "schemas/environment.schema.json")]
+struct Validator;
+
+/// Everything that the schema has against a document.
+pub fn problems(document: &Value) -> Vec<Problem> {
+    if Validator::is_valid(document) {
+        return Vec::new();
     }
+    Validator::iter_errors(document)
+        .flat_map(|error| in_our_words(&error))
+        .collect()
+}
 
-    /// Everything that it has against a document.
-    pub fn problems(&self, document: &Value) -> Vec<Problem> {
-        let validator = jsonschema::validator_for(&self.0).expect("the published schema is valid");
-        validator
-            .iter_errors(document)
-            .flat_map(|error| self.in_our_words(&error))
-            .collect()
-    }
+/// A good value for a place in the file, when the schema gives one.
+pub fn example(path: &str) -> Option<&'static Value> {
+    let pointer = format!("/{}", path.replace('.', "/"));
+    at(&pointer).get("examples")?.get(0)
+}
 
-    /// A good value for a place in the file, when the schema gives one.
-    pub fn example(&self, path: &str) -> Option<&Value> {
-        let pointer = format!("/{}", path.replace('.', "/"));
-        self.at(&pointer).get("examples")?.get(0)
-    }
+/// The part of the schema that describes a place in the file.
+fn at(pointer: &str) -> &'static Value {
+    pointer.split('/').skip(1).fold(&SCHEMA, |fragment, key| {
+        let part = match fragment.get("items") {
+            Some(items) => items,
+            None => property(fragment, key),
+        };
+        let definition = part["$ref"]
+            .as_str()
+            .and_then(|name| SCHEMA.pointer(name.trim_start_matches('#')));
+        definition.unwrap_or(part)
+    })
+}
 
-    /// The part of the schema that describes a place in the file.
-    fn at(&self, pointer: &str) -> &Value {
-        pointer.split('/').skip(1).fold(&self.0, |fragment, key| {
-            let part = match fragment.get("items") {
-                Some(items) => items,
-                None => property(fragment, key),
-            };
-            let definition = part["$ref"]
-                .as_str()
-                .and_then(|name| self.0.pointer(name.trim_start_matches('#')));
-            definition.unwrap_or(part)
-        })
-    }
-
-    fn in_our_words(&self, error: &ValidationError<'_>) -> Vec<Problem> {
-        let path = json::dotted(error.instance_path().as_str());
-        let child = |key: &str| shown::child(&path, key);
-        let fragment = self.at(error.instance_path().as_str());
-        match error.kind() {
-            ValidationErrorKind::AdditionalProperties { unexpected } => unexpected
-                .iter()
-                .map(|key| unknown_key(child(key), key, fragment))
-                .collect(),
-            ValidationErrorKind::Required { property: missing } => {
-                let key = missing.as_str().unwrap_or_default();
-                vec![missing_key(child(key), key, property(fragment, key))]
-            }
-            _ => vec![Problem {
-                found: shown::value(&path, error.instance()),
-                allowed: describe(fragment),
-                fix: advice(&path, error.instance(), fragment),
-                path: if path.is_empty() {
-                    "(the whole file)".to_owned()
-                } else {
-                    path
-                },
-            }],
+fn in_our_words(error: &ValidationError<'_>) -> Vec<Problem> {
+    let path = json::dotted(error.instance_path().as_str());
+    let child = |key: &str| shown::child(&path, key);
+    let fragment = at(error.instance_path().as_str());
+    match error.kind() {
+        ValidationErrorKind::AdditionalProperties { unexpected } => unexpected
+            .iter()
+            .map(|key| unknown_key(child(key), key, fragment))
+            .collect(),
+        ValidationErrorKind::Required { property: missing } => {
+            let key = missing.as_str().unwrap_or_default();
+            vec![missing_key(child(key), key, property(fragment, key))]
         }
+        _ => vec![Problem {
+            found: shown::value(&path, error.instance()),
+            allowed: describe(fragment),
+            fix: advice(&path, error.instance(), fragment),
+            path: if path.is_empty() {
+                "(the whole file)".to_owned()
+            } else {
+                path
+            },
+        }],
     }
 }
 
