@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Calls restic, inside a container that `tracker-backup` starts and that sees the destination and the repository alone.
+# Calls restic, inside a container that `tracker-backup` starts and that sees the destination and
+# the repository alone.
 #
 # The steps; HOST and TAG are this environment's own, and nothing of others is touched:
 #   restic.sh identify                         the repository's id
@@ -11,8 +12,9 @@
 #   restic.sh check                            the repository itself
 #   restic.sh show SNAPSHOT FILE               on standard output
 #   restic.sh fetch SNAPSHOT FILE...           into /target
-# Exit codes: 0 success; 1 failed; 2 configuration error; 10 no repository; 11 locked; 12 wrong password; 13 turned away
-# by the server; 14 server not reached; 15 not over in time; 16 no bucket. The last line on standard error says why.
+# Exit codes: 0 success; 1 failed; 2 configuration error; 10 no repository; 11 locked; 12 wrong
+# password; 13 turned away by the server; 14 server not reached; 15 not over in time; 16 no bucket.
+# The last line on standard error says why.
 set -Eeuo pipefail
 shopt -s inherit_errexit
 umask 077
@@ -34,7 +36,8 @@ SECRETS=()                              # what must not show in what restic says
 
 # ---------------------------------------------------------------- how to reach it
 
-# restic reads the address and the password from files; what the server asks for, it takes from its environment alone.
+# restic reads the address and the password from files; what the server asks for, it takes from its
+# environment alone.
 prepare() {
     local key address
     load_config
@@ -87,7 +90,8 @@ redact() {
     [[ -z $text ]] || printf '%s\n' "$text"
 }
 
-# What a server's refusal looks like is known from its words alone: restic tries again for as long as it may.
+# What a server's refusal looks like is known from its words alone: restic tries again for as long
+# as it may.
 explain() {
     local status=$1 limit=$2 step=$3 said last
     said=$(<"$SAID")
@@ -126,8 +130,8 @@ init() { call "$ANSWER_SECONDS" init >&2; }
 
 snapshots() { call "$ANSWER_SECONDS" snapshots --no-lock --json --host="$1" --tag="$2"; }
 
-# The host's lock is held meanwhile: what carries this container's host name was left by a dead run. Which locks of other
-# hosts are stale, restic knows.
+# The host's lock is held meanwhile: what carries this container's host name was left by a dead run.
+# Which locks of other hosts are stale, restic knows.
 unlock() {
     local ids id text options=(--remove-all)
     ids=$(call "$ANSWER_SECONDS" list locks --no-lock)

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Unpacks, checks and puts back one backup, inside a container of the backup image that `tracker-backup` starts.
+# Unpacks, checks and puts back one backup, inside a container of the backup image that
+# `tracker-backup` starts.
 #
-# The steps, by `docker exec`; what was captured is checked with the same functions as before it was published:
+# The steps, by `docker exec`; what was captured is checked with the same functions as before it was
+# published:
 #   restore.sh measure  WORK FILE...     their sizes unpacked, in WORK/sizes
 #   restore.sh unpack   WORK FILE...     from the destination into staging, checked; counts in WORK/result
 #   restore.sh prepare  WORK KIND [DB]   KIND: database, config, all: what will be put where, in WORK/new and WORK/targets
 #   restore.sh apply    WORK             every target: what is there moves to WORK/old, the new one into its place
 #   restore.sh rollback WORK             undoes an apply that ended anywhere
 #   restore.sh connect  WORK             how to reach an external MySQL server, into the container's own memory
-# No symlink of a service is followed: the deployment is mounted at /data, and a target below a link is refused.
-# Exit codes: 0 success, 1 failed, 2 wrong call.
+# No symlink of a service is followed: the deployment is mounted at /data, and a target below a link
+# is refused. Exit codes: 0 success, 1 failed, 2 wrong call.
 set -Eeuo pipefail
 shopt -s inherit_errexit nullglob
 
@@ -63,7 +65,8 @@ unpack() {
     [[ -z $counts ]] || while IFS=$'\t' read -r rows table; do result table "$rows" "$table"; done <<<"$counts"
 }
 
-# prepare KIND [DATABASE]: the SQLite file goes to DATABASE, below the deploy directory, with the owner that it has there.
+# prepare KIND [DATABASE]: the SQLite file goes to DATABASE, below the deploy directory, with the
+# owner that it has there.
 prepare() {
     local kind=$1 database=${2-} directory owner suffix
     mkdir -p -- "$WORK/new" "$WORK/old"
@@ -100,8 +103,9 @@ refuse_link_above() {
     done
 }
 
-# move FROM TO: a link first; where there can be none, as on another file system, a copy, which has its name when it is whole and on
-# disk. So one of both is whole at any moment, and a TO that is there is; `mv` would copy to the name itself.
+# move FROM TO: a link first; where there can be none, as on another file system, a copy, which has
+# its name when it is whole and on disk. So one of both is whole at any moment, and a TO that is
+# there is; `mv` would copy to the name itself.
 move() {
     if ! ln --force --physical --no-target-directory -- "$1" "$2" 2>/dev/null; then
         cp --archive --no-target-directory -- "$1" "$2$COPYING"
@@ -112,7 +116,8 @@ move() {
     rm -f -- "$1"
 }
 
-# What was there and what was not is on disk before the first move; so a rollback is right after a kill at any moment.
+# What was there and what was not is on disk before the first move; so a rollback is right after a
+# kill at any moment.
 apply() {
     local relative
     : >"$WORK/existing" && : >"$WORK/absent" && : >"$WORK/made"
@@ -134,7 +139,8 @@ apply() {
     sync --file-system "$DATA"
 }
 
-# Directories that are missing are made as the backup has them; those that are there stay as they are.
+# Directories that are missing are made as the backup has them; those that are there stay as they
+# are.
 make_directories() {
     local relative
     while IFS= read -r -d '' relative; do
@@ -147,8 +153,9 @@ make_directories() {
     done < <(cd "$WORK/new" && find . -mindepth 1 -type d -printf '%P\0')
 }
 
-# clear_way RELATIVE: what a service has put there since moves aside, a link on the way or a directory in the place: nothing is written
-# through it, nor does it keep the rest from being rolled back.
+# clear_way RELATIVE: what a service has put there since moves aside, a link on the way or a
+# directory in the place: nothing is written through it, nor does it keep the rest from being rolled
+# back.
 clear_way() {
     local parent=$1
     [[ ! -d $DATA/$1 || -L $DATA/$1 ]] || mv -T -- "$DATA/$1" "$(mktemp -d -- "$WORK/aside.XXXX")/directory"
@@ -192,7 +199,8 @@ restore_main() {
     local step=${1-}
     [[ $step =~ ^(measure|unpack|prepare|apply|rollback|connect)$ && ${2-} =~ ^[0-9A-Za-z_.]+$ ]] || die 2 'usage: see the head of restore.sh'
     WORK=$STAGING/$2
-    # There it is one mount with the deployment: between two, of one file system, too, there are no links.
+    # There it is one mount with the deployment: between two, of one file system, too, there are no
+    # links.
     [[ ! -d $DATA/storage/backup-staging/$2 ]] || WORK=$DATA/storage/backup-staging/$2
     [[ -d $WORK ]] || die 2 "$WORK is not there: tracker-backup makes it"
     "$step" "${@:3}"

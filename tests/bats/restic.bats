@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
-# restic.sh as a process; restic is a stub that says what the real one was heard to say (tests/e2e/test_remote.py has the real one).
+# restic.sh as a process; restic is a stub that says what the real one was heard to say
+# (tests/e2e/test_remote.py has the real one).
 
 # shellcheck disable=SC2030,SC2031,SC2154 # every test is a subshell of its own; bats and helpers.bash give it its variables
 bats_require_minimum_version 1.5.0
@@ -21,7 +22,8 @@ setup() {
     answers 0 ''
 }
 
-# answers STATUS STDERR [STDOUT]: what restic does at every call; its arguments and environment are written down.
+# answers STATUS STDERR [STDOUT]: what restic does at every call; its arguments and environment are
+# written down.
 answers() {
     {
         printf '#!/usr/bin/env bash\nprintf "%%s\\n" "restic $*" >>%q\nenv >%q\n' "$CALLS" "$STUB/environment"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
-# restore.sh apply and rollback as a process; staging is on a file system of its own where a test says so, as when a service's directory is a mount.
+# restore.sh apply and rollback as a process; staging is on a file system of its own where a test
+# says so, as when a service's directory is a mount.
 
 # shellcheck disable=SC2030,SC2031,SC2154 # every test is a subshell of its own; bats and helpers.bash give it its variables
 bats_require_minimum_version 1.5.0

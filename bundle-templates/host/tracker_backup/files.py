@@ -14,7 +14,9 @@ def write_durably(path: Path, text: str) -> None:
     """Writes a 0600 file so that after a power cut it is whole or not there."""
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        with open(
+            os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+        ) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -44,7 +46,11 @@ def make_directory(path: Path, mode: int) -> None:
     """One directory of root's with exactly this mode; its parent must be there."""
     if not path.is_dir():
         path.mkdir(mode=mode)
-    elif (path.stat().st_mode & 0o7777, path.stat().st_uid, path.stat().st_gid) == (mode, os.geteuid(), os.getegid()):
+    elif (path.stat().st_mode & 0o7777, path.stat().st_uid, path.stat().st_gid) == (
+        mode,
+        os.geteuid(),
+        os.getegid(),
+    ):
         return
     os.chown(path, os.geteuid(), os.getegid())
     path.chmod(mode)
@@ -56,7 +62,11 @@ def put(path: Path, content: bytes, mode: int) -> None:
     try:
         facts = path.lstat()
         same = path.read_bytes() == content and not path.is_symlink()
-        if same and facts.st_mode & 0o7777 == mode and (facts.st_uid, facts.st_gid) == (os.geteuid(), os.getegid()):
+        if (
+            same
+            and facts.st_mode & 0o7777 == mode
+            and (facts.st_uid, facts.st_gid) == (os.geteuid(), os.getegid())
+        ):
             return
     except FileNotFoundError:
         pass

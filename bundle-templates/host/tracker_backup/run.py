@@ -1,4 +1,6 @@
-"""For the run: what is checked before it, what it should expect, and the run manifest that it leaves."""
+"""For the run: what is checked before it, what it should expect, and the run manifest that it
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -38,18 +40,22 @@ def command_check(arguments: argparse.Namespace) -> int:
 
 
 def command_expect(arguments: argparse.Namespace) -> int:
-    """Leaves in the run's staging what the last good run of this scope teaches: the tables it had, the bytes that it took."""
+    """Leaves in the run's staging what the last good run of this scope teaches: the tables it had,
+    the bytes that it took.
+    """
     host = Host.read(CONFIG)
     last = newest_success(read_runs(host), host.scope) or {}
     work = Path(arguments.work)
-    (work / "expected-tables").write_text("".join(f"{table}\n" for table in last.get("tables", {})), encoding="utf-8")
+    (work / "expected-tables").write_text(
+        "".join(f"{table}\n" for table in last.get("tables", {})), encoding="utf-8"
+    )
     size = sum(file["bytes"] for file in last.get("files", []))
     (work / "expected-bytes").write_text(f"{size}\n" if size else "", encoding="ascii")
     return 0
 
 
 def command_record(arguments: argparse.Namespace) -> int:
-    """Writes the run manifest from the facts on standard input and what backup.sh left in staging."""
+    """Writes the run manifest from standard input and from what backup.sh left in staging."""
     host = Host.read(CONFIG)
     facts: dict[str, str] = {}
     warnings: list[str] = []
@@ -61,7 +67,12 @@ def command_record(arguments: argparse.Namespace) -> int:
             facts[key] = value
     results: dict[str, list[list[str]]] = {}
     with contextlib.suppress(FileNotFoundError):
-        for line in (Path(arguments.work) / "result").read_text(encoding="utf-8", errors="replace").strip("\n").split("\n"):
+        for line in (
+            (Path(arguments.work) / "result")
+            .read_text(encoding="utf-8", errors="replace")
+            .strip("\n")
+            .split("\n")
+        ):
             kind, *fields = line.split("\t")
             results.setdefault(kind, []).append(fields)
     success = facts["result"] == "success"
@@ -81,7 +92,9 @@ def command_record(arguments: argparse.Namespace) -> int:
         "quiesce": facts["quiesce"],
         "scope": host.scope,
         "files": [
-            {"kind": kind, "path": path, "bytes": int(size), "sha256": sha256} for kind, path, size, sha256 in results.get("file", []) if success
+            {"kind": kind, "path": path, "bytes": int(size), "sha256": sha256}
+            for kind, path, size, sha256 in results.get("file", [])
+            if success
         ],
         "paths": [fields[0] for fields in results.get("path", [])],
         "tables": {name: int(rows) for rows, name in results.get("table", [])},
@@ -94,5 +107,8 @@ def command_record(arguments: argparse.Namespace) -> int:
     }
     if success and not manifest["files"]:
         raise Refused("a successful run without files: nothing was recorded")
-    write_durably(host.destination / "runs" / f"{facts['id']}.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_durably(
+        host.destination / "runs" / f"{facts['id']}.json",
+        json.dumps(manifest, indent=2, ensure_ascii=False) + "\n",
+    )
     return 0

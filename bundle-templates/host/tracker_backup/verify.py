@@ -20,14 +20,28 @@ from .workshop import compare_rows, workshop
 
 
 def verify_import(host: Host, run: Manifest, dumps: list[Path], image: str) -> list[str]:
-    """Imports the dumps into a throw-away server without network; returns what differs from the run manifest."""
+    """Imports the dumps into a throw-away server without network; returns what differs from the run
+    manifest.
+    """
     require_image(image)
     root = Path(docker("info", "--format", "{{.DockerRootDir}}").strip())
-    require_space(root, 3 * sum(dump.stat().st_size for dump in dumps))  # rows, indexes, and what the server writes beside them
+    require_space(
+        root, 3 * sum(dump.stat().st_size for dump in dumps)
+    )  # rows, indexes, and what the server writes beside them
     name = f"tracker-backup-server-{run['id']}"
     local = ("--user=root", "--protocol=tcp", "--host=127.0.0.1")
-    with container(name, image, "--network", "none", "--env", "MYSQL_ALLOW_EMPTY_PASSWORD=yes", command=("--skip-log-bin",)):
-        server = Server(name, ("mysql", *local), ("mysqldump", *local), host.backup_settings["DB_NAME"])
+    with container(
+        name,
+        image,
+        "--network",
+        "none",
+        "--env",
+        "MYSQL_ALLOW_EMPTY_PASSWORD=yes",
+        command=("--skip-log-bin",),
+    ):
+        server = Server(
+            name, ("mysql", *local), ("mysqldump", *local), host.backup_settings["DB_NAME"]
+        )
         wait_for_server(server)
         try:
             server.recreate()
@@ -38,7 +52,9 @@ def verify_import(host: Host, run: Manifest, dumps: list[Path], image: str) -> l
 
 
 def require_image(image: str) -> None:
-    """An image's name is pulled when it is not there; the id of the one that the stack had when it was backed up cannot be."""
+    """An image's name is pulled when it is not there; the id of the one that the stack had when it
+    was backed up cannot be.
+    """
     try:
         docker("image", "inspect", "--format", "{{.Id}}", image)
     except Refused:
@@ -46,12 +62,15 @@ def require_image(image: str) -> None:
             docker("pull", image, seconds=BUILD_SECONDS)
         except Refused as error:
             raise Refused(
-                f"not verified: there is no image {image} to import the dump into; name another: --image (-e verify_image=...): {error}"
+                f"not verified: there is no image {image} to import the dump into; name "
+                f"another: --image (-e verify_image=...): {error}"
             ) from error
 
 
 def verify(host: Host, run: Manifest, image: str) -> list[str]:
-    """Everything that can be proved of one run without touching the deployment; returns the problems found."""
+    """Everything that can be proved of one run without touching the deployment; returns the
+    problems found.
+    """
     if problems := check_files(host, run):
         return problems
     with workshop(host, "verify") as shop:
@@ -61,7 +80,10 @@ def verify(host: Host, run: Manifest, image: str) -> list[str]:
             if not problems and shop.dumps:
                 server_image = image or run["images"].get("mysql", "")
                 if not server_image:
-                    raise Refused("not verified: the database is on an external server; name an image of its kind: --image (-e verify_image=...)")
+                    raise Refused(
+                        "not verified: the database is on an external server; name an image "
+                        "of its kind: --image (-e verify_image=...)"
+                    )
                 problems = verify_import(host, run, shop.dumps, server_image)
         finally:
             shutil.rmtree(shop.work)
@@ -81,7 +103,10 @@ def command_verify(arguments: argparse.Namespace) -> int:
     for problem in problems:
         say(f"PROBLEM: {run['id']}: {problem}")
     if not problems:
-        say(f"verified {run['id']}: {', '.join(f'{name} {rows} rows' for name, rows in run['tables'].items())}")
+        say(
+            f"verified {run['id']}: "
+            f"{', '.join(f'{name} {rows} rows' for name, rows in run['tables'].items())}"
+        )
     if remote:
         say(f"PROBLEM: checking the restic repository failed: {remote}")
     return 1 if problems or remote else 0
