@@ -66,6 +66,7 @@ def placed(host: Host, names: Iterable[str]) -> dict[str, tuple[Path, int]]:
         "backup/backup.sh": (deploy / "backup/backup.sh", 0o755),
         "backup/restic.sh": (deploy / "backup/restic.sh", 0o755),
         "backup/restore.sh": (deploy / "backup/restore.sh", 0o755),
+        "backup/restore_files.py": (deploy / "backup/restore_files.py", 0o644),
         "backup/backup.conf": (deploy / "backup/backup.conf", 0o644),
         "backup/backup-paths.txt": (deploy / "backup/backup-paths.txt", 0o644),
         "host/tracker-backup.conf": (CONFIG, 0o644),
