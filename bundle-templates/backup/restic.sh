@@ -25,7 +25,7 @@ trap '' HUP                             # restic sends one to the process that a
 source "${BASH_SOURCE[0]%/*}/lib.sh"
 
 readonly TARGET=${BACKUP_TARGET:-/target}
-readonly SCRATCH=${BACKUP_SCRATCH:-/tmp}
+readonly SCRATCH=${BACKUP_SCRATCH:-/tmp}                # in memory; restic itself has TMPDIR on disk
 readonly ANSWER_SECONDS=${BACKUP_ANSWER_SECONDS:-60}    # restic by itself tries for 15 minutes
 readonly TRANSFER_SECONDS=21600
 readonly LOCK_WAIT=30s
@@ -95,8 +95,10 @@ redact() {
 explain() {
     local status=$1 limit=$2 step=$3 said last
     said=$(<"$SAID")
-    last=$(grep 'returned error' "$SAID" | tail -n 1) || last=$(grep '^Fatal: ' "$SAID" | tail -n 1) || last=$(tail -n 1 "$SAID")
+    last=$(grep 'returned error' "$SAID" | tail -n 1) || last=$(grep '^Fatal: ' "$SAID" | tail -n 1) \
+        || last=$(grep -v '^[[:space:]]*$' "$SAID" | tail -n 1)
     last=$(redact <<<"$last")
+    last=${last:-it printed nothing}
     case $status-$said in
         10-*) die 10 "there is no restic repository at the address of backup.restic.repository" ;;
         11-*) die 11 "the repository is locked by another restic: $(grep -o -m 1 'locked.*' "$SAID" || true)" ;;
@@ -112,7 +114,10 @@ explain() {
             | *[Nn]'etwork is unreachable'* | *'i/o timeout'* | *'timed out'* | *[Cc]'onnection reset'* | *[Cc]'onnection closed'*)
             die 14 "the server cannot be reached: $last"
             ;;
-        124-* | 137-*) die 15 "restic $step was not over after $limit s: ${last:-it said nothing}" ;;
+        *[Nn]'o space left on device'* | *'disk quota exceeded'*)
+            die 1 "restic has no space left, for its temporary files in staging or in the repository: $last"
+            ;;
+        124-* | 137-*) die 15 "restic $step was not over after $limit s: $last" ;;
         *) die 1 "restic $step failed, exit code $status: $last" ;;
     esac
 }

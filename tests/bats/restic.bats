@@ -63,7 +63,7 @@ REASONS
     printf '#!/bin/sh\nexec sleep 60\n' >"$STUB/bin/restic"
     BACKUP_ANSWER_SECONDS=1 step identify
     ends_with_status 15
-    output_has 'was not over after 1 s: it said nothing'
+    output_has 'was not over after 1 s: it printed nothing'
 }
 
 @test "neither the password of the address nor a key shows in what restic said" {

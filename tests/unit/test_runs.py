@@ -17,6 +17,8 @@ import pytest
 
 from unit.sandbox import Sandbox, manifest, mode
 
+SHA256 = "5a" * 32
+
 NOW = datetime.datetime.now(datetime.timezone.utc)
 
 
@@ -206,7 +208,7 @@ def record(host: Sandbox, work: Path, run_id: str | None = None, **facts: str) -
         "table\t3\ttorrents\ntable\t1\tit's a "
         "table\nduration\tcheck\t0.250\ntool\tsqlite3\t3.46.1\nwarning\toptional path "
         "missing: /data/x\n"
-        f"file\tdatabase\tsqlite/sqlite_{run_id}.db.gz\t7\tabc\nfile\tconfig\tconfig/config_{run_id}.tar.gz\t5\tdef\n"
+        f"file\tdatabase\tsqlite/sqlite_{run_id}.db.gz\t7\t{SHA256}\nfile\tconfig\tconfig/config_{run_id}.tar.gz\t5\t{SHA256}\n"
     )
     lines = {
         "id": run_id,
@@ -254,13 +256,13 @@ def test_a_success_is_recorded_with_all_that_is_known_of_it(host: Sandbox, tmp_p
             "kind": "database",
             "path": f"sqlite/sqlite_{hours_ago(0)}.db.gz",
             "bytes": 7,
-            "sha256": "abc",
+            "sha256": SHA256,
         },
         {
             "kind": "config",
             "path": f"config/config_{hours_ago(0)}.tar.gz",
             "bytes": 5,
-            "sha256": "def",
+            "sha256": SHA256,
         },
     ]
     assert run["tables"] == {"torrents": 3, "it's a table": 1}

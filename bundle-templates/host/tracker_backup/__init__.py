@@ -2,8 +2,8 @@
 
 A module imports only from those before it in this list:
 
-    host, log, files, state         this host, and how anything is written there
-    runs, docker                    run manifests and their files, containers and images
+    host, log, files, state, cron   this host, and how anything is written there
+    runs, answers, docker           run manifests and files, what containers answer, images
     deployment, destination, secrets  what belongs to this deployment, as installed
     retention, repository, remote   what is removed; the restic repository and the copies in it
     run                             what a run calls

@@ -76,14 +76,16 @@ def stack_facts(host: Host) -> tuple[dict[str, str], dict[str, Any]]:
     if IN_SIDECAR:
         told = told_by_host()
         return told["images"], told["directories"]
+    # Docker keeps the spelling with which the stack was started, which may lead through a link.
+    deploy_dir = host.deploy_dir.resolve()
     images: dict[str, str] = {}
     directories: dict[str, Any] = {}
     for found in stack_containers(host):
         images[service_of(found)] = found["Image"]
         for mount in found["Mounts"]:
-            source = Path(mount.get("Source", ""))
-            if source.is_relative_to(host.deploy_dir) and source.is_dir():
-                directories[str(source.relative_to(host.deploy_dir))] = owner_and_mode(source)
+            source = Path(mount.get("Source", "")).resolve()
+            if source.is_relative_to(deploy_dir) and source.is_dir():
+                directories[str(source.relative_to(deploy_dir))] = owner_and_mode(source)
     for name in (".", "storage"):
         directories[name] = owner_and_mode(host.deploy_dir / name)
     return images, directories
@@ -184,12 +186,10 @@ def check_deployment(host: Host) -> list[str]:
                 "what database the tracker uses cannot be read from its environment or tracker.toml"
             )
         mounted = {mount.get("Destination"): mount.get("Source") for mount in container["Mounts"]}
-        library = str(host.deploy_dir.resolve() / "storage/tracker/lib")
-        if driver == "sqlite3" and mounted.get("/var/lib/torrust/tracker") not in (None, library):
-            raise Refused(
-                f"the tracker's database directory is {mounted['/var/lib/torrust/tracker']}, "
-                f"not {library}"
-            )
+        library = (host.deploy_dir / "storage/tracker/lib").resolve()
+        found = mounted.get("/var/lib/torrust/tracker")
+        if driver == "sqlite3" and found is not None and Path(found).resolve() != library:
+            raise Refused(f"the tracker's database directory is {found}, not {library}")
     services = {service_of(container) for container in containers}
     listed = (host.deploy_dir / "backup/backup-paths.txt").read_text(encoding="utf-8")
     for service in ("prometheus", "grafana", "caddy"):

@@ -68,7 +68,7 @@ def identity_environment(host: Host) -> str:
 
 def claim_destination(host: Host, take_over: bool) -> None:
     """Makes the destination's directories and its identity; refuses one that is somebody else's."""
-    if host.destination == host.deploy_dir / "storage/backup":
+    if host.destination.resolve() == (host.deploy_dir / "storage/backup").resolve():
         make_directory(host.destination, 0o700)
     elif not host.destination.is_dir():
         raise Refused(

@@ -152,8 +152,7 @@ def remove_dead_containers() -> None:
 
 def make_image(host: Host, context: Path, rebuild: bool) -> None:
     """Builds or pulls the image when it is not there, or again when asked to."""
-    known = docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
-    if host.image not in known or rebuild:
+    if rebuild or not has_image(host.image):
         if host.image_source == "pull":
             docker("pull", host.image, seconds=BUILD_SECONDS)
         else:
@@ -168,12 +167,27 @@ def make_image(host: Host, context: Path, rebuild: bool) -> None:
         say(f"changed: image {host.image}")
 
 
+def image_id(image: str) -> str:
+    """The id of a local image, whatever the spelling of its name; empty if there is none."""
+    try:
+        return docker("image", "inspect", "--format", "{{.Id}}", image).strip() or image
+    except Refused as error:
+        if "no such image" in str(error).lower():
+            return ""
+        raise
+
+
+def has_image(image: str) -> bool:
+    return bool(image_id(image))
+
+
 def remove_images(keep: str) -> None:
-    """Removes the images that bundles were built into, but one; those that are in use stay, with a
-    word.
+    """Removes the images that bundles were built into, but one. An image in use stays, with a
+    warning.
     """
+    kept = image_id(keep) if keep else ""
     for image in docker("images", "--format", "{{.Repository}}:{{.Tag}}").split():
-        if image.startswith("gen-backup-bundle/backup:") and image != keep:
+        if image.startswith("gen-backup-bundle/backup:") and image_id(image) != kept:
             try:
                 docker("image", "rm", image)
                 say(f"changed: image {image} (removed)")

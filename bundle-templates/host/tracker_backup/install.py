@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from .cron import MISSING, REMEDY, cron_runs
 from .destination import claim_destination
 from .docker import check_docker, docker, make_image, remove_images, stack_containers
 from .files import make_directory, put, remove
@@ -95,6 +96,8 @@ def command_install(arguments: argparse.Namespace) -> int:
     needed = named_secrets(BUNDLE / "backup/backup.conf")
     require_secrets(host, needed, secrets)
     check_docker(host, BUNDLE / "docker-compose.backup.yml")
+    if not cron_runs():
+        raise Refused(f"{MISSING}: {REMEDY}, then install again; nothing was changed")
     places = placed(host, files)
     others = set().union(*OF_STRATEGY.values()) - OF_STRATEGY[host.strategy]
     with lock():

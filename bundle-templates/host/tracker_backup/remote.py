@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from .docker import bind
-from .files import write_durably
+from .files import require_space, write_durably
 from .host import CONFIG, STATE, Host, Refused, utc_now
 from .log import say
 from .repository import (
@@ -26,6 +26,7 @@ from .runs import Manifest, check_files, newest_success, read_runs
 from .state import LockHeld, lock, read_state, write_state
 
 STATE_FILE = "remote.json"
+SCRATCH_BYTES = 256 << 20  # of packs that restic has on disk at one time, at most
 
 
 def nothing_yet() -> dict[str, Any]:
@@ -111,6 +112,8 @@ def push(host: Host, runs: list[Manifest], state: dict[str, Any]) -> None:
                     f"{'; '.join(problems)}"
                 )
                 continue
+            size = sum(int(file["bytes"]) for file in run["files"])
+            require_space(host.staging, min(size, SCRATCH_BYTES))
             repo.backup(run)
             state["pushed"].append(run["id"])
             write_state(STATE_FILE, state)

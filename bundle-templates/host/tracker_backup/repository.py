@@ -14,8 +14,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from .destination import machine_id
-from .docker import bind, container, docker
-from .host import Host, Refused
+from .docker import bind, container, docker, has_image
+from .files import remove_tree
+from .host import STATE, Host, Refused
 from .log import complain
 from .runs import RUN_ID, Manifest, run_files, run_time
 from .secrets import named_secrets
@@ -127,13 +128,29 @@ def address_digest(host: Host) -> str:
 
 
 @contextlib.contextmanager
+def scratch_directory(host: Host) -> Iterator[Path]:
+    """Where restic writes its packs before it uploads them: on disk, since they may be large.
+
+    The caller holds the lock, so a directory that exists is a dead call's. An empty machine has no
+    staging yet.
+    """
+    scratch = (host.staging if host.staging.is_dir() else STATE) / "restic-scratch"
+    remove_tree(scratch)
+    scratch.mkdir(mode=0o700)
+    try:
+        yield scratch
+    finally:
+        remove_tree(scratch)
+
+
+@contextlib.contextmanager
 def repository(host: Host, *arguments: str, secrets: Path | None = None) -> Iterator[Repository]:
     """Under the lock. The network comes in only when the repository is on a server; of the secrets
     only restic's do.
     """
     for left in docker("ps", "--all", "--quiet", "--filter", f"name=^{CONTAINER}$").split():
         docker("rm", "--force", "--volumes", left)  # a dead run's goes on working
-    if host.image not in docker("images", "--format", "{{.Repository}}:{{.Tag}}").split():
+    if not has_image(host.image):
         raise Refused(f"the image {host.image} is not there: install the bundle again")
     if host.restic_directory and not host.restic_directory.is_dir():
         raise Refused(
@@ -151,29 +168,35 @@ def repository(host: Host, *arguments: str, secrets: Path | None = None) -> Iter
         for name in restic_secrets(host)
         for word in bind(secrets / name, f"/run/secrets/{name}", "readonly")
     ]
-    with container(
-        CONTAINER,
-        host.image,
-        "--init",
-        "--hostname",
-        host_name,
-        "--user",
-        "0:0",
-        "--read-only",
-        "--cap-drop",
-        "ALL",
-        "--cap-add",
-        "DAC_OVERRIDE",
-        "--security-opt",
-        "no-new-privileges",
-        "--tmpfs",
-        "/tmp:mode=0700,size=16m",
-        "--network",
-        "none" if where else "bridge",
-        *bind(host.configuration, "/etc/backup", "readonly"),
-        *where,
-        *given,
-        *arguments,
+    with (
+        scratch_directory(host) as scratch,
+        container(
+            CONTAINER,
+            host.image,
+            "--init",
+            "--hostname",
+            host_name,
+            "--user",
+            "0:0",
+            "--read-only",
+            "--cap-drop",
+            "ALL",
+            "--cap-add",
+            "DAC_OVERRIDE",
+            "--security-opt",
+            "no-new-privileges",
+            "--tmpfs",
+            "/tmp:mode=0700,size=16m",
+            "--network",
+            "none" if where else "bridge",
+            "--env",
+            "TMPDIR=/scratch",
+            *bind(scratch, "/scratch"),
+            *bind(host.configuration, "/etc/backup", "readonly"),
+            *where,
+            *given,
+            *arguments,
+        ),
     ):
         yield Repository(
             ("docker", "exec", CONTAINER, "/usr/local/bin/restic.sh"), host.environment

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from .docker import (
     stack_containers,
 )
 from .fetch import fetch, find_run
-from .files import make_directory, sync_directory
+from .files import make_directory, remove_tree, sync_directory
 from .host import STATE, Host, Refused, config_path
 from .log import say
 from .runs import Manifest, check_files, choose_run, read_runs
@@ -122,7 +121,7 @@ def rollback(host: Host, journal: Journal) -> None:
             if journal.fresh:
                 take_down(host)
             Workshop(host, shop.container, work).step("rollback")
-            shutil.rmtree(shop.work)
+            remove_tree(shop.work)
         journal.undone = True
         journal.write()
         say("rolled back: files and database are as they were before the restore")
@@ -133,7 +132,7 @@ def rollback(host: Host, journal: Journal) -> None:
             + "; ".join(failures)
         )
     journal.end()
-    shutil.rmtree(work, ignore_errors=True)
+    remove_tree(work)
     if failures:
         raise Refused("rolled back, but not everything started again: " + "; ".join(failures))
 
@@ -246,7 +245,7 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
                 *([database] if database else []),
             )
         except BaseException:
-            shutil.rmtree(shop.work)
+            remove_tree(shop.work)
             raise
         journal = Journal(run["id"], shop.work.name, fresh, "config" in kinds, running(host))
         journal.write()
@@ -271,11 +270,11 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
             raise
         journal.end()
         before = host.staging / "before-restore"
-        shutil.rmtree(before, ignore_errors=True)
+        remove_tree(before)
         (shop.work / "old").rename(before)
         if mysql:
             (shop.work / "before.sql").rename(before / "before.sql")
-        shutil.rmtree(shop.work)
+        remove_tree(shop.work)
         say(
             f"changed: restored {' and '.join(sorted(kinds))} of {run['id']}; what was there "
             f"before is in {before}, until the next restore"

@@ -59,12 +59,18 @@ def suspicions(
             )
         if same := newest_success(good[:index], newest["scope"]):
             for table, rows in same["tables"].items():
-                if 2 * newest["tables"].get(table, 0) < rows:
-                    found[f"rows {newest['id']} {table}"] = (
-                        f"the table {table} has {newest['tables'].get(table, 0)} rows in "
-                        f"{newest['id']} and had {rows} in {same['id']}"
-                    )
+                if reason := table_suspicion(table, rows, same["id"], newest):
+                    found[f"rows {newest['id']} {table}"] = reason
     return found
+
+
+def table_suspicion(table: str, rows: int, before: str, newest: Manifest) -> str:
+    """Why a table that had so many rows in the run `before` is suspicious now; empty if not."""
+    if table not in newest["tables"]:
+        return f"the table {table} is gone in {newest['id']}; it had {rows} rows in {before}"
+    if 2 * (now := newest["tables"][table]) < rows:
+        return f"the table {table} has {now} rows in {newest['id']} and had {rows} in {before}"
+    return ""
 
 
 def suspended(host: Host, runs: list[Manifest]) -> dict[str, str]:

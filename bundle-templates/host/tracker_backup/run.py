@@ -5,11 +5,11 @@ leaves.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from pathlib import Path
 
+from .answers import BadAnswer, Result, printable, read_result
 from .deployment import check_deployment, stack_facts
 from .destination import check_destination
 from .docker import check_docker
@@ -65,17 +65,13 @@ def command_record(arguments: argparse.Namespace) -> int:
             warnings.append(value)
         else:
             facts[key] = value
-    results: dict[str, list[list[str]]] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for line in (
-            (Path(arguments.work) / "result")
-            .read_text(encoding="utf-8", errors="replace")
-            .strip("\n")
-            .split("\n")
-        ):
-            kind, *fields = line.split("\t")
-            results.setdefault(kind, []).append(fields)
     success = facts["result"] == "success"
+    try:
+        result = read_result(Path(arguments.work), facts["id"])
+    except BadAnswer as error:
+        if success:
+            raise
+        result = Result(warnings=[str(error)])
     images, directories = stack_facts(host) if success else ({}, {})
     runs = read_runs(host)
     manifest: Manifest = {
@@ -87,23 +83,19 @@ def command_record(arguments: argparse.Namespace) -> int:
         "finished": utc_now(),
         "result": facts["result"],
         "exit_code": int(facts["exit_code"]),
-        "reason": facts["reason"],
+        "reason": printable(facts["reason"], 2000),
         "strategy": host.strategy,
         "quiesce": facts["quiesce"],
         "scope": host.scope,
-        "files": [
-            {"kind": kind, "path": path, "bytes": int(size), "sha256": sha256}
-            for kind, path, size, sha256 in results.get("file", [])
-            if success
-        ],
-        "paths": [fields[0] for fields in results.get("path", [])],
-        "tables": {name: int(rows) for rows, name in results.get("table", [])},
+        "files": result.files if success else [],
+        "paths": result.paths,
+        "tables": result.tables,
         "window_seconds": float(facts["window_seconds"]),
-        "durations": {name: float(seconds) for name, seconds in results.get("duration", [])},
+        "durations": result.durations,
         "directories": directories,
         "images": images,
-        "warnings": warnings + [fields[0] for fields in results.get("warning", [])],
-        "tools": dict(results.get("tool", [])),
+        "warnings": warnings + result.warnings,
+        "tools": result.tools,
     }
     if success and not manifest["files"]:
         raise Refused("a successful run without files: nothing was recorded")

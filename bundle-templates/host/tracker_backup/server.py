@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .answers import printable
 from .docker import DOCKER_SECONDS, WORK_SECONDS, docker, service_of, stack_containers
 from .host import Host, Refused
 from .workshop import Workshop
@@ -168,7 +169,9 @@ class Server:
         )
         names = self.ask(tables, self.database)
         return {
-            name: int(self.ask(f"SELECT count(*) FROM {quote_name(name)}", self.database)[0])
+            printable(name): int(
+                self.ask(f"SELECT count(*) FROM {quote_name(name)}", self.database)[0]
+            )
             for name in names
         }
 

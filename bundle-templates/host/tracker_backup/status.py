@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from .cron import MISSING, REMEDY, cron_runs
 from .deployment import check_deployment
 from .destination import check_destination
 from .host import CONFIG, STATE, Host, Refused
@@ -78,6 +79,8 @@ def command_status(arguments: argparse.Namespace) -> int:
     last, success = (runs[-1] if runs else None), newest_success(runs)
     age, problem = too_old(host, runs)
     problems += [problem] if problem else []
+    cron = cron_runs()
+    problems += [] if cron else [f"{MISSING}: {REMEDY}"]
     sidecar = sidecar_state(host)
     if sidecar and not sidecar.startswith("running"):
         problems.append(
@@ -114,6 +117,7 @@ def command_status(arguments: argparse.Namespace) -> int:
         "bytes": sum(file["bytes"] for run in runs for file in run["files"]),
         "free_bytes": free,
         "sidecar": sidecar or None,
+        "cron": cron,
         "hold": (STATE / "hold").exists(),
         "unfinished": unfinished,
         "retention_suspended": suspension,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from .destination import check_destination
-from .docker import BUILD_SECONDS, container, docker, remove_dead_containers
-from .files import require_space
+from .docker import BUILD_SECONDS, container, docker, has_image, remove_dead_containers
+from .files import remove_tree, require_space
 from .host import CONFIG, Host, Refused, utc_now
 from .log import say
 from .remote import check_repository
@@ -55,9 +54,7 @@ def require_image(image: str) -> None:
     """An image's name is pulled when it is not there; the id of the one that the stack had when it
     was backed up cannot be.
     """
-    try:
-        docker("image", "inspect", "--format", "{{.Id}}", image)
-    except Refused:
+    if not has_image(image):
         try:
             docker("pull", image, seconds=BUILD_SECONDS)
         except Refused as error:
@@ -86,7 +83,7 @@ def verify(host: Host, run: Manifest, image: str) -> list[str]:
                     )
                 problems = verify_import(host, run, shop.dumps, server_image)
         finally:
-            shutil.rmtree(shop.work)
+            remove_tree(shop.work)
     return problems
 
 

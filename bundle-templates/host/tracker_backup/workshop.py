@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .answers import read_members, read_reason, read_result, read_sizes
 from .docker import WORK_SECONDS, bind, container, docker
 from .files import require_space
 from .host import Host, Refused
@@ -42,8 +43,8 @@ class Workshop:
                 seconds=WORK_SECONDS,
             )
         except Refused as error:
-            with contextlib.suppress(FileNotFoundError):
-                raise Refused((self.work / "reason").read_text(encoding="utf-8").strip()) from error
+            if reason := read_reason(self.work):
+                raise Refused(reason) from error
             raise
 
     def require_space(self, run: Manifest, kinds: set[str]) -> None:
@@ -51,13 +52,10 @@ class Workshop:
         files, of MySQL two dumps when one is saved.
         """
         self.step("measure", *(path for kind, path in run_files(run) if kind in kinds))
-        sizes = [
-            line.split("\t")
-            for line in (self.work / "sizes").read_text(encoding="utf-8").splitlines()
-        ]
+        sizes = read_sizes(self.work)
         require_space(
             self.host.staging,
-            sum(int(size) * (1 if path.startswith("sqlite/") else 2) for size, path in sizes),
+            sum(size * (1 if path.startswith("sqlite/") else 2) for size, path in sizes),
         )
 
     def unpack(self, run: Manifest, kinds: set[str]) -> list[str]:
@@ -71,24 +69,12 @@ class Workshop:
             return [str(error)]
         problems = []
         if "database" in kinds:
-            lines = (self.work / "result").read_text(encoding="utf-8", errors="replace").split("\n")
-            rows = {
-                name: int(count)
-                for _, count, name in (
-                    line.split("\t") for line in lines if line.startswith("table\t")
-                )
-            }
-            problems += compare_rows(run["tables"], rows)
+            problems += compare_rows(run["tables"], read_result(self.work, run["id"]).tables)
         if "config" in kinds:
-            members = {
-                line.removeprefix("./").rstrip("/")
-                for line in (self.work / "members").read_text("utf-8", "replace").split("\n")
-            }
-            problems += [
-                f"the configuration archive lacks {path}"
-                for path in run["paths"]
-                if path not in members
-            ]
+            missing = dict.fromkeys(run["paths"])
+            for member in read_members(self.work):
+                missing.pop(member, None)
+            problems += [f"the configuration archive lacks {path}" for path in missing]
         return problems
 
 
