@@ -383,14 +383,14 @@ def test_list_shows_size_of_successes_and_reasons_of_failures(host: Sandbox) -> 
 def test_list_and_status_change_nothing(host: Sandbox) -> None:
     host.add_run(hours_ago(3), 1)
     before = {
-        path: path.stat().st_mtime_ns
+        path: path.lstat().st_mtime_ns
         for path in host.path.rglob("*")
         if path != host.stub / "calls"
     }
     host.call("list")
     host.call("status")
     assert {
-        path: path.stat().st_mtime_ns
+        path: path.lstat().st_mtime_ns
         for path in host.path.rglob("*")
         if path != host.stub / "calls"
     } == before
