@@ -7,7 +7,7 @@
 #   restic.sh init                             makes it
 #   restic.sh snapshots HOST TAG               as JSON
 #   restic.sh unlock                           takes away the locks that dead processes left
-#   restic.sh backup HOST TAG,... TIME FILE... files of the destination, as one snapshot of that time
+#   restic.sh backup HOST TAG,... TIME FILE... files of the destination, as one snapshot
 #   restic.sh forget HOST TAG                  what backup.conf does not keep, then prunes
 #   restic.sh check                            the repository itself
 #   restic.sh show SNAPSHOT FILE               on standard output
@@ -19,13 +19,15 @@ set -Eeuo pipefail
 shopt -s inherit_errexit
 umask 077
 export LC_ALL=C TZ=UTC0
-trap '' HUP                             # restic sends one to the process that a lock names, in this container or another
+# restic sends one to the process that a lock names, in this container or another.
+trap '' HUP
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "${BASH_SOURCE[0]%/*}/lib.sh"
 
 readonly TARGET=${BACKUP_TARGET:-/target}
-readonly SCRATCH=${BACKUP_SCRATCH:-/tmp}                # in memory; restic itself has TMPDIR on disk
+# In memory, for secrets. restic writes its packs to TMPDIR, which is on disk.
+readonly SCRATCH=${BACKUP_SCRATCH:-/tmp}
 readonly ANSWER_SECONDS=${BACKUP_ANSWER_SECONDS:-60}    # restic by itself tries for 15 minutes
 readonly TRANSFER_SECONDS=21600
 readonly LOCK_WAIT=30s
@@ -48,15 +50,18 @@ prepare() {
     done
     address=$(<"${SETTING[RESTIC_REPOSITORY_FILE]}")
     [[ ! $address =~ //[^/@]*:([^/@]+)@ ]] || SECRETS+=("${BASH_REMATCH[1]}")
-    [[ -z ${SETTING[RESTIC_ENVIRONMENT_FILE]-} ]] || read_environment "${SETTING[RESTIC_ENVIRONMENT_FILE]}"
-    [[ -z ${SETTING[RESTIC_SSH_KEY_FILE]-} ]] || use_ssh_key "${SETTING[RESTIC_SSH_KEY_FILE]}" "${SETTING[RESTIC_KNOWN_HOSTS_FILE]-}"
+    [[ -z ${SETTING[RESTIC_ENVIRONMENT_FILE]-} ]] \
+        || read_environment "${SETTING[RESTIC_ENVIRONMENT_FILE]}"
+    [[ -z ${SETTING[RESTIC_SSH_KEY_FILE]-} ]] \
+        || use_ssh_key "${SETTING[RESTIC_SSH_KEY_FILE]}" "${SETTING[RESTIC_KNOWN_HOSTS_FILE]-}"
 }
 
 read_environment() {
     local line
     [[ -r $1 ]] || die 2 "the secret $1 is missing"
     while IFS= read -r line || [[ -n $line ]]; do
-        [[ $line =~ ^(AWS_|B2_|RESTIC_REST_)[A-Z0-9_]*= ]] || die 2 "$1: expected NAME=value, with a NAME that begins AWS_, B2_ or RESTIC_REST_"
+        [[ $line =~ ^(AWS_|B2_|RESTIC_REST_)[A-Z0-9_]*= ]] \
+            || die 2 "$1: expected NAME=value, with a NAME that begins AWS_, B2_ or RESTIC_REST_"
         export "${line?}"
         line=${line#*=}
         ((${#line} < 8)) || SECRETS+=("$line")
@@ -68,8 +73,9 @@ use_ssh_key() {
     local file
     for file in "$@"; do [[ -r $file ]] || die 2 "the secret $file is missing"; done
     printf '%s\n' "$(<"$1")" >"$SCRATCH/ssh_key"
-    OPTIONS+=(-o "sftp.args=-F none -i $SCRATCH/ssh_key -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=yes \
--o UserKnownHostsFile=$2 -o GlobalKnownHostsFile=none -o ConnectTimeout=20 -o ServerAliveInterval=30 -o ServerAliveCountMax=4")
+    OPTIONS+=(-o "sftp.args=-F none -i $SCRATCH/ssh_key -o IdentitiesOnly=yes -o BatchMode=yes \
+-o StrictHostKeyChecking=yes -o UserKnownHostsFile=$2 -o GlobalKnownHostsFile=none \
+-o ConnectTimeout=20 -o ServerAliveInterval=30 -o ServerAliveCountMax=4")
 }
 
 # ---------------------------------------------------------------- calling it
@@ -95,27 +101,44 @@ redact() {
 explain() {
     local status=$1 limit=$2 step=$3 said last
     said=$(<"$SAID")
-    last=$(grep 'returned error' "$SAID" | tail -n 1) || last=$(grep '^Fatal: ' "$SAID" | tail -n 1) \
-        || last=$(grep -v '^[[:space:]]*$' "$SAID" | tail -n 1)
+    last=$(grep 'returned error' "$SAID" | tail -n 1) \
+        || last=$(grep '^Fatal: ' "$SAID" | tail -n 1) \
+        || last=$(grep -v '^[[:space:]]*$' "$SAID" | tail -n 1) || true
     last=$(redact <<<"$last")
     last=${last:-it printed nothing}
     case $status-$said in
         10-*) die 10 "there is no restic repository at the address of backup.restic.repository" ;;
-        11-*) die 11 "the repository is locked by another restic: $(grep -o -m 1 'locked.*' "$SAID" || true)" ;;
-        12-*) die 12 "the repository's password is wrong: backup.restic.password" ;;
-        *'Host key verification failed'*) die 13 "the server's key is not in the file of backup.restic.ssh_known_hosts_path" ;;
-        *'Permission denied ('*) die 13 "the server turns the SSH key or the user away: backup.restic.ssh_private_key_path, repository" ;;
-        *'bucket does not exist'* | *NoSuchBucket*) die 16 "the bucket does not exist: make it, or correct backup.restic.repository" ;;
-        *'401 Unauthorized'* | *'403 Forbidden'* | *'Access Key Id you provided'* | *'signature we calculated'* | *'Access Denied'* \
-            | *AccessDenied* | *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *'(401'* | *'(403'* | *bad_auth_token*)
-            die 13 "the server turns the keys or the password for it away (backup.restic.environment, repository): $last"
+        11-*)
+            last=$(grep -o -m 1 'locked.*' "$SAID" || true)
+            die 11 "the repository is locked by another restic: $last"
             ;;
-        *[Cc]'onnection refused'* | *'no such host'* | *'Could not resolve'* | *'server misbehaving'* | *[Nn]'o route to host'* \
-            | *[Nn]'etwork is unreachable'* | *'i/o timeout'* | *'timed out'* | *[Cc]'onnection reset'* | *[Cc]'onnection closed'*)
+        12-*) die 12 "the repository's password is wrong: backup.restic.password" ;;
+        *'Host key verification failed'*)
+            die 13 "the server's key is not in the file of backup.restic.ssh_known_hosts_path"
+            ;;
+        *'Permission denied ('*)
+            die 13 "the server turns the SSH key or the user away: \
+backup.restic.ssh_private_key_path, repository"
+            ;;
+        *'bucket does not exist'* | *NoSuchBucket*)
+            die 16 "the bucket does not exist: make it, or correct backup.restic.repository"
+            ;;
+        *'401 Unauthorized'* | *'403 Forbidden'* | *'Access Key Id you provided'* \
+            | *'signature we calculated'* | *'Access Denied'* \
+            | *AccessDenied* | *InvalidAccessKeyId* | *SignatureDoesNotMatch* \
+            | *'(401'* | *'(403'* | *bad_auth_token*)
+            die 13 "the server turns the keys or the password for it away \
+(backup.restic.environment, repository): $last"
+            ;;
+        *[Cc]'onnection refused'* | *'no such host'* | *'Could not resolve'* \
+            | *'server misbehaving'* | *[Nn]'o route to host'* \
+            | *[Nn]'etwork is unreachable'* | *'i/o timeout'* | *'timed out'* \
+            | *[Cc]'onnection reset'* | *[Cc]'onnection closed'*)
             die 14 "the server cannot be reached: $last"
             ;;
         *[Nn]'o space left on device'* | *'disk quota exceeded'*)
-            die 1 "restic has no space left, for its temporary files in staging or in the repository: $last"
+            die 1 "there is no space left, in the repository or for restic's temporary files in \
+staging: $last"
             ;;
         124-* | 137-*) die 15 "restic $step was not over after $limit s: $last" ;;
         *) die 1 "restic $step failed, exit code $status: $last" ;;
@@ -150,17 +173,22 @@ unlock() {
 
 backup() {
     cd -- "$DESTINATION"
-    call "$TRANSFER_SECONDS" backup --quiet --retry-lock="$LOCK_WAIT" --host="$1" --tag="$2" --time="$3" -- "${@:4}" >&2
+    call "$TRANSFER_SECONDS" backup --quiet --retry-lock="$LOCK_WAIT" --host="$1" --tag="$2" \
+        --time="$3" -- "${@:4}" >&2
 }
 
 forget() {
     local period keep=()
     for period in DAILY WEEKLY MONTHLY; do
         require_setting "RESTIC_KEEP_$period"
-        [[ ${SETTING[RESTIC_KEEP_$period]} == 0 ]] || keep+=("--keep-${period,,}=${SETTING[RESTIC_KEEP_$period]}")
+        [[ ${SETTING[RESTIC_KEEP_$period]} == 0 ]] \
+            || keep+=("--keep-${period,,}=${SETTING[RESTIC_KEEP_$period]}")
     done
-    ((${#keep[@]} > 0)) || die 2 "$CONFIG: of RESTIC_KEEP_DAILY, _WEEKLY and _MONTHLY one must be more than 0; nothing is removed"
-    call "$TRANSFER_SECONDS" forget --quiet --prune --retry-lock="$LOCK_WAIT" --host="$1" --tag="$2" --group-by=host "${keep[@]}" >&2
+    ((${#keep[@]} > 0)) \
+        || die 2 "$CONFIG: of RESTIC_KEEP_DAILY, _WEEKLY and _MONTHLY one must be more than 0; \
+nothing is removed"
+    call "$TRANSFER_SECONDS" forget --quiet --prune --retry-lock="$LOCK_WAIT" --host="$1" \
+        --tag="$2" --group-by=host "${keep[@]}" >&2
 }
 
 check() { call "$TRANSFER_SECONDS" check --retry-lock="$LOCK_WAIT" >&2; }
@@ -175,7 +203,8 @@ fetch() {
 
 restic_main() {
     local step=${1-}
-    [[ $step =~ ^(identify|init|snapshots|unlock|backup|forget|check|show|fetch)$ ]] || die 2 'usage: see the head of restic.sh'
+    [[ $step =~ ^(identify|init|snapshots|unlock|backup|forget|check|show|fetch)$ ]] \
+        || die 2 'usage: see the head of restic.sh'
     prepare
     "$step" "${@:2}"
 }

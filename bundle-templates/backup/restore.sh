@@ -5,11 +5,11 @@
 # The steps, by `docker exec`; what was captured is checked with the same functions as before it was
 # published:
 #   restore.sh measure  WORK FILE...     their sizes unpacked, in WORK/sizes
-#   restore.sh unpack   WORK FILE...     from the destination into staging, checked; counts in WORK/result
-#   restore.sh prepare  WORK KIND [DB]   KIND: database, config, all: what will be put where, in WORK/new and WORK/targets
-#   restore.sh apply    WORK             every target: what is there moves to WORK/old, the new one into its place
+#   restore.sh unpack   WORK FILE...     from the destination into staging, checked
+#   restore.sh prepare  WORK KIND [DB]   KIND: database, config, all: fills WORK/new and targets
+#   restore.sh apply    WORK             moves what is there to WORK/old, and the new in its place
 #   restore.sh rollback WORK             undoes an apply that ended anywhere
-#   restore.sh connect  WORK             how to reach an external MySQL server, into the container's own memory
+#   restore.sh connect  WORK             makes the client configuration for an external server
 # No symlink of a service is followed: the deployment is mounted at /data, and a target below a link
 # is refused. Exit codes: 0 success, 1 failed, 2 wrong call.
 set -Eeuo pipefail
@@ -41,26 +41,31 @@ unpack() {
     for file in "$@"; do
         case $file in
             sqlite/*)
-                decompress "$DESTINATION/$file" >"$WORK/database.db" || die 1 "$file cannot be unpacked"
+                decompress "$DESTINATION/$file" >"$WORK/database.db" \
+                    || die 1 "$file cannot be unpacked"
                 check_sqlite "$WORK/database.db"
                 counts=$(count_sqlite_rows "$WORK/database.db")
                 ;;
             mysql/*)
                 name=database
                 [[ $file != *.torrents.sql.* ]] || name=torrents
-                decompress "$DESTINATION/$file" >"$WORK/$name.sql" || die 1 "$file cannot be unpacked"
+                decompress "$DESTINATION/$file" >"$WORK/$name.sql" \
+                    || die 1 "$file cannot be unpacked"
                 check_mysql_dump "$WORK/$name.sql"
                 dumps+=("$WORK/$name.sql")
                 ;;
             config/*)
-                decompress "$DESTINATION/$file" >"$WORK/config.tar" || die 1 "$file cannot be unpacked"
-                tar --list --file "$WORK/config.tar" >"$WORK/members" || die 1 "$file is not a readable archive"
+                decompress "$DESTINATION/$file" >"$WORK/config.tar" \
+                    || die 1 "$file cannot be unpacked"
+                tar --list --file "$WORK/config.tar" >"$WORK/members" \
+                    || die 1 "$file is not a readable archive"
                 ;;
             *) die 2 "$file is not a backup" ;;
         esac
     done
     ((${#dumps[@]} == 0)) || counts=$(count_mysql_rows "${dumps[@]}")
-    [[ -z $counts ]] || while IFS=$'\t' read -r rows table; do result table "$rows" "$table"; done <<<"$counts"
+    [[ -n $counts ]] || return 0
+    while IFS=$'\t' read -r rows table; do result table "$rows" "$table"; done <<<"$counts"
 }
 
 prepare() { restore_files prepare "$@"; }
@@ -69,7 +74,7 @@ apply() { restore_files apply; }
 
 rollback() { restore_files rollback; }
 
-# Python moves the files: it works on directory descriptors, so that no name of a service is too long.
+# Python moves the files, on directory descriptors, so that no name of a service is too long.
 restore_files() {
     exec python3 -I -B -- "${BASH_SOURCE[0]%/*}/restore_files.py" "$1" "$DATA" "$WORK" "${@:2}"
 }
@@ -85,7 +90,8 @@ connect() {
 
 restore_main() {
     local step=${1-}
-    [[ $step =~ ^(measure|unpack|prepare|apply|rollback|connect)$ && ${2-} =~ ^[0-9A-Za-z_.]+$ ]] || die 2 'usage: see the head of restore.sh'
+    [[ $step =~ ^(measure|unpack|prepare|apply|rollback|connect)$ && ${2-} =~ ^[0-9A-Za-z_.]+$ ]] \
+        || die 2 'usage: see the head of restore.sh'
     WORK=$STAGING/$2
     # There it is one mount with the deployment: between two, of one file system, too, there are no
     # links.

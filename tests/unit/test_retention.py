@@ -465,3 +465,17 @@ def moment(run: dict[str, Any]) -> datetime.datetime:
     return datetime.datetime.strptime(run["id"], "%Y%m%d_%H%M%S").replace(
         tzinfo=datetime.timezone.utc
     )
+
+
+def test_a_table_that_is_gone_suspends_until_acknowledged_and_then_for_good(host: Sandbox) -> None:
+    """An empty table counts, too."""
+    host.add_run(days_ago(0.4), 1, tables={"torrents": 3, "empty": 0})
+    host.add_run(days_ago(0.3), 2, tables={"torrents": 3})
+    reason = f"the table empty is gone in {days_ago(0.3)}; it had 0 rows in {days_ago(0.4)}"
+    assert reason in host.call("prune").out
+    assert reason in host.call("acknowledge").out
+    host.add_run(days_ago(0.2), 3, tables={"torrents": 3})
+    outcome = host.call("prune")
+    assert outcome.code == 0
+    assert "suspended" not in outcome.out
+    assert "not suspended" in host.call("acknowledge").out
