@@ -48,7 +48,7 @@ step() { run "$TIMEOUT" 30 bash "$TEMPLATES/backup/restic.sh" "$@"; }
         output_has "$message"
     done <<'REASONS'
 10|10|Fatal: repository does not exist: unable to open config file|there is no restic repository
-11|11|unable to create lock: repository is locked by PID 20 on nas|by another restic: locked by PID 20
+11|11|unable to create lock: locked by PID 20 on nas|by another restic: locked by PID 20
 12|12|Fatal: wrong password or no key found|the repository's password is wrong
 1|13|Stat(<config/>) failed: unexpected HTTP response (401): 401 Unauthorized|turns the keys
 124|13|returned error, retrying: Stat: The Access Key Id you provided does not exist.|turns the keys
@@ -60,7 +60,7 @@ step() { run "$TIMEOUT" 30 bash "$TEMPLATES/backup/restic.sh" "$@"; }
 1|14|subprocess ssh: ssh: connect to host nas port 22: Connection refused|cannot be reached
 124|15|nothing that we know|was not over after 5 s
 124|16|returned error, retrying: Stat: The specified bucket does not exist|the bucket does not exist
-1|1|Fatal: unable to save: write /scratch/pack: no space left on device|there is no space left, in the
+1|1|Fatal: write /scratch/pack: no space left on device|there is no space left, in the
 1|1||restic cat failed, exit code 1: it printed nothing
 1|1|Fatal: something else|restic cat failed, exit code 1: Fatal: something else
 REASONS
