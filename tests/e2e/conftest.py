@@ -23,12 +23,18 @@ STACKS = {
 def pytest_configure(config: pytest.Config) -> None:
     """Names our marker, and lets whoever ends the tests with TERM have the hosts removed, as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    config.addinivalue_line("markers", "only(driver): a test that has a meaning with this database alone")
+    config.addinivalue_line(
+        "markers", "only(driver): a test that has a meaning with this database alone"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the tests that are marked for another database."""
-    dropped = [item for item in items if (mark := item.get_closest_marker("only")) and f"[{mark.args[0]}" not in item.name]
+    dropped = [
+        item
+        for item in items
+        if (mark := item.get_closest_marker("only")) and f"[{mark.args[0]}" not in item.name
+    ]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in dropped]
 
@@ -37,21 +43,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def docker() -> None:
     """Skips the tests where there is no Docker, by name; in CI that is a failure."""
     try:
-        reason = subprocess.run(["docker", "info"], capture_output=True, text=True, timeout=60, check=False)
+        reason = subprocess.run(
+            ["docker", "info"], capture_output=True, text=True, timeout=60, check=False
+        )
         missing = "" if reason.returncode == 0 else reason.stderr.strip().splitlines()[-1]
     except FileNotFoundError:
         missing = "the docker command is not installed"
     if missing:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"the end-to-end tests need Docker: {missing}")
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
+            f"the end-to-end tests need Docker: {missing}"
+        )
 
 
 @pytest.fixture(scope="session", params=list(STACKS))
-def deployment(request: pytest.FixtureRequest, docker: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def deployment(
+    request: pytest.FixtureRequest, docker: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
     """A host with the stack up and the bundle installed. SQLite's has only the legacy builder, MySQL's has BuildKit."""
     stack = STACKS[request.param]
     folder = tmp_path_factory.mktemp(stack.driver)
     key = ssh_key(folder)
-    with Host(f"gen-backup-bundle-e2e-{stack.driver}-{os.getpid()}", buildkit=stack.driver == "mysql") as host:
+    with Host(
+        f"gen-backup-bundle-e2e-{stack.driver}-{os.getpid()}", buildkit=stack.driver == "mysql"
+    ) as host:
         host.authorize(key.with_suffix(".pub").read_text(encoding="utf-8"))
         stack.bring_up(host)
         bundle = Bundle.generate(stack.environment(key, {}), folder / "bundle", host.address)

@@ -108,7 +108,9 @@ class Deployment:
         files = f"{CONFIG} {DEPLOY_DIR}/backup/backup.conf"
         edits = "".join(f"s|^{key}=.*|{key}='{value}'|\n" for key, value in settings.items())
         try:
-            self.host.sh(f"for file in {files}; do cp -p $file $file.original; done; sed -i {shlex.quote(edits)} {files}")
+            self.host.sh(
+                f"for file in {files}; do cp -p $file $file.original; done; sed -i {shlex.quote(edits)} {files}"
+            )
             yield
         finally:
             self.host.sh(f"for file in {files}; do mv $file.original $file; done")
@@ -126,7 +128,10 @@ class Deployment:
     def load(self) -> Iterator[tuple[Load, Load]]:
         """Announces by HTTP and by UDP for as long as the block lasts."""
         address = self.host.address
-        with Load([HttpAnnouncer(address) for _ in range(CLIENTS)]) as http, Load([UdpAnnouncer(address) for _ in range(CLIENTS)]) as udp:
+        with (
+            Load([HttpAnnouncer(address) for _ in range(CLIENTS)]) as http,
+            Load([UdpAnnouncer(address) for _ in range(CLIENTS)]) as udp,
+        ):
             yield http, udp
 
     def runs(self) -> list[Run]:
@@ -192,7 +197,11 @@ class BackgroundRun:
 
     def wait_for_window(self) -> None:
         """Returns when the tracker is down."""
-        wait_until("the tracker to be stopped", lambda: self._host.containers()["tracker"].status == "exited", 60)
+        wait_until(
+            "the tracker to be stopped",
+            lambda: self._host.containers()["tracker"].status == "exited",
+            60,
+        )
 
     def hold_capture(self) -> None:
         """Returns with the run in the middle of its capture, which does not go on until it is released."""
@@ -215,4 +224,9 @@ class BackgroundRun:
 
     def _logged(self, text: str) -> bool:
         """Whether this run (and no earlier one) has logged something."""
-        return self._host.run("grep", "-qF", f"maintenance-backup[{self.pid}]: {text}", LOG, check=False).returncode == 0
+        return (
+            self._host.run(
+                "grep", "-qF", f"maintenance-backup[{self.pid}]: {text}", LOG, check=False
+            ).returncode
+            == 0
+        )

@@ -23,10 +23,20 @@ LOAD_SECONDS = 600
 # write to its own part of the hierarchy.
 _RIGHTS = {
     "1": (
-        *("--env", "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"),
+        *(
+            "--env",
+            "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
+            "--volume",
+            "/sys/fs/cgroup:/sys/fs/cgroup:rw",
+        ),
         *("--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--security-opt", "seccomp=unconfined"),
         *("--security-opt", "apparmor=unconfined", "--security-opt", "systempaths=unconfined"),
-        *("--device-cgroup-rule", "b 7:* rwm", "--device-cgroup-rule", "c 10:237 rwm"),  # loop devices
+        *(
+            "--device-cgroup-rule",
+            "b 7:* rwm",
+            "--device-cgroup-rule",
+            "c 10:237 rwm",
+        ),  # loop devices
     ),
     "2": ("--privileged", "--cgroupns", "private"),
 }
@@ -56,8 +66,11 @@ class Container:
 class Host:
     """A running host; leaving the `with` block removes it, with everything in it."""
 
-    def __init__(self, name: str, *, buildkit: bool = True) -> None:
-        """`buildkit` False takes buildx away, so that `docker build` falls back to the legacy builder."""
+    def __init__(self, name: str, *, buildkit: bool = True, prepared: bool = True) -> None:
+        """`buildkit` False takes buildx away: `docker build` falls back to the legacy builder.
+
+        `prepared` False empties the builders' caches.
+        """
         self.name = name
         self.address = ""
         self._buildkit = buildkit
@@ -66,7 +79,15 @@ class Host:
         store = _image_store()
         try:
             self._create("/var/lib/docker")
-            _docker("run", "--rm", f"--volumes-from={self.name}", f"--volume={store}:/store:ro", host_image(), *_CLONE, seconds=300)
+            _docker(
+                "run",
+                "--rm",
+                f"--volumes-from={self.name}",
+                f"--volume={store}:/store:ro",
+                host_image(),
+                *_CLONE,
+                seconds=300,
+            )
             self._start()
             if not self._buildkit:
                 self.run("rm", "/usr/libexec/docker/cli-plugins/docker-buildx")
@@ -75,12 +96,25 @@ class Host:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
-    def run(self, *command: str, stdin: str | bytes | None = None, check: bool = True, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        self,
+        *command: str,
+        stdin: str | bytes | None = None,
+        check: bool = True,
+        seconds: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command as root, without a login; raises with its output when it fails and `check` is left on."""
-        return _docker("exec", "--interactive", self.name, *command, stdin=stdin, check=check, seconds=seconds)
+        return _docker(
+            "exec", "--interactive", self.name, *command, stdin=stdin, check=check, seconds=seconds
+        )
 
     def sh(self, script: str, *, check: bool = True, seconds: float = 120) -> str:
         """Standard output of a shell script run as root."""
@@ -96,19 +130,38 @@ class Host:
             text=True,
         )
 
-    def ssh(self, command: str, key: Path, *, check: bool = True, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    def ssh(
+        self, command: str, key: Path, *, check: bool = True, seconds: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a shell command as the deployer's user, over SSH as an operator would."""
-        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes", "ConnectTimeout=10")
+        options = (
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+            "BatchMode=yes",
+            "ConnectTimeout=10",
+        )
         flags = [part for option in options for part in ("-o", option)]
-        return _checked(["ssh", "-i", str(key), *flags, f"{USER}@{self.address}", command], None, seconds, check)
+        return _checked(
+            ["ssh", "-i", str(key), *flags, f"{USER}@{self.address}", command], None, seconds, check
+        )
 
     def authorize(self, public_key: str) -> None:
         """Lets the holder of a key log in as the deployer's user."""
         home = f"home/{USER}/.ssh"
-        self.unpack({home: None, f"{home}/authorized_keys": public_key}, owner=1000, modes={home: 0o700, f"{home}/authorized_keys": 0o600})
+        self.unpack(
+            {home: None, f"{home}/authorized_keys": public_key},
+            owner=1000,
+            modes={home: 0o700, f"{home}/authorized_keys": 0o600},
+        )
 
     def unpack(
-        self, tree: Mapping[str, str | None], *, owner: int = 0, modes: Mapping[str, int] | None = None, owners: Mapping[str, int] | None = None
+        self,
+        tree: Mapping[str, str | None],
+        *,
+        owner: int = 0,
+        modes: Mapping[str, int] | None = None,
+        owners: Mapping[str, int] | None = None,
     ) -> None:
         """Writes files (path relative to the root directory to content) and directories (None), 0644 and 0755 unless said otherwise."""
         archive = io.BytesIO()
@@ -123,7 +176,15 @@ class Host:
                 member.size = len(data)
                 member.mode = (modes or {}).get(path, 0o755 if content is None else 0o644)
                 tar.addfile(member, io.BytesIO(data))
-        self.run("tar", "--extract", "--preserve-permissions", "--numeric-owner", "--directory=/", "--file=-", stdin=archive.getvalue())
+        self.run(
+            "tar",
+            "--extract",
+            "--preserve-permissions",
+            "--numeric-owner",
+            "--directory=/",
+            "--file=-",
+            stdin=archive.getvalue(),
+        )
 
     def read(self, path: str) -> str:
         """Content of a text file."""
@@ -141,7 +202,10 @@ class Host:
         """The inner engine's containers by name, those that stand still included."""
         script = "docker ps --all --quiet --no-trunc | xargs --no-run-if-empty docker inspect --format '{{.Name}} {{.Id}} {{.State.StartedAt}} {{.State.Status}}'"
         rows = (line.split() for line in self.sh(script).splitlines())
-        return {name.lstrip("/"): Container(identity, started, status) for name, identity, started, status in rows}
+        return {
+            name.lstrip("/"): Container(identity, started, status)
+            for name, identity, started, status in rows
+        }
 
     def reboot(self) -> None:
         """An orderly reboot: services are stopped, `/run` is empty afterwards, `@reboot` lines of cron run."""
@@ -175,17 +239,39 @@ class Host:
 
     def _booted(self) -> None:
         services = "docker.service ssh.service cron.service"
-        wait_until("the host's Docker, sshd and cron", lambda: self._answers("systemctl", "is-active", *services.split()), BOOT_SECONDS)
-        self.address = _docker("inspect", "--format", "{{.NetworkSettings.IPAddress}}", self.name).stdout.strip()
+        wait_until(
+            "the host's Docker, sshd and cron",
+            lambda: self._answers("systemctl", "is-active", *services.split()),
+            BOOT_SECONDS,
+        )
+        self.address = _docker(
+            "inspect", "--format", "{{.NetworkSettings.IPAddress}}", self.name
+        ).stdout.strip()
 
     def _answers(self, *command: str) -> bool:
         return self.run(*command, check=False).returncode == 0
 
     def _kill(self) -> None:
-        frozen = self.run("docker", "ps", "--quiet", "--no-trunc", "--filter", "status=paused", check=False, seconds=30).stdout.split()
+        frozen = self.run(
+            "docker",
+            "ps",
+            "--quiet",
+            "--no-trunc",
+            "--filter",
+            "status=paused",
+            check=False,
+            seconds=30,
+        ).stdout.split()
         if frozen:
             killing = ("sh", "-c", _KILL_FROZEN, "kill-frozen", *frozen)
-            _docker("run", "--rm", "--pid=host", "--volume=/sys/fs/cgroup:/sys/fs/cgroup", host_image(), *killing)
+            _docker(
+                "run",
+                "--rm",
+                "--pid=host",
+                "--volume=/sys/fs/cgroup:/sys/fs/cgroup",
+                host_image(),
+                *killing,
+            )
         _docker("kill", self.name, check=False)
 
 
@@ -201,7 +287,9 @@ def wait_until(what: str, ready: Callable[[], bool], seconds: float) -> None:
 def _image_store() -> str:
     """Name of the volume that holds an inner engine's data with all images of the stack loaded; made once for a set of images."""
     images = stack_images()
-    digest = hashlib.sha256("\0".join(f"{name} {source}" for name, source in images.items()).encode())
+    digest = hashlib.sha256(
+        "\0".join(f"{name} {source}" for name, source in images.items()).encode()
+    )
     volume = f"{PREFIX}-store-{digest.hexdigest()[:12]}"
     if _in_volume(volume, "test", "-e", "/store/complete").returncode == 0:
         return volume
@@ -214,7 +302,13 @@ def _image_store() -> str:
         saving = ["docker", "save", *images.values()]
         with subprocess.Popen(saving, stdout=subprocess.PIPE) as save:
             loading = ["docker", "exec", "--interactive", loader.name, "docker", "load"]
-            subprocess.run(loading, stdin=save.stdout, stdout=subprocess.DEVNULL, timeout=LOAD_SECONDS, check=True)
+            subprocess.run(
+                loading,
+                stdin=save.stdout,
+                stdout=subprocess.DEVNULL,
+                timeout=LOAD_SECONDS,
+                check=True,
+            )
         for published, source in images.items():
             loader.run("docker", "tag", source, published)
             loader.run("docker", "rmi", source)
@@ -222,7 +316,9 @@ def _image_store() -> str:
         loader.run("touch", "/var/lib/docker/complete")
     finally:
         loader.stop()
-    older = set(_docker("volume", "ls", "--quiet", "--filter", f"name={PREFIX}-store-").stdout.split()) - {volume}
+    older = set(
+        _docker("volume", "ls", "--quiet", "--filter", f"name={PREFIX}-store-").stdout.split()
+    ) - {volume}
     for store in older:
         _docker("volume", "rm", store, check=False)  # refused while another run clones it
     return volume
@@ -232,17 +328,33 @@ def _in_volume(volume: str, *command: str) -> subprocess.CompletedProcess[str]:
     return _docker("run", "--rm", f"--volume={volume}:/store", host_image(), *command, check=False)
 
 
-def _docker(*arguments: str, stdin: str | bytes | None = None, check: bool = True, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+def _docker(
+    *arguments: str, stdin: str | bytes | None = None, check: bool = True, seconds: float = 120
+) -> subprocess.CompletedProcess[str]:
     return _checked(["docker", *arguments], stdin, seconds, check)
 
 
-def _checked(command: list[str], stdin: str | bytes | None, seconds: float, check: bool) -> subprocess.CompletedProcess[str]:
+def _checked(
+    command: list[str], stdin: str | bytes | None, seconds: float, check: bool
+) -> subprocess.CompletedProcess[str]:
     """Runs a command of the outer machine to its end; a failure that was not expected says what was printed."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     raw = subprocess.run(
-        command, input=data, stdin=None if data is not None else subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+        command,
+        input=data,
+        stdin=None if data is not None else subprocess.DEVNULL,
+        capture_output=True,
+        timeout=seconds,
+        check=False,
     )
-    done = subprocess.CompletedProcess(command, raw.returncode, raw.stdout.decode(errors="replace"), raw.stderr.decode(errors="replace"))
+    done = subprocess.CompletedProcess(
+        command,
+        raw.returncode,
+        raw.stdout.decode(errors="replace"),
+        raw.stderr.decode(errors="replace"),
+    )
     if check and done.returncode != 0:
-        raise AssertionError(f"{' '.join(command)[:500]} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+        raise AssertionError(
+            f"{' '.join(command)[:500]} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        )
     return done

@@ -36,7 +36,10 @@ CREATE VIEW completed_torrents AS SELECT info_hash FROM torrents WHERE completed
 DROP TRIGGER IF EXISTS of_torrents;
 """
 # A trigger that changes what is inserted: it must not be there while rows are imported.
-_NUMBER = {"sqlite3": "INTEGER PRIMARY KEY AUTOINCREMENT", "mysql": "INTEGER PRIMARY KEY AUTO_INCREMENT"}
+_NUMBER = {
+    "sqlite3": "INTEGER PRIMARY KEY AUTOINCREMENT",
+    "mysql": "INTEGER PRIMARY KEY AUTO_INCREMENT",
+}
 _TRIGGER = {
     "sqlite3": """
         CREATE TRIGGER of_torrents AFTER INSERT ON torrents WHEN NEW.info_hash LIKE '00000000%'
@@ -68,14 +71,23 @@ class Content:
             schema = deployment.query(
                 "SHOW CREATE TABLE whitelist; SHOW CREATE TABLE `keys`; SHOW CREATE TABLE extra; SHOW CREATE VIEW completed_torrents;"
             )
-            schema += re.sub("AUTO_INCREMENT=[0-9]+ ", "", deployment.query("SHOW CREATE TABLE torrents;"))
-            schema += deployment.query(f"SELECT trigger_name, action_statement FROM information_schema.triggers WHERE trigger_schema = '{name}';")
+            schema += re.sub(
+                "AUTO_INCREMENT=[0-9]+ ", "", deployment.query("SHOW CREATE TABLE torrents;")
+            )
+            schema += deployment.query(
+                f"SELECT trigger_name, action_statement FROM information_schema.triggers WHERE trigger_schema = '{name}';"
+            )
         else:
             schema = deployment.query(
                 "SELECT type, name, sql FROM sqlite_master ORDER BY type, name; SELECT * FROM sqlite_sequence WHERE name <> 'torrents' ORDER BY name;"
             )
         torrents = deployment.query(_TORRENTS.format(condition=""))
-        return cls(torrents, deployment.query(_TORRENTS.format(condition="AND completed > 0")), deployment.query(_ROWS), schema)
+        return cls(
+            torrents,
+            deployment.query(_TORRENTS.format(condition="AND completed > 0")),
+            deployment.query(_ROWS),
+            schema,
+        )
 
     def as_backed_up_without_statistics(self, before: Content) -> None:
         """Asserts that this is what `before` was, without the torrents that were never completed."""
@@ -92,7 +104,9 @@ def _tool(host: Host, *words: str, program: str = TOOL) -> Outcome:
 def _next_torrent(deployment: Deployment) -> int:
     """The number that the next torrent gets at least."""
     if deployment.stack.driver == "mysql":
-        found = re.search("AUTO_INCREMENT=([0-9]+)", deployment.query("SHOW CREATE TABLE torrents;"))
+        found = re.search(
+            "AUTO_INCREMENT=([0-9]+)", deployment.query("SHOW CREATE TABLE torrents;")
+        )
         assert found
         return int(found[1])
     return int(deployment.query("SELECT seq + 1 FROM sqlite_sequence WHERE name = 'torrents';"))
@@ -106,7 +120,9 @@ def filled(deployment: Deployment) -> Iterator[Content]:
     yield Content.of(deployment)
     deployment.query(_EMPTY)
     # Later runs would miss the table that was made here, and the rows.
-    deployment.host.sh(f"grep --files-with-matches '\"extra\"' {DESTINATION}/runs/*.json | xargs rm")
+    deployment.host.sh(
+        f"grep --files-with-matches '\"extra\"' {DESTINATION}/runs/*.json | xargs rm"
+    )
     with deployment.configured(QUIESCE="none"):
         deployment.run().succeeded()
     _tool(deployment.host, "acknowledge").succeeded()
@@ -126,16 +142,23 @@ def _back_up(deployment: Deployment, scope: str, quiesce: str) -> Run:
 def runs(deployment: Deployment, filled: Content) -> dict[str, Run]:
     """A full backup and those without statistics, by how they were made."""
     made = {"full": _back_up(deployment, "full", "none")}
-    made |= {quiesce: _back_up(deployment, "exclude-statistics", quiesce) for quiesce in ("none", "pause")}
+    made |= {
+        quiesce: _back_up(deployment, "exclude-statistics", quiesce)
+        for quiesce in ("none", "pause")
+    }
     return made
 
 
 @pytest.mark.parametrize("quiesce", ["none", "pause"])
-def test_the_run_manifest_says_what_is_in_it(deployment: Deployment, filled: Content, runs: dict[str, Run], quiesce: str) -> None:
+def test_the_run_manifest_says_what_is_in_it(
+    deployment: Deployment, filled: Content, runs: dict[str, Run], quiesce: str
+) -> None:
     run, full = runs[quiesce], runs["full"]
     suffixes = [".sql.gz", ".torrents.sql.gz"] if deployment.stack.driver == "mysql" else [".db.gz"]
     databases = [file["path"] for file in run["files"] if file["kind"] == "database"]
-    assert databases == [f"{deployment.kind}/{deployment.kind}_{run['id']}{suffix}" for suffix in suffixes]
+    assert databases == [
+        f"{deployment.kind}/{deployment.kind}_{run['id']}{suffix}" for suffix in suffixes
+    ]
     assert run["tables"]["torrents"] < full["tables"]["torrents"]
     assert {name: rows for name, rows in run["tables"].items() if name != "torrents"} == {
         name: rows for name, rows in full["tables"].items() if name != "torrents"
@@ -146,7 +169,9 @@ def test_the_run_manifest_says_what_is_in_it(deployment: Deployment, filled: Con
 
 
 @pytest.mark.parametrize("quiesce", ["none", "pause"])
-def test_it_is_verified_like_any_other(deployment: Deployment, runs: dict[str, Run], quiesce: str) -> None:
+def test_it_is_verified_like_any_other(
+    deployment: Deployment, runs: dict[str, Run], quiesce: str
+) -> None:
     verified = _tool(deployment.host, "verify", runs[quiesce]["id"]).succeeded()
     assert f"torrents {runs[quiesce]['tables']['torrents']} rows" in verified.output
 
@@ -156,35 +181,70 @@ def test_restored_in_place_it_has_all_but_what_was_never_completed(
     deployment: Deployment, filled: Content, runs: dict[str, Run], quiesce: str
 ) -> None:
     number = _next_torrent(deployment)
-    deployment.query("DELETE FROM whitelist; DELETE FROM extra; UPDATE torrents SET completed = 99;")
-    restored = strike(deployment.host, TOOL, "restore", runs[quiesce]["id"], "--only", "database", "--confirm").outcome
+    deployment.query(
+        "DELETE FROM whitelist; DELETE FROM extra; UPDATE torrents SET completed = 99;"
+    )
+    restored = strike(
+        deployment.host, TOOL, "restore", runs[quiesce]["id"], "--only", "database", "--confirm"
+    ).outcome
     assert "exclude-statistics" in restored.succeeded().output
     wait_for_tracker(deployment.host)
     Content.of(deployment).as_backed_up_without_statistics(filled)
     assert _next_torrent(deployment) >= number
 
 
-def test_a_full_backup_still_restores_after_the_scope_was_changed(deployment: Deployment, filled: Content, runs: dict[str, Run]) -> None:
+def test_a_full_backup_still_restores_after_the_scope_was_changed(
+    deployment: Deployment, filled: Content, runs: dict[str, Run]
+) -> None:
     with deployment.configured(BACKUP_SCOPE="exclude-statistics"):
-        strike(deployment.host, TOOL, "restore", runs["full"]["id"], "--only", "database", "--confirm").outcome.succeeded()
+        strike(
+            deployment.host, TOOL, "restore", runs["full"]["id"], "--only", "database", "--confirm"
+        ).outcome.succeeded()
     wait_for_tracker(deployment.host)
     assert Content.of(deployment) == filled
 
 
-def test_restored_onto_an_empty_host_it_has_all_but_what_was_never_completed(deployment: Deployment, filled: Content, runs: dict[str, Run]) -> None:
-    run, stack = runs["pause" if deployment.stack.driver == "sqlite3" else "none"], STACKS[deployment.stack.driver]
-    with Host(f"gen-backup-bundle-e2e-statistics-{stack.driver}-{os.getpid()}", buildkit=stack.driver == "mysql") as empty:
+def test_restored_onto_an_empty_host_it_has_all_but_what_was_never_completed(
+    deployment: Deployment, filled: Content, runs: dict[str, Run]
+) -> None:
+    run, stack = (
+        runs["pause" if deployment.stack.driver == "sqlite3" else "none"],
+        STACKS[deployment.stack.driver],
+    )
+    with Host(
+        f"gen-backup-bundle-e2e-statistics-{stack.driver}-{os.getpid()}",
+        buildkit=stack.driver == "mysql",
+    ) as empty:
         image = re.search(r"^IMAGE='(.*)'$", deployment.host.read(CONFIG), re.MULTILINE)
         assert image
         _pipe(deployment.host, f"docker save {image[1]}", empty, "docker load")
-        _pipe(deployment.host, f"tar -C {DESTINATION} -c .", empty, f"mkdir -p {DESTINATION} && tar -C {DESTINATION} -x")
+        _pipe(
+            deployment.host,
+            f"tar -C {DESTINATION} -c .",
+            empty,
+            f"mkdir -p {DESTINATION} && tar -C {DESTINATION} -x",
+        )
         bundle = subprocess.run(
-            ["tar", "-C", str(deployment.bundle.directory), "--owner=0", "--group=0", "--exclude=./secrets", "--exclude=./.gitignore", "-c", "."],
+            [
+                "tar",
+                "-C",
+                str(deployment.bundle.directory),
+                "--owner=0",
+                "--group=0",
+                "--exclude=./secrets",
+                "--exclude=./.gitignore",
+                "-c",
+                ".",
+            ],
             capture_output=True,
             check=True,
         )
-        empty.run("bash", "-c", f"mkdir -p -m 0700 {BUNDLE} && tar -C {BUNDLE} -x", stdin=bundle.stdout)
-        _tool(empty, "restore", run["id"], "--confirm", program=f"{BUNDLE}/host/tracker-backup").succeeded()
+        empty.run(
+            "bash", "-c", f"mkdir -p -m 0700 {BUNDLE} && tar -C {BUNDLE} -x", stdin=bundle.stdout
+        )
+        _tool(
+            empty, "restore", run["id"], "--confirm", program=f"{BUNDLE}/host/tracker-backup"
+        ).succeeded()
         if stack.driver == "mysql":
             # The stack's `.env` does not have the password that the tracker uses; a deployer's does.
             escaped = HOSTILE_PASSWORD.replace("\\", "\\\\").replace("'", "\\'")
@@ -192,11 +252,26 @@ def test_restored_onto_an_empty_host_it_has_all_but_what_was_never_completed(dep
         else:
             assert sqlite(empty, SQLITE_FILE, "PRAGMA integrity_check;").strip() == "ok"
         wait_for_tracker(empty)
-        elsewhere = Deployment(empty, stack, deployment.bundle, deployment.key, deployment.before, deployment.checked, deployment.installed)
+        elsewhere = Deployment(
+            empty,
+            stack,
+            deployment.bundle,
+            deployment.key,
+            deployment.before,
+            deployment.checked,
+            deployment.installed,
+        )
         Content.of(elsewhere).as_backed_up_without_statistics(filled)
 
 
 def _pipe(source: Host, reading: str, target: Host, writing: str) -> None:
     """Standard output of a command on one host into a command on another."""
-    with subprocess.Popen(["docker", "exec", source.name, "bash", "-c", reading], stdout=subprocess.PIPE) as read:
-        subprocess.run(["docker", "exec", "-i", target.name, "bash", "-c", writing], stdin=read.stdout, check=True, timeout=300)
+    with subprocess.Popen(
+        ["docker", "exec", source.name, "bash", "-c", reading], stdout=subprocess.PIPE
+    ) as read:
+        subprocess.run(
+            ["docker", "exec", "-i", target.name, "bash", "-c", writing],
+            stdin=read.stdout,
+            check=True,
+            timeout=300,
+        )

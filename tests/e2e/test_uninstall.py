@@ -13,7 +13,11 @@ def test_uninstalling_leaves_the_backups_and_nothing_else_of_ours(deployment: De
     assert said.changed == 0
     deployment.bundle.playbook("uninstall-backup").succeeded()
     assert deployment.published() == backups
-    left = {entry for entry in Deployment.inventory(deployment.host) - deployment.before if not entry.startswith(DESTINATION)}
+    left = {
+        entry
+        for entry in Deployment.inventory(deployment.host) - deployment.before
+        if not entry.startswith(DESTINATION)
+    }
     assert left == set()
     assert untouched(containers, deployment.host.containers())
     again = deployment.bundle.playbook("uninstall-backup").succeeded()

@@ -28,7 +28,10 @@ ROW_BYTES = 106  # of a torrent, its share of the index included
 STEP_SECONDS = 1800
 
 # File systems to the commands that make one and that copy a file byte for byte: on xfs a plain `cp` would only make a reflink.
-FILE_SYSTEMS = {"ext4": ("mkfs.ext4 -q", "cp"), "xfs": ("mkfs.xfs -q -m reflink=1", "cp --reflink=never")}
+FILE_SYSTEMS = {
+    "ext4": ("mkfs.ext4 -q", "cp"),
+    "xfs": ("mkfs.xfs -q -m reflink=1", "cp --reflink=never"),
+}
 
 _PREPARE = f"""
 set -e
@@ -69,9 +72,7 @@ docker compose start tracker
 """
 
 
-_HEAD = (
-    "| way | file system | compression | `cp`, s | no answer, s | worst, s | limit, s | times `cp` | of published | down, s | run, s | result, MB |"
-)
+_HEAD = "| way | file system | compression | `cp`, s | no answer, s | worst, s | limit, s | times `cp` | of published | down, s | run, s | result, MB |"
 
 
 @dataclass(frozen=True)
@@ -103,23 +104,47 @@ class Way:
 
 
 def ours(
-    name: str, *, quiesce: str, compression: str = "zstd", file_system: str = "ext4", journal: str = "delete", limit: Limit | None = None
+    name: str,
+    *,
+    quiesce: str,
+    compression: str = "zstd",
+    file_system: str = "ext4",
+    journal: str = "delete",
+    limit: Limit | None = None,
 ) -> Way:
     """A run of the bundle's own script. zstd where nothing is compared with gzip: it takes half the time, and none of the window."""
-    settings = {"QUIESCE": quiesce, "BACKUP_COMPRESSION": compression, "BACKUP_ALLOW_WRITER_STALL": "true"}
+    settings = {
+        "QUIESCE": quiesce,
+        "BACKUP_COMPRESSION": compression,
+        "BACKUP_ALLOW_WRITER_STALL": "true",
+    }
     return Way(name, SCRIPT, compression, file_system, journal, settings, limit)
 
 
-RESTART = Way("no backup: `docker stop`, `docker start`", "docker stop -t 10 tracker && docker start tracker", "")
+RESTART = Way(
+    "no backup: `docker stop`, `docker start`",
+    "docker stop -t 10 tracker && docker start tracker",
+    "",
+)
 PUBLISHED = Way("published: stop, `.backup`, gzip, start", _PUBLISHED, "gzip")
 WAYS = (
     RESTART,
     PUBLISHED,
-    ours("ours, `stop`", quiesce="stop", compression="gzip", limit=lambda sample, restart: restart.unanswered + 1.2 * sample.copy + 0.5),
+    ours(
+        "ours, `stop`",
+        quiesce="stop",
+        compression="gzip",
+        limit=lambda sample, restart: restart.unanswered + 1.2 * sample.copy + 0.5,
+    ),
     ours("ours, `pause`", quiesce="pause", limit=lambda sample, _: 1.2 * sample.copy + 0.5),
     ours("ours, `none`, rollback journal", quiesce="none"),
     ours("ours, `none`, WAL", quiesce="none", journal="wal"),
-    ours("ours, `stop`, reflink", quiesce="stop", file_system="xfs", limit=lambda _, restart: restart.unanswered + 0.5),
+    ours(
+        "ours, `stop`, reflink",
+        quiesce="stop",
+        file_system="xfs",
+        limit=lambda _, restart: restart.unanswered + 0.5,
+    ),
     ours("ours, `pause`, reflink", quiesce="pause", file_system="xfs", limit=lambda _, __: 0.5),
 )
 
@@ -145,15 +170,28 @@ class Bench:
         self._deployment = Deployment(host, stack, bundle, key, frozenset(), installed, installed)
         say(f"making a database of {megabytes} MB")
         host.run("docker", "stop", "-t", "0", "tracker")
-        sqlite(host, SQLITE_FILE, _FILL.format(rows=megabytes * 1_000_000 // ROW_BYTES, kibibytes=megabytes * 1100), seconds=STEP_SECONDS)
+        sqlite(
+            host,
+            SQLITE_FILE,
+            _FILL.format(rows=megabytes * 1_000_000 // ROW_BYTES, kibibytes=megabytes * 1100),
+            seconds=STEP_SECONDS,
+        )
         self.bytes = int(host.run("stat", "--format=%s", SQLITE_FILE).stdout)
         with self._deployment.scratch() as other:
-            host.sh(f"{_mount('xfs', other)} && cp -a {DEPLOY_DIR}/. {other}/ && umount {other}", seconds=STEP_SECONDS)
+            host.sh(
+                f"{_mount('xfs', other)} && cp -a {DEPLOY_DIR}/. {other}/ && umount {other}",
+                seconds=STEP_SECONDS,
+            )
 
     def measure(self, way: Way) -> Sample:
         """Brings the host into the way's state, copies the database, then backs up with announces running."""
         self._arrange(way)
-        started, ended = map(float, self._host.sh(_COPY.format(copy=FILE_SYSTEMS[way.file_system][1]), seconds=STEP_SECONDS).split())
+        started, ended = map(
+            float,
+            self._host.sh(
+                _COPY.format(copy=FILE_SYSTEMS[way.file_system][1]), seconds=STEP_SECONDS
+            ).split(),
+        )
         with self._deployment.configured(**way.settings), self._deployment.load() as loads:
             since, begun = self._now(), time.monotonic()
             self._host.sh(way.script, seconds=STEP_SECONDS)
@@ -161,11 +199,18 @@ class Bench:
             wait_for_tracker(self._host)
             down = self._down(since)
         # The files go, the run manifests stay: room for the next.
-        size = int(self._host.sh(f"cd {DESTINATION}/sqlite; find . -type f -printf '%s\\n' | tail -n 1; rm -f -- *") or 0)
+        size = int(
+            self._host.sh(
+                f"cd {DESTINATION}/sqlite; find . -type f -printf '%s\\n' | tail -n 1; rm -f -- *"
+            )
+            or 0
+        )
         return Sample(ended - started, max(load.longest_gap for load in loads), down, total, size)
 
     def _arrange(self, way: Way) -> None:
-        self._host.sh(f"docker stop -t 0 tracker && umount {DEPLOY_DIR} && {_mount(way.file_system, DEPLOY_DIR)}")
+        self._host.sh(
+            f"docker stop -t 0 tracker && umount {DEPLOY_DIR} && {_mount(way.file_system, DEPLOY_DIR)}"
+        )
         answer = sqlite(self._host, SQLITE_FILE, f"PRAGMA journal_mode = {way.journal};").strip()
         assert answer == way.journal, f"the database is in journal mode {answer}"
         self._host.run("docker", "start", "tracker")
@@ -176,10 +221,10 @@ class Bench:
 
     def _down(self, since: str) -> float:
         """Seconds for which the tracker's process was gone or frozen, as Docker tells."""
-        filters = (
-            f"--filter container={self._deployment.tracker().id} --filter event=die --filter event=start --filter event=pause --filter event=unpause"
-        )
-        events = self._host.sh(f"docker events --since {since} --until {self._now()} {filters} --format '{{{{.TimeNano}}}}'").split()
+        filters = f"--filter container={self._deployment.tracker().id} --filter event=die --filter event=start --filter event=pause --filter event=unpause"
+        events = self._host.sh(
+            f"docker events --since {since} --until {self._now()} {filters} --format '{{{{.TimeNano}}}}'"
+        ).split()
         times = [int(event) / 1e9 for event in events]
         return sum(ended - began for began, ended in zip(times[::2], times[1::2], strict=True))
 
@@ -203,12 +248,23 @@ def table(rounds: list[dict[Way, Sample]]) -> str:
     for way in WAYS:
         samples = [measured[way] for measured in rounds]
         copy, unanswered, down, total = (
-            statistics.median(getattr(sample, name) for sample in samples) for name in ("copy", "unanswered", "down", "total")
+            statistics.median(getattr(sample, name) for sample in samples)
+            for name in ("copy", "unanswered", "down", "total")
         )
         cells = (
             *(way.name, way.file_system, way.compression),
-            *(f"{copy:.2f}", f"{unanswered:.2f}", f"{max(sample.unanswered for sample in samples):.2f}", _limit(way, rounds)),
-            *(f"{unanswered / copy:.1f}", f"{unanswered / published:.1%}", f"{down:.2f}", f"{total:.1f}"),
+            *(
+                f"{copy:.2f}",
+                f"{unanswered:.2f}",
+                f"{max(sample.unanswered for sample in samples):.2f}",
+                _limit(way, rounds),
+            ),
+            *(
+                f"{unanswered / copy:.1f}",
+                f"{unanswered / published:.1%}",
+                f"{down:.2f}",
+                f"{total:.1f}",
+            ),
             f"{samples[-1].size / 1e6:.0f}" if way.compression else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -226,7 +282,13 @@ def _limit(way: Way, rounds: list[dict[Way, Sample]]) -> str:
 def misses(way: Way, rounds: list[dict[Way, Sample]]) -> int:
     """In how many rounds a way was slower than its limit of that round."""
     limit = way.limit
-    return 0 if limit is None else sum(samples[way].unanswered > limit(samples[way], samples[RESTART]) for samples in rounds)
+    return (
+        0
+        if limit is None
+        else sum(
+            samples[way].unanswered > limit(samples[way], samples[RESTART]) for samples in rounds
+        )
+    )
 
 
 def machine(host: Host) -> str:
@@ -243,7 +305,10 @@ def say(text: str) -> None:
 def bench(megabytes: int, rounds: int) -> tuple[str, int]:
     """The Markdown of what was measured, and how often a limit was missed."""
     measured: list[dict[Way, Sample]] = []
-    with tempfile.TemporaryDirectory() as folder, Host(f"gen-backup-bundle-bench-{os.getpid()}") as host:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Host(f"gen-backup-bundle-bench-{os.getpid()}") as host,
+    ):
         busy = os.getloadavg()[1]
         prepared = Bench(host, Path(folder), megabytes)
         for number in range(rounds):
@@ -267,10 +332,21 @@ def update_docs(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/bench-window", description="How long a backup keeps the tracker from answering.")
-    parser.add_argument("--megabytes", type=int, default=2000, help="size of the database (default: 2000)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (default: 3)")
-    parser.add_argument("--update-docs", action="store_true", help=f"write the table into {DOCS.relative_to(REPOSITORY)} as well")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench-window",
+        description="How long a backup keeps the tracker from answering.",
+    )
+    parser.add_argument(
+        "--megabytes", type=int, default=2000, help="size of the database (default: 2000)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often everything is measured (default: 3)"
+    )
+    parser.add_argument(
+        "--update-docs",
+        action="store_true",
+        help=f"write the table into {DOCS.relative_to(REPOSITORY)} as well",
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     text, missed = bench(arguments.megabytes, arguments.rounds)
