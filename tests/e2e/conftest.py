@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from e2e.bundle import Bundle, ssh_key
 from e2e.deployment import Deployment
-from e2e.host import Host
+from e2e.host import LAST_WORDS, Host
 from e2e.stack import Stack
 
 STACKS = {
@@ -37,6 +37,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in dropped]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds to a failed test what its hosts say: the end of the last two runs, and of the log."""
+    report = yield
+    if report.failed:
+        used = getattr(item, "funcargs", {}).values()
+        hosts = {
+            id(host): host
+            for host in (getattr(value, "host", value) for value in used)
+            if isinstance(host, Host)
+        }
+        words = [*LAST_WORDS, *(host.last_words() for host in hosts.values())]
+        report.sections += [("the host's last runs and log", text) for text in words]
+    LAST_WORDS.clear()
+    return report
 
 
 @pytest.fixture(scope="session")

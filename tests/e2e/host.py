@@ -7,17 +7,21 @@ import io
 import os
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
+from e2e.bundle import REPOSITORY, generator
 from e2e.images import PREFIX, host_image, stack_images
 
 USER = "torrust"
 BOOT_SECONDS = 90
 LOAD_SECONDS = 600
+BUILD_SECONDS = 900
 
 # On cgroup v1 in sandboxes without SYS_RESOURCE `--privileged` fails and this does not; on cgroup v2 only a privileged container may
 # write to its own part of the hierarchy.
@@ -41,7 +45,29 @@ _RIGHTS = {
     "2": ("--privileged", "--cgroupns", "private"),
 }
 
-_CLONE = ("cp", "--archive", "/store/.", "/var/lib/docker/")
+KEPT_STORES = 3
+
+# Clones the data of an inner engine from one volume to another. Nobody writes to the files of image
+# layers, so these are hard links. All else is copied.
+_CLONE = """
+cd "/volumes/$1/_data"
+target=/volumes/$2/_data
+cp --archive --link overlay2 "$target/" 2>/dev/null \
+    || { rm -rf "$target/overlay2"; cp --archive overlay2 "$target/"; }
+for entry in *; do [ "$entry" = overlay2 ] || cp --archive "$entry" "$target/" || exit; done
+"""
+
+# Builds the packages of the backup image, for each builder that a host may have.
+_BUILD_PACKAGES = """
+set -e
+docker build --tag "$1" - </tmp/Dockerfile
+DOCKER_BUILDKIT=0 docker build --tag "$1-legacy" - </tmp/Dockerfile
+"""
+_EMPTY_CACHES = """
+docker builder prune --all --force >/dev/null
+docker images --format '{{.Repository}}:{{.Tag}}' | grep '^gen-backup-bundle-e2e/packages:' \
+    | xargs --no-run-if-empty docker rmi --force >/dev/null
+"""
 
 # Run on the outer machine: what is frozen dies without running again, which SIGKILL alone does not achieve on cgroup v1.
 _KILL_FROZEN = """
@@ -51,6 +77,21 @@ for id in "$@"; do
     xargs -r kill -KILL <"$group/cgroup.procs"
     echo THAWED >"$group/freezer.state"
 done
+"""
+
+
+# The hosts that a failed test has taken down, see `Host.last_words`; whoever reports it empties this.
+LAST_WORDS: list[str] = []
+
+_LAST_WORDS = """
+cd /opt/torrust/storage/backup/runs 2>/dev/null && ls -t | grep json$ | head -n 2 | while read -r run; do
+    timeout 5 python3 -c '
+import json, sys
+run = json.load(open(sys.argv[1]))
+print(*(f"{key}: {run.get(key)!r}" for key in ("id", "result", "reason", "warnings")), sep=", ")
+' "$run" 2>&1 | tail -n 1
+done
+tail -n 40 /var/log/tracker-backup.log
 """
 
 
@@ -74,23 +115,18 @@ class Host:
         self.name = name
         self.address = ""
         self._buildkit = buildkit
+        self._prepared = prepared
 
     def __enter__(self) -> Host:
-        store = _image_store()
+        store = _prepared_store()
         try:
             self._create("/var/lib/docker")
-            _docker(
-                "run",
-                "--rm",
-                f"--volumes-from={self.name}",
-                f"--volume={store}:/store:ro",
-                host_image(),
-                *_CLONE,
-                seconds=300,
-            )
+            _clone(store, self._volume())
             self._start()
             if not self._buildkit:
                 self.run("rm", "/usr/libexec/docker/cli-plugins/docker-buildx")
+            if not self._prepared:
+                self.sh(_EMPTY_CACHES, seconds=300)
         except BaseException:
             self.stop()
             raise
@@ -102,7 +138,18 @@ class Host:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None:
+            LAST_WORDS.append(self.last_words())
         self.stop()
+
+    def last_words(self) -> str:
+        """The end of the last two runs and of the log; for a failed test, so it never raises."""
+        try:
+            told = self.run("bash", "-c", _LAST_WORDS, check=False, seconds=20)
+            text = told.stdout + told.stderr
+        except Exception as error:  # whatever it is, it must not hide why the test failed
+            text = f"cannot be read: {error!r}"
+        return f"{self.name}:\n{text.strip()}\n"
 
     def run(
         self,
@@ -233,6 +280,11 @@ class Host:
             host_image(),
         )
 
+    def _volume(self) -> str:
+        """Name of the volume of its inner engine."""
+        form = '{{range .Mounts}}{{if eq .Destination "/var/lib/docker"}}{{.Name}}{{end}}{{end}}'
+        return _docker("inspect", "--format", form, self.name).stdout.strip()
+
     def _start(self) -> None:
         _docker("start", self.name)
         self._booted()
@@ -291,7 +343,7 @@ def _image_store() -> str:
         "\0".join(f"{name} {source}" for name, source in images.items()).encode()
     )
     volume = f"{PREFIX}-store-{digest.hexdigest()[:12]}"
-    if _in_volume(volume, "test", "-e", "/store/complete").returncode == 0:
+    if _is_complete(volume):
         return volume
     print(f"host: loading the stack's images into the volume {volume} once", flush=True)
     _docker("volume", "rm", volume, check=False)
@@ -312,16 +364,86 @@ def _image_store() -> str:
         for published, source in images.items():
             loader.run("docker", "tag", source, published)
             loader.run("docker", "rmi", source)
-        loader.run("systemctl", "stop", "docker.socket", "docker.service")
-        loader.run("touch", "/var/lib/docker/complete")
+        _complete(loader)
     finally:
         loader.stop()
-    older = set(
-        _docker("volume", "ls", "--quiet", "--filter", f"name={PREFIX}-store-").stdout.split()
-    ) - {volume}
-    for store in older:
-        _docker("volume", "rm", store, check=False)  # refused while another run clones it
     return volume
+
+
+@cache
+def _prepared_store() -> str:
+    """Name of the volume that hosts are cloned from: the image store, and the builders' caches.
+
+    The caches hold the packages of the backup image, so that building it takes a second. A product
+    whose Dockerfile changed gets a new store.
+    """
+    store, recipes = _image_store(), package_layers()
+    digest = hashlib.sha256("\0".join((store, *recipes)).encode())
+    volume = f"{PREFIX}-prepared-{digest.hexdigest()[:12]}"
+    if _is_complete(volume):
+        return volume
+    print(f"host: preparing the volume {volume} once (some minutes)", flush=True)
+    _docker("volume", "rm", volume, check=False)
+    loader = Host(f"{PREFIX}-loader-{os.getpid()}")
+    try:
+        loader._create(f"{volume}:/var/lib/docker")
+        _clone(store, volume)
+        _in_volume(volume, "rm", "-f", "/store/complete")
+        loader._start()
+        for number, recipe in enumerate(recipes):
+            loader.run("tee", "/tmp/Dockerfile", stdin=recipe)
+            name = f"{PREFIX}/packages:{number}"
+            loader.run("bash", "-c", _BUILD_PACKAGES, "build", name, seconds=BUILD_SECONDS)
+        _complete(loader)
+    finally:
+        loader.stop()
+    _remove_old_stores(volume)
+    return volume
+
+
+@cache
+def package_layers() -> tuple[str, ...]:
+    """The Dockerfiles of all examples, each up to where it copies the product's own files."""
+    found = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for example in sorted((REPOSITORY / "examples").glob("*/environment.json")):
+            bundle = Path(folder) / example.parent.name
+            command = [generator(), str(example), str(bundle)]
+            subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=True)
+            text = (bundle / "backup/Dockerfile").read_text(encoding="utf-8")
+            found.add(text.partition("\nCOPY ")[0] + "\n")
+    return tuple(sorted(found))
+
+
+def _clone(source: str, target: str) -> None:
+    """Copies an inner engine's data from one volume to another, both on one file system."""
+    mountpoint = _docker("volume", "inspect", "--format", "{{.Mountpoint}}", source).stdout.strip()
+    volumes = f"{Path(mountpoint).parent.parent}:/volumes"
+    clone = ("run", "--rm", "--volume", volumes, host_image(), "bash", "-c", _CLONE, "clone")
+    _docker(*clone, source, target, seconds=300)
+
+
+def _is_complete(volume: str) -> bool:
+    return _in_volume(volume, "test", "-e", "/store/complete").returncode == 0
+
+
+def _complete(loader: Host) -> None:
+    loader.run("systemctl", "stop", "docker.socket", "docker.service")
+    loader.run("touch", "/var/lib/docker/complete")
+
+
+def _remove_old_stores(volume: str) -> None:
+    """Keeps a few, since several checkouts may take turns."""
+    names = _docker(
+        "volume", "ls", "--quiet", "--filter", f"name={PREFIX}-prepared-"
+    ).stdout.split()
+    created = {
+        name: _docker("volume", "inspect", "--format", "{{.CreatedAt}}", name).stdout
+        for name in names
+    }
+    for name in sorted(names, key=created.__getitem__, reverse=True)[KEPT_STORES:]:
+        if name != volume:
+            _docker("volume", "rm", name, check=False)  # refused while another run clones it
 
 
 def _in_volume(volume: str, *command: str) -> subprocess.CompletedProcess[str]:
