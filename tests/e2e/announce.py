@@ -32,7 +32,10 @@ class Announcer(Protocol):
 
 
 class HttpAnnouncer:
-    """BEP 3: announces by HTTP. Each torrent is announced as started, then as completed, which makes the tracker write to its database."""
+    """BEP 3: announces by HTTP.
+
+    Each torrent is announced as started, then as completed: the tracker writes to its database.
+    """
 
     def __init__(self, address: str, port: int = 7070) -> None:
         self._url = f"http://{address}:{port}/announce"
@@ -45,7 +48,10 @@ class HttpAnnouncer:
             if self._completing
             else (secrets.token_bytes(20), "started")
         )
-        query = f"info_hash={quote_from_bytes(info_hash, safe='')}&peer_id=-GB0001-000000000000&port=17548&uploaded=0&downloaded=0&left=0&event={event}&compact=1"
+        query = (
+            f"info_hash={quote_from_bytes(info_hash, safe='')}&peer_id=-GB0001-000000000000"
+            f"&port=17548&uploaded=0&downloaded=0&left=0&event={event}&compact=1"
+        )
         try:
             with urllib.request.urlopen(f"{self._url}?{query}", timeout=ANSWER_SECONDS) as response:
                 answered = b"8:interval" in response.read()
@@ -93,7 +99,10 @@ class UdpAnnouncer:
 
 
 class Load:
-    """Announces of several clients, taking turns, for as long as the `with` block lasts: while one waits for a lost answer the others go on."""
+    """Announces of several clients, taking turns, for as long as the `with` block lasts.
+
+    While one client waits for a lost answer, the others go on.
+    """
 
     def __init__(self, announcers: Sequence[Announcer]) -> None:
         self._answers: list[float] = []

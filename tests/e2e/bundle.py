@@ -1,4 +1,4 @@
-"""The product under test, used as an operator does: the generator's binary and plain `ansible-playbook`."""
+"""The product under test, as an operator uses it: the generator and plain `ansible-playbook`."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Bundle:
         return cls(directory)
 
     def playbook(self, name: str, *options: str) -> Outcome:
-        """Applies one of the bundle's playbooks, without an inventory, from a directory that is not the bundle's."""
+        """Applies one of the bundle's playbooks, without an inventory, from another directory."""
         command = self._command(name, options)
         return _run(
             command,
@@ -157,7 +157,7 @@ def _ansible_playbook() -> str:
 
 
 def _found(variable: str, name: str, *folders: Path) -> str:
-    """A program: where the environment variable says, else in the first folder that has it, else on PATH."""
+    """A program: from the environment variable, else the first folder that has it, else PATH."""
     candidates = [
         os.environ.get(variable),
         *(shutil.which(name, path=str(folder)) for folder in folders),
@@ -167,7 +167,8 @@ def _found(variable: str, name: str, *folders: Path) -> str:
         if candidate:
             return candidate
     raise FileNotFoundError(
-        f"no {name} in {', '.join(map(str, folders))} or on PATH: run scripts/test, or name it in {variable}"
+        f"no {name} in {', '.join(map(str, folders))} or on PATH:"
+        f" run scripts/test, or name it in {variable}"
     )
 
 

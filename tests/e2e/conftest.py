@@ -1,4 +1,7 @@
-"""The deployments that the tests share: one disposable host for each database, installed once, over SSH, by plain Ansible."""
+"""The deployments that the tests share: one disposable host for each database.
+
+The bundle is installed once on each, over SSH, by plain Ansible.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ STACKS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Names our marker, and lets whoever ends the tests with TERM have the hosts removed, as Ctrl-C does."""
+    """Names our markers, and removes the hosts after TERM, as after Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "only(driver): a test that has a meaning with this database alone"
@@ -78,7 +81,10 @@ def docker() -> None:
 def deployment(
     request: pytest.FixtureRequest, docker: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """A host with the stack up and the bundle installed. SQLite's has only the legacy builder, MySQL's has BuildKit."""
+    """A host with the stack up and the bundle installed.
+
+    SQLite's host has only the legacy builder, MySQL's has BuildKit.
+    """
     stack = STACKS[request.param]
     folder = tmp_path_factory.mktemp(stack.driver)
     key = ssh_key(folder)

@@ -1,9 +1,13 @@
-"""The disposable host: a container with systemd, Docker Engine, sshd and cron, treated by the tests as a server they can cut the power of."""
+"""The disposable host: a container with systemd, Docker Engine, sshd and cron.
+
+The tests treat it as a server, and can cut its power.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import subprocess
 import tarfile
@@ -23,8 +27,8 @@ BOOT_SECONDS = 90
 LOAD_SECONDS = 600
 BUILD_SECONDS = 900
 
-# On cgroup v1 in sandboxes without SYS_RESOURCE `--privileged` fails and this does not; on cgroup v2 only a privileged container may
-# write to its own part of the hierarchy.
+# On cgroup v1 in sandboxes without SYS_RESOURCE `--privileged` fails and this does not. On cgroup
+# v2 only a privileged container may write to its own part of the hierarchy.
 _RIGHTS = {
     "1": (
         *(
@@ -60,8 +64,9 @@ for entry in *; do [ "$entry" = overlay2 ] || cp --archive "$entry" "$target/" |
 # Builds the packages of the backup image, for each builder that a host may have.
 _BUILD_PACKAGES = """
 set -e
+DOCKER_BUILDKIT=0 docker build --tag "$1-legacy" - </tmp/Dockerfile &
 docker build --tag "$1" - </tmp/Dockerfile
-DOCKER_BUILDKIT=0 docker build --tag "$1-legacy" - </tmp/Dockerfile
+wait "$!"
 """
 _EMPTY_CACHES = """
 docker builder prune --all --force >/dev/null
@@ -69,7 +74,8 @@ docker images --format '{{.Repository}}:{{.Tag}}' | grep '^gen-backup-bundle-e2e
     | xargs --no-run-if-empty docker rmi --force >/dev/null
 """
 
-# Run on the outer machine: what is frozen dies without running again, which SIGKILL alone does not achieve on cgroup v1.
+# Run on the outer machine. A frozen process dies without running again. SIGKILL alone does not
+# achieve that on cgroup v1.
 _KILL_FROZEN = """
 for id in "$@"; do
     group=/sys/fs/cgroup/freezer/docker/$id
@@ -80,11 +86,12 @@ done
 """
 
 
-# The hosts that a failed test has taken down, see `Host.last_words`; whoever reports it empties this.
+# Of the hosts that a failed test has taken down, see `Host.last_words`. The report empties this.
 LAST_WORDS: list[str] = []
 
 _LAST_WORDS = """
-cd /opt/torrust/storage/backup/runs 2>/dev/null && ls -t | grep json$ | head -n 2 | while read -r run; do
+cd /opt/torrust/storage/backup/runs 2>/dev/null
+ls -t | grep json$ | head -n 2 | while read -r run; do
     timeout 5 python3 -c '
 import json, sys
 run = json.load(open(sys.argv[1]))
@@ -158,7 +165,10 @@ class Host:
         check: bool = True,
         seconds: float = 120,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command as root, without a login; raises with its output when it fails and `check` is left on."""
+        """Runs a command as root, without a login.
+
+        Raises with its output when it fails and `check` is left on.
+        """
         return _docker(
             "exec", "--interactive", self.name, *command, stdin=stdin, check=check, seconds=seconds
         )
@@ -168,7 +178,7 @@ class Host:
         return self.run("bash", "-c", script, check=check, seconds=seconds).stdout
 
     def spawn(self, *command: str) -> subprocess.Popen[str]:
-        """Starts a command as root and does not wait for it; both of its streams arrive in `stdout`."""
+        """Starts a command as root and does not wait for it; `stdout` has both its streams."""
         return subprocess.Popen(
             ["docker", "exec", "--interactive", self.name, *command],
             stdin=subprocess.DEVNULL,
@@ -210,7 +220,10 @@ class Host:
         modes: Mapping[str, int] | None = None,
         owners: Mapping[str, int] | None = None,
     ) -> None:
-        """Writes files (path relative to the root directory to content) and directories (None), 0644 and 0755 unless said otherwise."""
+        """Writes files and directories: paths below the root directory to content, or to None.
+
+        Files get the mode 0644 and directories 0755, unless `modes` names another.
+        """
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             for path, content in tree.items():
@@ -247,7 +260,10 @@ class Host:
 
     def containers(self) -> dict[str, Container]:
         """The inner engine's containers by name, those that stand still included."""
-        script = "docker ps --all --quiet --no-trunc | xargs --no-run-if-empty docker inspect --format '{{.Name}} {{.Id}} {{.State.StartedAt}} {{.State.Status}}'"
+        script = (
+            "docker ps --all --quiet --no-trunc | xargs --no-run-if-empty docker inspect"
+            " --format '{{.Name}} {{.Id}} {{.State.StartedAt}} {{.State.Status}}'"
+        )
         rows = (line.split() for line in self.sh(script).splitlines())
         return {
             name.lstrip("/"): Container(identity, started, status)
@@ -255,12 +271,12 @@ class Host:
         }
 
     def reboot(self) -> None:
-        """An orderly reboot: services are stopped, `/run` is empty afterwards, `@reboot` lines of cron run."""
+        """An orderly reboot: services stop, `/run` is empty afterwards, cron's `@reboot` runs."""
         _docker("restart", "--time", "60", self.name, seconds=120)
         self._booted()
 
     def power_cut(self) -> None:
-        """Every process dies at once and the host boots again; what was written but not synced survives."""
+        """Every process dies at once and the host boots again; what was not synced survives."""
         self._kill()
         self._start()
 
@@ -337,7 +353,10 @@ def wait_until(what: str, ready: Callable[[], bool], seconds: float) -> None:
 
 
 def _image_store() -> str:
-    """Name of the volume that holds an inner engine's data with all images of the stack loaded; made once for a set of images."""
+    """Name of the volume that holds an inner engine's data with all images of the stack.
+
+    It is made once for a set of images.
+    """
     images = stack_images()
     digest = hashlib.sha256(
         "\0".join(f"{name} {source}" for name, source in images.items()).encode()
@@ -403,15 +422,24 @@ def _prepared_store() -> str:
 
 @cache
 def package_layers() -> tuple[str, ...]:
-    """The Dockerfiles of all examples, each up to where it copies the product's own files."""
+    """The Dockerfiles of the product, each up to where it copies its own files.
+
+    There is one for each set of packages: for a window, for a sidecar, and with restic.
+    """
     found = set()
     with tempfile.TemporaryDirectory() as folder:
-        for example in sorted((REPOSITORY / "examples").glob("*/environment.json")):
-            bundle = Path(folder) / example.parent.name
-            command = [generator(), str(example), str(bundle)]
+        text = (REPOSITORY / "examples/sqlite-minimal/environment.json").read_text(encoding="utf-8")
+        environment = json.loads(text)
+        restic = {"repository": "/srv/restic", "password": "any"}
+        for section in ({}, {"strategy": "sidecar"}, {"restic": restic}):
+            environment["backup"] = section
+            source = Path(folder) / "environment.json"
+            source.write_text(json.dumps(environment), encoding="utf-8")
+            bundle = Path(tempfile.mkdtemp(dir=folder)) / "bundle"
+            command = [generator(), str(source), str(bundle)]
             subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=True)
-            text = (bundle / "backup/Dockerfile").read_text(encoding="utf-8")
-            found.add(text.partition("\nCOPY ")[0] + "\n")
+            dockerfile = (bundle / "backup/Dockerfile").read_text(encoding="utf-8")
+            found.add(dockerfile.partition("\nCOPY ")[0] + "\n")
     return tuple(sorted(found))
 
 
@@ -459,7 +487,7 @@ def _docker(
 def _checked(
     command: list[str], stdin: str | bytes | None, seconds: float, check: bool
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command of the outer machine to its end; a failure that was not expected says what was printed."""
+    """Runs a command of the outer machine to its end; an unexpected failure has its output."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     raw = subprocess.run(
         command,
@@ -477,6 +505,7 @@ def _checked(
     )
     if check and done.returncode != 0:
         raise AssertionError(
-            f"{' '.join(command)[:500]} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+            f"{' '.join(command)[:500]} ended with {done.returncode}:\n"
+            f"{done.stdout[-4000:]}{done.stderr[-4000:]}"
         )
     return done

@@ -1,7 +1,8 @@
-"""Docker images of the disposable host and of the stack: pulled where a registry answers, built from Debian packages where none does.
+"""Docker images of the disposable host and of the stack.
 
-Everything is kept between runs under names of our own in the machine's Docker, keyed by a digest of what it is made from; the tracker's
-binary is kept in the user's cache directory.
+They are pulled if a registry answers, and built from Debian packages if none does. Everything is
+kept between runs, under names of our own in the machine's Docker, keyed by a digest of what it is
+made from. The tracker's binary is kept in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ CARGO_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one image of the stack comes about: `published` is its name in the compose file and, with `pull`, in a registry."""
+    """How one image of the stack comes about.
+
+    `published` is its name in the compose file and, with `pull`, in a registry.
+    """
 
     folder: str
     suite: str
@@ -57,7 +61,10 @@ def host_image() -> str:
 
 
 def stack_images() -> dict[str, str]:
-    """Published name (as compose files say it) to the name in this machine's Docker, for every image that the inner engine needs."""
+    """Every image that the inner engine needs: its published name, and the one in our Docker.
+
+    The published name is the one in compose files.
+    """
     return {"debian:trixie-slim": base_image("trixie")} | {
         recipe.published: _ensure(recipe) for recipe in STACK
     }
@@ -65,7 +72,10 @@ def stack_images() -> dict[str, str]:
 
 @cache
 def base_image(suite: str) -> str:
-    """Name of `debian:<suite>-slim` under a name of ours: pulled, or made with debootstrap where no registry answers."""
+    """Name of `debian:<suite>-slim` under a name of ours.
+
+    It is pulled, or made with debootstrap if no registry answers.
+    """
     name = f"{PREFIX}/debian:{suite}"
     if _exists(name):
         return name
@@ -78,7 +88,7 @@ def base_image(suite: str) -> str:
 
 @cache
 def _ensure(recipe: Recipe) -> str:
-    """Name of the image of a recipe; pulls it or builds it when this machine has none of the current recipe."""
+    """Name of the image of a recipe; pulls or builds it if this machine has not got it."""
     pulled = f"{PREFIX}/{recipe.folder}:{recipe.published.rpartition(':')[2]}"
     if recipe.pull and (
         _exists(pulled) or (_registry_answers() and _pull(recipe.published, pulled))
@@ -99,13 +109,16 @@ def _ensure(recipe: Recipe) -> str:
 
 
 def _build(name: str, base: str, context: dict[str, Path]) -> None:
-    """Builds an image from a handful of files; the context goes over standard input, which both builders take."""
+    """Builds an image from a handful of files.
+
+    The context goes over standard input, which both builders take.
+    """
     archive = io.BytesIO()
     # GNU format: Docker takes the first bytes of the newer one for a Dockerfile.
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for member, path in context.items():
             tar.add(path, arcname=member)
-    # The default builder sees the images of this machine; a builder of the user's own choice may not.
+    # The default builder sees the images of this machine; another builder may not.
     environment = os.environ | {"BUILDX_BUILDER": "default"}
     command = ["docker", "build", "--tag", name, "--build-arg", f"BASE={base}", "-"]
     _run(command, seconds=BUILD_SECONDS, stdin=archive.getvalue(), environment=environment)
@@ -147,7 +160,10 @@ def _image_id(name: str) -> str:
 
 
 def _pull(reference: str, name: str) -> bool:
-    """Pulls an image and gives it a name of ours; False when no registry hands it out. Docker gives up on a silent one after seconds."""
+    """Pulls an image and gives it a name of ours; False when no registry hands it out.
+
+    Docker gives up on a silent registry after seconds.
+    """
     try:
         pulled = subprocess.run(
             ["docker", "pull", "--quiet", reference],
@@ -164,7 +180,7 @@ def _pull(reference: str, name: str) -> bool:
 
 @cache
 def _registry_answers() -> bool:
-    """Whether pulling is worth trying, so that without a registry not every image waits for its own failure."""
+    """Whether pulling is worth trying: without a registry, each image would wait in vain."""
     return _pull("debian:trixie-slim", f"{PREFIX}/debian:trixie")
 
 
@@ -172,7 +188,8 @@ def _debootstrap(suite: str, name: str) -> None:
     """Makes a base image from this machine's own package mirror and imports it."""
     if os.geteuid() != 0:
         raise RuntimeError(
-            "no image registry answers, and making base images with debootstrap needs root: run as root, or pull images"
+            "no image registry answers, and making base images with debootstrap needs root:"
+            " run as root, or pull images"
         )
     if shutil.which("debootstrap") is None:
         _say("installing the package debootstrap on this machine: base images cannot be pulled")
@@ -216,7 +233,7 @@ def _debian_mirror() -> str:
 
 
 def _copy_apt_settings(root: Path) -> None:
-    """Carries over how this machine's apt reaches its mirror: proxies, checks, certificate authorities."""
+    """Carries over how this machine's apt reaches its mirror: proxies, checks, authorities."""
     wanted = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries")
     settings = [
         line
@@ -240,7 +257,7 @@ def _copy_apt_settings(root: Path) -> None:
 
 
 def _slim(root: Path) -> None:
-    """Leaves out what Debian's own `-slim` images leave out, now and for packages installed later."""
+    """Leaves out what Debian's own `-slim` images leave out, also of packages installed later."""
     excluded = [f"path-exclude /usr/share/{part}/*\n" for part in ("doc", "info", "locale", "man")]
     (root / "etc/dpkg/dpkg.cfg.d/slim").write_text("".join(excluded), encoding="utf-8")
     for part in (
@@ -269,7 +286,7 @@ def _run(
     stdin: bytes | None = None,
     environment: dict[str, str] | None = None,
 ) -> str:
-    """Runs a command to its end and returns its output; failing, it raises with what the command said."""
+    """Runs a command to its end and returns its output; a failure raises with the output."""
     done = subprocess.run(
         command,
         input=stdin,

@@ -1,4 +1,7 @@
-"""The benchmark behind scripts/bench-statistics: the steps of backup.sh in its own image, for both scopes and both databases."""
+"""The benchmark behind scripts/bench-statistics, for both scopes and both databases.
+
+It runs the steps of backup.sh in its own image.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +29,50 @@ START_SECONDS = 120
 NAME = f"{PREFIX}-scope-{os.getpid()}"
 
 # The public demo's tracker had completed 3.1 % of its torrents.
-_TORRENTS = "INSERT INTO torrents (info_hash, completed) SELECT {hash}, CASE WHEN {random} < 31 THEN 5 ELSE 0 END"
+_TORRENTS = (
+    "INSERT INTO torrents (info_hash, completed)"
+    " SELECT {hash}, CASE WHEN {random} < 31 THEN 5 ELSE 0 END"
+)
 _SQLITE = f"""
 PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF; PRAGMA cache_size = -500000;
-CREATE TABLE torrents (id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(20) NOT NULL UNIQUE, completed INTEGER DEFAULT 0 NOT NULL);
-CREATE TABLE whitelist (id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(20) NOT NULL UNIQUE);
-CREATE TABLE keys (id INTEGER PRIMARY KEY AUTOINCREMENT, key VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER);
-{_TORRENTS.format(hash="lower(hex(randomblob(20)))", random="abs(random()) % 1000")} FROM generate_series(1, {{rows}});
+CREATE TABLE torrents (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(20) NOT NULL UNIQUE,
+    completed INTEGER DEFAULT 0 NOT NULL
+);
+CREATE TABLE whitelist (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(20) NOT NULL UNIQUE
+);
+CREATE TABLE keys (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, key VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER
+);
+{_TORRENTS.format(hash="lower(hex(randomblob(20)))", random="abs(random()) % 1000")}
+    FROM generate_series(1, {{rows}});
 PRAGMA journal_mode = DELETE;
 """
 _MYSQL = f"""
 SET SESSION cte_max_recursion_depth = 1000000000;
-CREATE TABLE torrents (id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE, completed INTEGER DEFAULT 0 NOT NULL);
-CREATE TABLE whitelist (id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE);
-CREATE TABLE `keys` (id INTEGER PRIMARY KEY AUTO_INCREMENT, `key` VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER);
+CREATE TABLE torrents (
+    id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE,
+    completed INTEGER DEFAULT 0 NOT NULL
+);
+CREATE TABLE whitelist (
+    id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE
+);
+CREATE TABLE `keys` (
+    id INTEGER PRIMARY KEY AUTO_INCREMENT, `key` VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER
+);
 {_TORRENTS.format(hash="left(sha2(concat(n, rand()), 256), 40)", random="floor(rand() * 1000)")}
-    FROM (WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {{rows}}) SELECT n FROM numbers) AS numbered;
+    FROM (
+        WITH RECURSIVE numbers (n) AS (
+            SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {{rows}}
+        ) SELECT n FROM numbers
+    ) AS numbered;
 ANALYZE TABLE torrents;
 """
 _DATABASE = {
     "sqlite": "DB_TYPE='sqlite'\nDB_PATH='/data/tracker.db'\n",
-    "mysql": f"DB_TYPE='mysql'\nDB_HOST='{NAME}-mysql'\nDB_PORT='3306'\nDB_USER='tracker'\nDB_NAME='tracker'\nDB_PASSWORD_FILE='/etc/backup/password'\nDB_TLS='unverified'\n",
+    "mysql": f"DB_TYPE='mysql'\nDB_HOST='{NAME}-mysql'\nDB_PORT='3306'\nDB_USER='tracker'\n"
+    "DB_NAME='tracker'\nDB_PASSWORD_FILE='/etc/backup/password'\nDB_TLS='unverified'\n",
 }
 # Without what it takes to enter a container.
 _TIMED = 'started=$EPOCHREALTIME; backup.sh "$0" "$@" && echo "$started $EPOCHREALTIME"'
@@ -54,7 +80,7 @@ _TIMED = 'started=$EPOCHREALTIME; backup.sh "$0" "$@" && echo "$started $EPOCHRE
 
 @dataclass(frozen=True)
 class Sample:
-    """One backup: seconds of its capture and of the rest, bytes of the database as it is published."""
+    """One backup: seconds of its capture and of the rest, bytes of the published database."""
 
     capture: float
     finish: float
@@ -113,7 +139,10 @@ def network() -> Iterator[str]:
 
 def back_up(backup: str, folder: Path, kind: str, method: str, scope: str) -> Sample:
     """The steps of one backup; what it published is removed again."""
-    common = "BACKUP_MODE='single'\nBACKUP_RETENTION_DAYS='7'\nBACKUP_PATHS_FILE='/etc/backup/paths'\nBACKUP_COMPRESSION='gzip'\n"
+    common = (
+        "BACKUP_MODE='single'\nBACKUP_RETENTION_DAYS='7'\nBACKUP_PATHS_FILE='/etc/backup/paths'\n"
+        "BACKUP_COMPRESSION='gzip'\n"
+    )
     setting = f"{common}BACKUP_SCOPE='{scope}'\nBACKUP_ALLOW_WRITER_STALL='true'\n{_DATABASE[kind]}"
     (folder / "etc/backup.conf").write_text(setting, encoding="utf-8")
     docker(
@@ -121,7 +150,8 @@ def back_up(backup: str, folder: Path, kind: str, method: str, scope: str) -> Sa
         backup,
         "bash",
         "-c",
-        f"cd /staging && mkdir {RUN} && touch {RUN}/expected-tables {RUN}/expected-bytes; sync; cat /data/* >/dev/null",
+        f"cd /staging && mkdir {RUN} && touch {RUN}/expected-tables {RUN}/expected-bytes;"
+        " sync; cat /data/* >/dev/null",
     )
     seconds = {}
     for step in ("preflight", "capture", "finish"):
@@ -173,11 +203,15 @@ def fill(backup: str, folder: Path, server: str, rows: int) -> str:
     mysql = int(
         docker(
             *client,
-            stdin="SELECT sum(data_length + index_length) FROM information_schema.tables WHERE table_schema = 'tracker';",
+            stdin="SELECT sum(data_length + index_length) FROM information_schema.tables"
+            " WHERE table_schema = 'tracker';",
         )
     )
     sqlite = (folder / "data/tracker.db").stat().st_size
-    return f"{rows:,} torrents, 3.1 % of them completed; SQLite {sqlite / 1e6:.0f} MB, MySQL {mysql / 1e6:.0f} MB"
+    return (
+        f"{rows:,} torrents, 3.1 % of them completed;"
+        f" SQLite {sqlite / 1e6:.0f} MB, MySQL {mysql / 1e6:.0f} MB"
+    )
 
 
 def bench(rows: int, rounds: int) -> str:
@@ -232,9 +266,15 @@ def bench(rows: int, rounds: int) -> str:
                         file=sys.stderr,
                         flush=True,
                     )
-    head = "| database | captured | `database_scope` | capture, s | check, compress, publish, s | published, MB |"
+    head = (
+        "| database | captured | `database_scope` | capture, s | check, compress, publish, s"
+        " | published, MB |"
+    )
     lines = [
-        f"{facts}; medians of {rounds} rounds; gzip, {os.cpu_count()} cores, Linux {platform.release().partition('-')[0]}; load before: {busy:.1f}.",
+        (
+            f"{facts}; medians of {rounds} rounds; gzip, {os.cpu_count()} cores,"
+            f" Linux {platform.release().partition('-')[0]}; load before: {busy:.1f}."
+        ),
         "",
         head,
         "|" + " --- |" * 6,

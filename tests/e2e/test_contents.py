@@ -1,4 +1,4 @@
-"""A backup is proved by restoring it: what is in the published files, and that it equals what they were made from."""
+"""A backup is proved by restoring it: the published files equal what they were made from."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def test_the_sqlite_backup_equals_the_live_database(deployment: Deployment) -> N
         copy = f"{scratch}/restored.db"
         deployment.host.sh(f"gunzip --stdout {deployment.file(run, 'database')} >{copy}")
         assert sqlite(deployment.host, copy, "PRAGMA integrity_check;").strip() == "ok"
-        rows = "SELECT * FROM torrents ORDER BY 1; SELECT * FROM whitelist ORDER BY 1; SELECT * FROM keys ORDER BY 1;"
+        rows = "".join(
+            f"SELECT * FROM {table} ORDER BY 1;" for table in ("torrents", "whitelist", "keys")
+        )
         restored = sqlite(deployment.host, copy, rows)
         counted = int(sqlite(deployment.host, copy, "SELECT count(*) FROM torrents;"))
     assert restored == deployment.query(rows)
@@ -89,10 +91,12 @@ def test_the_mysql_dump_imports_into_the_same_server_and_equals_the_live_databas
             f'exec mysql --user=root --password="$MYSQL_ROOT_PASSWORD" --binary-mode {scratch}'
         )
         deployment.host.sh(
-            f"zcat {deployment.file(run, 'database')} | tail -n +2 | docker exec -i mysql sh -c '{importing}'"
+            f"zcat {deployment.file(run, 'database')} | tail -n +2"
+            f" | docker exec -i mysql sh -c '{importing}'"
         )
         tables = deployment.query(
-            "SELECT table_name FROM information_schema.tables WHERE table_schema = database() AND table_type = 'BASE TABLE';"
+            "SELECT table_name FROM information_schema.tables"
+            " WHERE table_schema = database() AND table_type = 'BASE TABLE';"
         ).split()
         assert set(tables) >= {"torrents", "whitelist", "keys", "hard"}
         for table in tables:
@@ -105,7 +109,11 @@ def test_the_mysql_dump_imports_into_the_same_server_and_equals_the_live_databas
                 mysql(deployment.host, f"SELECT count(*) FROM {scratch}.`{table}`;")
             )
         assert run["tables"]["torrents"] > 0
-        made = "SELECT trigger_name FROM information_schema.triggers WHERE trigger_schema = '{0}' UNION SELECT table_name FROM information_schema.views WHERE table_schema = '{0}' UNION SELECT event_name FROM information_schema.events WHERE event_schema = '{0}';"
+        made = (
+            "SELECT trigger_name FROM information_schema.triggers WHERE trigger_schema = '{0}'"
+            " UNION SELECT table_name FROM information_schema.views WHERE table_schema = '{0}'"
+            " UNION SELECT event_name FROM information_schema.events WHERE event_schema = '{0}';"
+        )
         assert set(mysql(deployment.host, made.format(scratch)).split()) == {
             "hard_trigger",
             "hard_view",
@@ -118,7 +126,8 @@ def test_the_mysql_dump_imports_into_the_same_server_and_equals_the_live_databas
 def test_the_archive_holds_the_configuration_with_owners_and_modes(deployment: Deployment) -> None:
     run = _good_run(deployment)
     listed = deployment.host.sh(
-        f"tar --list --verbose --numeric-owner --auto-compress --file {deployment.file(run, 'config')}"
+        "tar --list --verbose --numeric-owner --auto-compress"
+        f" --file {deployment.file(run, 'config')}"
     )
     members = {}
     for line in listed.splitlines():
@@ -165,9 +174,11 @@ def test_the_run_manifest_tells_size_and_digest_of_every_file(deployment: Deploy
 
 
 _HARD_TO_DUMP = """
-    CREATE TABLE IF NOT EXISTS hard (id INT PRIMARY KEY, text_value TEXT, bytes BLOB, moment DATETIME(6), number DOUBLE);
+    CREATE TABLE IF NOT EXISTS hard
+        (id INT PRIMARY KEY, text_value TEXT, bytes BLOB, moment DATETIME(6), number DOUBLE);
     REPLACE INTO hard VALUES
-        (1, 'quotes '' " ` and back\\\\slash; newline\\n tab\\t ñ雪🐢', x'00ff27225c0a0d1a', '2024-02-29 23:59:59.999999', 0.1),
+        (1, 'quotes '' " ` and back\\\\slash; newline\\n tab\\t ñ雪🐢', x'00ff27225c0a0d1a',
+            '2024-02-29 23:59:59.999999', 0.1),
         (2, NULL, NULL, NULL, NULL),
         (3, 'looks like the end\\n-- Dump completed on 2020-01-01', '', '1999-12-31', -1e300);
     CREATE OR REPLACE VIEW hard_view AS SELECT id, text_value FROM hard;

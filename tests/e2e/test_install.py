@@ -96,7 +96,10 @@ def test_no_secret_shows_in_what_ansible_prints(deployment: Deployment) -> None:
 def test_on_the_host_the_password_stands_in_its_secret_alone(deployment: Deployment) -> None:
     assert CANARY
     secret = f"{DEPLOY_DIR}/backup/secrets/db_password"
-    places = f"/etc /usr/local /var/lib/tracker-backup /var/log /tmp /home /root {DEPLOY_DIR}/backup {DEPLOY_DIR}/docker-compose.backup.yml {DESTINATION}/runs"
+    places = (
+        "/etc /usr/local /var/lib/tracker-backup /var/log /tmp /home /root"
+        f" {DEPLOY_DIR}/backup {DEPLOY_DIR}/docker-compose.backup.yml {DESTINATION}/runs"
+    )
     holders = deployment.host.sh(f"grep -rlF -- '{CANARY[0]}' {places} || true").splitlines()
     assert holders == [secret]
     assert deployment.host.stat(secret) == "root:root 600"
@@ -126,7 +129,7 @@ def test_every_builder_builds_the_image(deployment: Deployment) -> None:
 
 
 def test_cron_itself_runs_the_backup(deployment: Deployment) -> None:
-    """Another schedule and compression come by a newly generated bundle; Debian's cron then does the rest."""
+    """A new bundle brings another schedule and compression; Debian's cron then does the rest."""
     environment = deployment.stack.environment(
         deployment.key, {"schedule": "* * * * *", "compression": "zstd"}
     )
@@ -162,7 +165,8 @@ def test_cron_itself_runs_the_backup(deployment: Deployment) -> None:
 def test_debians_cron_accepts_the_schedule(deployment: Deployment) -> None:
     with deployment.scratch() as scratch:
         deployment.host.sh(
-            f"sed 's/ root / /' /etc/cron.d/tracker-backup >{scratch}/crontab && crontab -n {scratch}/crontab"
+            f"sed 's/ root / /' /etc/cron.d/tracker-backup >{scratch}/crontab"
+            f" && crontab -n {scratch}/crontab"
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from e2e.deployment import DESTINATION, STAGING, Deployment
 from e2e.stack import DEPLOY_DIR, compose, untouched, wait_for_tracker
 
-# Less of a grace than the ten seconds that the tracker lets pass unused; enough to reach into the stop.
+# Less grace than the ten seconds that the tracker never uses; enough to reach into the stop.
 STOP = {"QUIESCE": "stop", "STOP_TIMEOUT_SECONDS": "5"}
 
 
@@ -25,8 +25,9 @@ def test_a_run_under_load_touches_the_tracker_alone_and_only_as_told(
     run = deployment.last_run()
     with capsys.disabled():
         print(
-            f"\n  {deployment.stack.driver}, quiesce {quiesce}: longest time without an answered announce: HTTP {http.longest_gap:.2f} s, "
-            f"UDP {udp.longest_gap:.2f} s; the run's own window: {run['window_seconds']:.2f} s; {http.answered + udp.answered} answered"
+            f"\n  {deployment.stack.driver}, quiesce {quiesce}: longest time without an answered"
+            f" announce: HTTP {http.longest_gap:.2f} s, UDP {udp.longest_gap:.2f} s; the run's own"
+            f" window: {run['window_seconds']:.2f} s; {http.answered + udp.answered} answered"
         )
     assert run["quiesce"] == quiesce
     assert untouched(before, after, but=("tracker",) if quiesce == "stop" else ())

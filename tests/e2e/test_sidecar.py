@@ -1,4 +1,7 @@
-"""The sidecar: runs by its own cron beside a tracker that it never touches, comes back when it is removed, and leaves nothing when the strategy changes."""
+"""The sidecar runs by its own cron, beside a tracker that it never touches.
+
+It comes back when it is removed, and leaves nothing when the strategy changes.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ OF_SIDECAR = (
 def sidecar(
     request: pytest.FixtureRequest, docker: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """A host in a time zone of its own with the stack up, SQLite in WAL mode, and a sidecar that runs every minute."""
+    """A host in a time zone of its own, with the stack up and a sidecar that runs every minute.
+
+    SQLite is in WAL mode.
+    """
     stack = {"sqlite3": Stack("sqlite3"), "mysql": STACKS["mysql"]}[request.param]
     folder = tmp_path_factory.mktemp(f"sidecar-{stack.driver}")
     key = ssh_key(folder)
@@ -70,10 +76,12 @@ def sidecar(
             host.run("docker", "start", "tracker")
             wait_for_tracker(host)
             sqlite(host, SQLITE_FILE, FILL)
-            # As a tracker at work does: one that nobody has asked anything for ten minutes has its connections closed, and
-            # a WAL that nobody has open cannot be read through a read-only mount.
+            # A tracker at work keeps its database open. One that nobody has asked anything for ten
+            # minutes closes its connections, and a WAL that nobody has open cannot be read through
+            # a read-only mount.
             host.sh(
-                f"systemd-run --quiet bash -c \"(echo 'SELECT count(*) FROM torrents;'; exec sleep infinity) | sqlite3 '{SQLITE_FILE}'\""
+                "systemd-run --quiet bash -c \"(echo 'SELECT count(*) FROM torrents;';"
+                f" exec sleep infinity) | sqlite3 '{SQLITE_FILE}'\""
             )
         else:
             mysql(host, FILL, DATABASE["mysql"])
@@ -167,7 +175,8 @@ def test_ten_runs_by_its_own_cron_leave_the_tracker_answering(
         runs = wait_for_runs(sidecar, RUNS)
     with capsys.disabled():
         print(
-            f"\n  {sidecar.stack.driver}, sidecar, {len(runs)} runs: longest time without an answered announce: HTTP {http.longest_gap:.2f} s, "
+            f"\n  {sidecar.stack.driver}, sidecar, {len(runs)} runs: longest time without an"
+            f" answered announce: HTTP {http.longest_gap:.2f} s, "
             f"UDP {udp.longest_gap:.2f} s; {http.answered + udp.answered} answered"
         )
     assert {run["result"] for run in runs} == {"success"}, runs

@@ -1,4 +1,4 @@
-"""An SQLite database is captured right in every state that it can be in: copied with the tracker down, or online."""
+"""An SQLite database is captured right in every state: copied with the tracker down, or online."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ PREFLIGHT = Step("preflight", "^docker exec .* preflight ")
 SEED = f"DELETE FROM whitelist; INSERT INTO whitelist (info_hash) VALUES ('{COMMITTED}');"
 OVER_4_GB = "CREATE TABLE big (data BLOB); " + "INSERT INTO big VALUES (zeroblob(900000000)); " * 5
 
-# A writer that is killed in a transaction so large that SQLite has already written a part of it into the database.
+# Kills a writer in a transaction so large that SQLite has already written a part of it into the
+# database.
 _KILLED_WRITER = f"""
 import os, signal, sqlite3, sys
 writer = sqlite3.connect(sys.argv[1], isolation_level=None)
 writer.execute("PRAGMA cache_size = 5")
 writer.execute("BEGIN")
 writer.execute("UPDATE torrents SET completed = completed + 1000000")
-writer.executemany("INSERT INTO whitelist (info_hash) VALUES (?)", (("%040x" % number,) for number in range(20000)))
+hashes = (("%040x" % number,) for number in range(20000))
+writer.executemany("INSERT INTO whitelist (info_hash) VALUES (?)", hashes)
 writer.execute("INSERT INTO whitelist (info_hash) VALUES ('{UNCOMMITTED}')")
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -53,7 +55,10 @@ def tracker_down(deployment: Deployment) -> Iterator[None]:
 def another_database(
     deployment: Deployment, *, journal: str = "delete", opened: bool = False, change: str = ""
 ) -> Iterator[None]:
-    """A changed copy in the place of the tracker's database, `opened` by the tracker or not; the tracker's own comes back in the end."""
+    """A changed copy in the place of the tracker's database, `opened` by the tracker or not.
+
+    The tracker's own comes back in the end.
+    """
     host, kept, new = deployment.host, "/root/kept", "/root/new.db"
     host.sh(f"rm -f {new}; cp -p {SQLITE_FILE} {new}")
     assert (
@@ -153,7 +158,10 @@ def test_a_wal_that_was_closed_cleanly_cannot_be_read_online_and_the_run_says_so
 
 
 def leave_hot_journal(deployment: Deployment) -> None:
-    """As of a writer that died in the middle of a transaction: a part of it is in the database file, and the way back in the journal."""
+    """As of a writer that died in a transaction: a part of it is in the database file.
+
+    The way back is in the journal.
+    """
     deployment.host.run("python3", "-c", _KILLED_WRITER, SQLITE_FILE, check=False)
     assert (
         deployment.host.sh(f"head -c 8 {SQLITE_FILE}-journal | od -An -t x1").strip()
@@ -185,7 +193,10 @@ def test_a_hot_journal_cannot_be_rolled_back_online_and_the_run_says_so(
 @contextmanager
 def locked(deployment: Deployment, seconds: int) -> Iterator[None]:
     """Somebody holds the database for himself, for so long or until the block ends."""
-    holding = f"touch /tmp/locked; for n in $(seq {seconds * 10}); do [ -e /tmp/locked ] || break; sleep 0.1; done"
+    holding = (
+        f"touch /tmp/locked; for n in $(seq {seconds * 10});"
+        " do [ -e /tmp/locked ] || break; sleep 0.1; done"
+    )
     holder = deployment.host.spawn("sqlite3", SQLITE_FILE, "BEGIN EXCLUSIVE", f".shell {holding}")
     try:
         wait_until("the database to be locked", lambda: deployment.host.exists("/tmp/locked"), 10)
@@ -224,7 +235,9 @@ def renamed(deployment: Deployment) -> Iterator[None]:
     host = deployment.host
     with tracker_down(deployment):
         host.sh(
-            f"cp -p {TOML} /root/toml; sed -i \"s|/tracker.db|/{SPACED.rpartition('/')[2]}|\" {TOML}; mv {SQLITE_FILE} '{SPACED}'"
+            f"cp -p {TOML} /root/toml;"
+            f' sed -i "s|/tracker.db|/{SPACED.rpartition("/")[2]}|" {TOML};'
+            f" mv {SQLITE_FILE} '{SPACED}'"
         )
     try:
         yield
@@ -268,7 +281,8 @@ def test_a_database_over_4_gb_is_captured_whole(deployment: Deployment, way: str
 def test_writers_may_only_be_made_to_wait_for_long_when_that_is_allowed(
     deployment: Deployment,
 ) -> None:
-    slowly = "docker update --cpus=0.03 $(docker ps --quiet --filter label=tracker-backup.run) >/dev/null"
+    container = "$(docker ps --quiet --filter label=tracker-backup.run)"
+    slowly = f"docker update --cpus=0.03 {container} >/dev/null"
     with deployment.configured(QUIESCE="none"):
         files = set(deployment.published())
         done = strike_at(deployment.host, PREFLIGHT, slowly).outcome

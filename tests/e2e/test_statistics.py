@@ -1,4 +1,7 @@
-"""A backup without statistics has every row but those of torrents that nobody completed, and restores like any other."""
+"""A backup without statistics has every row but those of torrents that nobody completed.
+
+It restores like any other.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,21 @@ from e2e.stack import DATABASE, HOSTILE_PASSWORD, SQLITE_FILE, mysql, sqlite, wa
 TOOL = "tracker-backup"
 BUNDLE = "/var/lib/tracker-backup/bundle"
 
-# The row with the highest number is gone, so that its number stands in the autoincrement state alone.
+# The row with the highest number is gone: only the autoincrement state still has its number.
 _FILL = """
 DELETE FROM torrents; DELETE FROM whitelist; DELETE FROM `keys`; DROP TABLE IF EXISTS extra;
 CREATE TABLE extra (id {number}, completed INTEGER, note VARCHAR(40));
-INSERT INTO extra (completed, note) VALUES (0, 'never completed, and no torrent'), (1, 'it''s `quoted` "twice"; --'), (0, 'last');
+INSERT INTO extra (completed, note) VALUES
+    (0, 'never completed, and no torrent'), (1, 'it''s `quoted` "twice"; --'), (0, 'last');
 DELETE FROM extra WHERE note = 'last';
-INSERT INTO whitelist (info_hash) VALUES ('00000000000000000000000000000000000000b1'), ('00000000000000000000000000000000000000b2');
+INSERT INTO whitelist (info_hash) VALUES
+    ('00000000000000000000000000000000000000b1'), ('00000000000000000000000000000000000000b2');
 INSERT INTO `keys` (`key`, valid_until) VALUES ('YZSl4lMZupRuOpSRC3krIKR5BPB14nrJ', 1900000000);
-INSERT INTO torrents (info_hash, completed) VALUES ('00000000000000000000000000000000000000a1', 7), ('00000000000000000000000000000000000000a2', 0),
-    ('00000000000000000000000000000000000000a3', 1), ('00000000000000000000000000000000000000a4', 0);
+INSERT INTO torrents (info_hash, completed) VALUES
+    ('00000000000000000000000000000000000000a1', 7),
+    ('00000000000000000000000000000000000000a2', 0),
+    ('00000000000000000000000000000000000000a3', 1),
+    ('00000000000000000000000000000000000000a4', 0);
 CREATE INDEX extra_completed ON extra (completed);
 DROP VIEW IF EXISTS completed_torrents;
 CREATE VIEW completed_torrents AS SELECT info_hash FROM torrents WHERE completed > 0;
@@ -46,10 +54,17 @@ _TRIGGER = {
         BEGIN UPDATE torrents SET completed = completed + 100 WHERE id = NEW.id; END;""",
     "mysql": """
         CREATE TRIGGER of_torrents BEFORE INSERT ON torrents
-        FOR EACH ROW SET NEW.completed = NEW.completed + IF(NEW.info_hash LIKE '00000000%', 100, 0);""",
+        FOR EACH ROW
+        SET NEW.completed = NEW.completed + IF(NEW.info_hash LIKE '00000000%', 100, 0);""",
 }
-_EMPTY = "DROP TRIGGER of_torrents; DROP VIEW completed_torrents; DROP TABLE extra; DELETE FROM torrents; DELETE FROM whitelist; DELETE FROM `keys`;"
-_ROWS = "SELECT * FROM whitelist ORDER BY id; SELECT * FROM `keys` ORDER BY id; SELECT * FROM extra ORDER BY id;"
+_EMPTY = (
+    "DROP TRIGGER of_torrents; DROP VIEW completed_torrents; DROP TABLE extra;"
+    " DELETE FROM torrents; DELETE FROM whitelist; DELETE FROM `keys`;"
+)
+_ROWS = (
+    "SELECT * FROM whitelist ORDER BY id; SELECT * FROM `keys` ORDER BY id;"
+    " SELECT * FROM extra ORDER BY id;"
+)
 # Without what the tests' own announces add.
 _TORRENTS = "SELECT * FROM torrents WHERE info_hash LIKE '00000000%' {condition} ORDER BY id;"
 
@@ -69,17 +84,20 @@ class Content:
         if deployment.stack.driver == "mysql":
             name = DATABASE["mysql"]
             schema = deployment.query(
-                "SHOW CREATE TABLE whitelist; SHOW CREATE TABLE `keys`; SHOW CREATE TABLE extra; SHOW CREATE VIEW completed_torrents;"
+                "SHOW CREATE TABLE whitelist; SHOW CREATE TABLE `keys`; SHOW CREATE TABLE extra;"
+                "SHOW CREATE VIEW completed_torrents;"
             )
             schema += re.sub(
                 "AUTO_INCREMENT=[0-9]+ ", "", deployment.query("SHOW CREATE TABLE torrents;")
             )
             schema += deployment.query(
-                f"SELECT trigger_name, action_statement FROM information_schema.triggers WHERE trigger_schema = '{name}';"
+                "SELECT trigger_name, action_statement FROM information_schema.triggers"
+                f" WHERE trigger_schema = '{name}';"
             )
         else:
             schema = deployment.query(
-                "SELECT type, name, sql FROM sqlite_master ORDER BY type, name; SELECT * FROM sqlite_sequence WHERE name <> 'torrents' ORDER BY name;"
+                "SELECT type, name, sql FROM sqlite_master ORDER BY type, name;"
+                "SELECT * FROM sqlite_sequence WHERE name <> 'torrents' ORDER BY name;"
             )
         torrents = deployment.query(_TORRENTS.format(condition=""))
         return cls(
@@ -90,7 +108,7 @@ class Content:
         )
 
     def as_backed_up_without_statistics(self, before: Content) -> None:
-        """Asserts that this is what `before` was, without the torrents that were never completed."""
+        """Asserts that this is `before`, without the torrents that were never completed."""
         assert self.torrents == self.completed == before.completed
         assert self.others == before.others
         assert self.schema == before.schema
@@ -114,7 +132,10 @@ def _next_torrent(deployment: Deployment) -> int:
 
 @pytest.fixture(scope="module")
 def filled(deployment: Deployment) -> Iterator[Content]:
-    """Rows in every table, half of the torrents never completed; the module leaves empty tables and a full backup of them."""
+    """Rows in every table, half of the torrents never completed.
+
+    The module leaves empty tables, and a full backup of them.
+    """
     deployment.query(_FILL.format(number=_NUMBER[deployment.stack.driver]))
     deployment.query(_TRIGGER[deployment.stack.driver])
     yield Content.of(deployment)
@@ -246,7 +267,7 @@ def test_restored_onto_an_empty_host_it_has_all_but_what_was_never_completed(
             empty, "restore", run["id"], "--confirm", program=f"{BUNDLE}/host/tracker-backup"
         ).succeeded()
         if stack.driver == "mysql":
-            # The stack's `.env` does not have the password that the tracker uses; a deployer's does.
+            # The stack's `.env` has another password than the tracker; a deployer's has the same.
             escaped = HOSTILE_PASSWORD.replace("\\", "\\\\").replace("'", "\\'")
             mysql(empty, f"ALTER USER tracker_user@'%' IDENTIFIED BY '{escaped}'")
         else:

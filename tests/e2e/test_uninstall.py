@@ -1,4 +1,4 @@
-"""Uninstalling; last in the alphabet, for it leaves the host without what the other tests look at."""
+"""Uninstalling; last on each host, for it leaves the host without what the other tests need."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The benchmark behind scripts/bench-window: for how long announces go unanswered in each way to back up a large SQLite database.
+"""The benchmark behind scripts/bench-window: for how long a backup leaves announces unanswered.
 
-Every way is measured in every round, each right after a `cp` of the same file, so that whatever else the machine does hits all alike.
+It measures each way to back up a large SQLite database in every round, each right after a `cp` of
+the same file: whatever else the machine does hits all alike.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ BEGIN, END = "<!-- measured -->\n", "<!-- end of measured -->\n"
 ROW_BYTES = 106  # of a torrent, its share of the index included
 STEP_SECONDS = 1800
 
-# File systems to the commands that make one and that copy a file byte for byte: on xfs a plain `cp` would only make a reflink.
+# File systems to the commands that make one, and that copy a file byte for byte. On xfs a plain
+# `cp` would only make a reflink.
 FILE_SYSTEMS = {
     "ext4": ("mkfs.ext4 -q", "cp"),
     "xfs": ("mkfs.xfs -q -m reflink=1", "cp --reflink=never"),
@@ -47,7 +49,8 @@ PRAGMA cache_size = -{kibibytes};
 INSERT INTO torrents (info_hash, completed)
     SELECT lower(hex(randomblob(20))), abs(random()) % 100 < 3 FROM generate_series(1, {rows});
 INSERT INTO whitelist (info_hash) SELECT info_hash FROM torrents LIMIT 1000;
-INSERT INTO keys (key, valid_until) SELECT lower(hex(randomblob(16))), 2000000000 FROM generate_series(1, 1000);
+INSERT INTO keys (key, valid_until)
+    SELECT lower(hex(randomblob(16))), 2000000000 FROM generate_series(1, 1000);
 """
 
 _COPY = f"""
@@ -72,7 +75,10 @@ docker compose start tracker
 """
 
 
-_HEAD = "| way | file system | compression | `cp`, s | no answer, s | worst, s | limit, s | times `cp` | of published | down, s | run, s | result, MB |"
+_HEAD = (
+    "| way | file system | compression | `cp`, s | no answer, s | worst, s | limit, s | times `cp`"
+    " | of published | down, s | run, s | result, MB |"
+)
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,14 @@ class Sample:
     size: int
 
 
-# Seconds for which announces may go unanswered, from a way's sample and from the same round's restart without a backup.
+# Seconds for which announces may go unanswered, from a way's sample and from the same round's
+# restart without a backup.
 Limit = Callable[[Sample, Sample], float]
 
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """One way to back up, or what it is compared with; `settings` go into the host's configuration."""
+    """One way to back up, or what it is compared with; `settings` change the configuration."""
 
     name: str
     script: str
@@ -112,7 +119,11 @@ def ours(
     journal: str = "delete",
     limit: Limit | None = None,
 ) -> Way:
-    """A run of the bundle's own script. zstd where nothing is compared with gzip: it takes half the time, and none of the window."""
+    """A run of the bundle's own script.
+
+    It compresses with zstd where nothing is compared with gzip: that takes half the time, and none
+    of the window.
+    """
     settings = {
         "QUIESCE": quiesce,
         "BACKUP_COMPRESSION": compression,
@@ -184,7 +195,7 @@ class Bench:
             )
 
     def measure(self, way: Way) -> Sample:
-        """Brings the host into the way's state, copies the database, then backs up with announces running."""
+        """Brings the host into the way's state, copies the database, then backs up under load."""
         self._arrange(way)
         started, ended = map(
             float,
@@ -209,7 +220,8 @@ class Bench:
 
     def _arrange(self, way: Way) -> None:
         self._host.sh(
-            f"docker stop -t 0 tracker && umount {DEPLOY_DIR} && {_mount(way.file_system, DEPLOY_DIR)}"
+            f"docker stop -t 0 tracker && umount {DEPLOY_DIR}"
+            f" && {_mount(way.file_system, DEPLOY_DIR)}"
         )
         answer = sqlite(self._host, SQLITE_FILE, f"PRAGMA journal_mode = {way.journal};").strip()
         assert answer == way.journal, f"the database is in journal mode {answer}"
@@ -221,9 +233,16 @@ class Bench:
 
     def _down(self, since: str) -> float:
         """Seconds for which the tracker's process was gone or frozen, as Docker tells."""
-        filters = f"--filter container={self._deployment.tracker().id} --filter event=die --filter event=start --filter event=pause --filter event=unpause"
+        kinds = ("die", "start", "pause", "unpause")
+        filters = " ".join(
+            [
+                f"--filter container={self._deployment.tracker().id}",
+                *(f"--filter event={kind}" for kind in kinds),
+            ]
+        )
         events = self._host.sh(
-            f"docker events --since {since} --until {self._now()} {filters} --format '{{{{.TimeNano}}}}'"
+            f"docker events --since {since} --until {self._now()} {filters}"
+            " --format '{{.TimeNano}}'"
         ).split()
         times = [int(event) / 1e9 for event in events]
         return sum(ended - began for began, ended in zip(times[::2], times[1::2], strict=True))
@@ -234,10 +253,14 @@ def _image(file_system: str) -> str:
 
 
 def _mount(file_system: str, directory: str) -> str:
-    """A shell fragment. Direct I/O, as a disk does it: otherwise one commit of the tracker waits until all of the image is written back."""
+    """A shell fragment. Direct I/O, as a disk does it.
+
+    Otherwise one commit of the tracker waits until all of the image is written back.
+    """
     return (
         f"device=$(losetup --find --show --direct-io=on {_image(file_system)})"
-        f" && mount $device {directory} && losetup --detach $device && losetup --noheadings --output DIO $device | grep -qw 1"
+        f" && mount $device {directory} && losetup --detach $device"
+        " && losetup --noheadings --output DIO $device | grep -qw 1"
     )
 
 
@@ -293,9 +316,15 @@ def misses(way: Way, rounds: list[dict[Way, Sample]]) -> int:
 
 def machine(host: Host) -> str:
     """What the numbers depend on, without naming the machine."""
-    facts = "nproc; free -g | awk '/^Mem/ { print $2 }'; uname -r | cut -d - -f 1; docker version --format '{{.Server.Version}}'; sqlite3 --version"
+    facts = (
+        "nproc; free -g | awk '/^Mem/ { print $2 }'; uname -r | cut -d - -f 1;"
+        " docker version --format '{{.Server.Version}}'; sqlite3 --version"
+    )
     cores, memory, kernel, docker, sqlite3 = host.sh(facts).splitlines()
-    return f"{cores} cores, {memory} GB of memory, Linux {kernel}, Docker {docker} on the disposable host, SQLite {sqlite3.split()[0]}"
+    return (
+        f"{cores} cores, {memory} GB of memory, Linux {kernel},"
+        f" Docker {docker} on the disposable host, SQLite {sqlite3.split()[0]}"
+    )
 
 
 def say(text: str) -> None:
@@ -317,7 +346,9 @@ def bench(megabytes: int, rounds: int) -> tuple[str, int]:
                 measured[-1][way] = sample = prepared.measure(way)
                 say(f"round {number + 1}, {way.name}: {sample}")
         text = (
-            f"`scripts/bench-window --megabytes {megabytes} --rounds {rounds}`: {prepared.bytes / 1e9:.2f} GB; {machine(host)}, file systems on loop devices with direct I/O; "
+            f"`scripts/bench-window --megabytes {megabytes} --rounds {rounds}`:"
+            f" {prepared.bytes / 1e9:.2f} GB; {machine(host)},"
+            " file systems on loop devices with direct I/O; "
             f"the machine's load before: {busy:.1f}.\n\n{table(measured)}"
         )
     return text, sum(misses(way, measured) for way in WAYS)
