@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "only(driver): a test that has a meaning with this database alone"
     )
+    config.addinivalue_line("markers", "slow: left out of scripts/test, in scripts/test-faults")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
