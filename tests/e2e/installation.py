@@ -25,6 +25,8 @@ STACKS = {
     "SQLite": Stack("sqlite3", frozenset({"prometheus", "grafana", "caddy"})),
     "MySQL": Stack("mysql"),
 }
+# Named, so that generators with other defaults make the same first backup.
+QUIESCE = {"SQLite": "pause", "MySQL": "none"}
 SHOWN_SECONDS = 0.5  # shorter tasks are added up
 
 
@@ -55,7 +57,7 @@ def measure(case: Case, folder: Path, *, prepared: bool) -> Sample:
         host.authorize(key.with_suffix(".pub").read_text(encoding="utf-8"))
         stack.bring_up(host)
         bundle = Bundle.generate(
-            stack.environment(key, {}),
+            stack.environment(key, {"quiesce": QUIESCE[case.stack]}),
             folder / "bundle",
             host.address,
             program=case.generator,
