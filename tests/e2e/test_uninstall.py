@@ -5,8 +5,11 @@ from __future__ import annotations
 from e2e.deployment import DESTINATION, Deployment
 from e2e.stack import untouched
 
+OF_THE_TESTS = "/root/shim /tmp/docker-calls* /root/kept* /root/moved* /tmp/locked"
+
 
 def test_uninstalling_leaves_the_backups_and_nothing_else_of_ours(deployment: Deployment) -> None:
+    deployment.host.sh(f"rm -rf {OF_THE_TESTS}")
     backups, containers = deployment.published(), deployment.host.containers()
     assert backups
     said = deployment.bundle.playbook("uninstall-backup", "--check").succeeded()
