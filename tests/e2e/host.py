@@ -509,3 +509,8 @@ def _checked(
             f"{done.stdout[-4000:]}{done.stderr[-4000:]}"
         )
     return done
+
+
+if __name__ == "__main__":
+    # Before several processes need it at once.
+    print(_prepared_store())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from e2e.deployment import DESTINATION, Deployment
+from e2e.deployment import DESTINATION, Deployment, place
 from e2e.stack import untouched
 
 OF_THE_TESTS = "/root/shim /tmp/docker-calls* /root/kept* /root/moved* /tmp/locked"
@@ -30,6 +30,7 @@ def test_uninstalling_leaves_the_backups_and_nothing_else_of_ours(deployment: De
 def test_what_was_left_serves_a_new_installation(deployment: Deployment) -> None:
     backups = deployment.published()
     deployment.bundle.playbook("uninstall-backup").succeeded()
+    place(deployment.host, deployment.bundle)
     deployment.bundle.playbook("install-backup", "-e", "backup_on_install=false").succeeded()
     assert deployment.published() == backups
     assert deployment.runs()
