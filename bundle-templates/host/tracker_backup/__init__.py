@@ -2,7 +2,7 @@
 
 A module imports only from those before it in this list:
 
-    host, log, files, state                 this host, and how anything is written there
+    host, log, files, state, fault_points   this host, and how anything is written there
     runs, docker                            what there is: run manifests and their files, containers and images
     deployment, destination, secrets        what belongs to this deployment, and whether it is still as installed
     retention, repository, remote           what is removed; the restic repository and the copies in it
