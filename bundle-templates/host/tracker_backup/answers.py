@@ -46,8 +46,10 @@ class Result:
 
 def open_answer(work: Path, name: str, limit: int) -> int | None:
     """A descriptor of a regular file of at most `limit` bytes; None if it does not exist."""
+    # A run names its directory by its own open descriptor below /proc, which is a link to follow.
+    follow = 0 if work.is_relative_to("/proc") else os.O_NOFOLLOW
     try:
-        directory = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        directory = os.open(work, os.O_RDONLY | os.O_DIRECTORY | follow)
     except FileNotFoundError:
         return None
     except OSError as error:
