@@ -240,12 +240,10 @@ def test_another_database_than_the_installed_one_ends_the_run(
 
 
 def test_the_environment_of_the_tracker_goes_before_its_file(host: Sandbox) -> None:
-    run_tracker(
-        host,
-        toml("mysql", OURS),
-        TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__DRIVER="sqlite3",
-        TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__PATH="/var/lib/torrust/tracker/database/tracker.db",
-    )
+    prefix = "TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__"
+    database = "/var/lib/torrust/tracker/database/tracker.db"
+    environment = {f"{prefix}DRIVER": "sqlite3", f"{prefix}PATH": database}
+    run_tracker(host, toml("mysql", OURS), **environment)
     assert host.call("check", "deployment").code == 1
 
 

@@ -208,7 +208,8 @@ def record(host: Sandbox, work: Path, run_id: str | None = None, **facts: str) -
         "table\t3\ttorrents\ntable\t1\tit's a "
         "table\nduration\tcheck\t0.250\ntool\tsqlite3\t3.46.1\nwarning\toptional path "
         "missing: /data/x\n"
-        f"file\tdatabase\tsqlite/sqlite_{run_id}.db.gz\t7\t{SHA256}\nfile\tconfig\tconfig/config_{run_id}.tar.gz\t5\t{SHA256}\n"
+        f"file\tdatabase\tsqlite/sqlite_{run_id}.db.gz\t7\t{SHA256}\n"
+        f"file\tconfig\tconfig/config_{run_id}.tar.gz\t5\t{SHA256}\n"
     )
     lines = {
         "id": run_id,

@@ -15,7 +15,8 @@ from .log import complain
 FUTURE_SECONDS = 60  # by which a clock may go back without a word
 RUN_ID = re.compile(r"[0-9]{8}_[0-9]{6}")
 BACKUP_FILE = re.compile(
-    r"(sqlite|mysql|config)/(sqlite|mysql|config)_([0-9]{8}_[0-9]{6})\.(db|sql|torrents\.sql|tar)\.(gz|zst)"
+    r"(sqlite|mysql|config)/(sqlite|mysql|config)_([0-9]{8}_[0-9]{6})"
+    r"\.(db|sql|torrents\.sql|tar)\.(gz|zst)"
 )
 
 Manifest = dict[str, Any]  # a run manifest as it stands in runs/ID.json
