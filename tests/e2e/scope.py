@@ -171,10 +171,11 @@ def fill(backup: str, folder: Path, server: str, rows: int) -> str:
         "--rm",
         "--interactive",
         "--entrypoint",
-        "sqlite3",
+        "python3",
         f"--volume={folder}/data:/data",
         f"{PREFIX}/scope",
-        "/data/tracker.db",
+        "-c",
+        "import sqlite3, sys\nsqlite3.connect('/data/tracker.db').executescript(sys.stdin.read())",
         stdin=_SQLITE.format(rows=rows),
     )
     client = (

@@ -36,14 +36,23 @@ def test_without_a_cron_daemon_nothing_is_installed(sandbox: Sandbox, strategy: 
         ["/usr/sbin/cron", "-f"],
         ["crond", "-n"],
         ["/usr/sbin/cronie"],
-        ["fcron"],
-        ["/bin/busybox", "crond", "-f"],
+        ["/usr/sbin/bcron-sched"],
     ],
 )
-def test_every_kind_of_cron_counts(sandbox: Sandbox, words: list[str]) -> None:
+def test_every_cron_that_reads_cron_d_counts(sandbox: Sandbox, words: list[str]) -> None:
     without_cron(sandbox)
     sandbox.add_process("400", *words)
     assert sandbox.install().code == 0
+
+
+@pytest.mark.parametrize("words", [["fcron"], ["/bin/busybox", "crond", "-f"], ["crond", "-f"]])
+def test_a_cron_that_does_not_read_cron_d_does_not_count(
+    sandbox: Sandbox, words: list[str]
+) -> None:
+    without_cron(sandbox)
+    sandbox.add_process("400", *words)
+    (sandbox.root / "proc/400/exe").symlink_to("/bin/busybox")
+    assert sandbox.install().code == 1
 
 
 def test_systemd_cron_counts(sandbox: Sandbox) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 from .host import ROOT
 
-DAEMONS = {b"cron", b"crond", b"cronie", b"fcron"}
+DAEMONS = {b"cron", b"crond", b"cronie", b"bcron-sched"}  # they read /etc/cron.d
 MISSING = (
     "no cron daemon runs on this host, so nothing makes backups and nothing recovers a dead run"
 )
@@ -14,9 +15,11 @@ REMEDY = "install and start one (apt-get install cron; systemctl enable --now cr
 
 
 def cron_runs() -> bool:
-    """A daemon of root's in our own process namespace, or the timers of systemd-cron.
+    """Whether root runs a daemon in our own process namespace that reads /etc/cron.d.
 
-    Another namespace is a container, and a cron there does not read this host's /etc/cron.d.
+    Another namespace is a container, and a cron there does not read this host's files. Busybox's
+    crond and fcron do not read /etc/cron.d, so they do not count. systemd-cron has no daemon, but
+    makes timers.
     """
     processes = ROOT / "proc"
     try:
@@ -32,10 +35,16 @@ def cron_runs() -> bool:
             words = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it has ended
             continue
-        programs = [word.rpartition(b"/")[2] for word in words[:2]]
-        if programs[0] in DAEMONS or programs == [b"busybox", b"crond"]:
+        if words[0].rpartition(b"/")[2] in DAEMONS and not is_busybox(process):
             return True
     return systemd_cron_runs()
+
+
+def is_busybox(process: Path) -> bool:
+    try:
+        return (process / "exe").readlink().name == "busybox"
+    except OSError:
+        return False
 
 
 def systemd_cron_runs() -> bool:
