@@ -19,6 +19,7 @@ mod rules;
 pub mod schedule;
 mod schema;
 mod shown;
+mod syntax;
 pub mod topology;
 
 use std::path::Path;

@@ -26,8 +26,13 @@ pub fn problems(document: &Value) -> Vec<Problem> {
         return Vec::new();
     }
     Validator::iter_errors(document)
-        .flat_map(|error| in_our_words(&error))
+        .flat_map(|error| in_our_words(&error, document))
         .collect()
+}
+
+/// Whether a word is a key that the schema describes, wherever.
+pub fn knows_key(word: &str) -> bool {
+    TEXT.contains(&format!("\"{word}\": {{"))
 }
 
 /// A good value for a place in the file, when the schema gives one.
@@ -50,7 +55,7 @@ fn at(pointer: &str) -> &'static Value {
     })
 }
 
-fn in_our_words(error: &ValidationError<'_>) -> Vec<Problem> {
+fn in_our_words(error: &ValidationError<'_>, document: &Value) -> Vec<Problem> {
     let path = json::dotted(error.instance_path().as_str());
     let child = |key: &str| shown::child(&path, key);
     let fragment = at(error.instance_path().as_str());
@@ -61,7 +66,18 @@ fn in_our_words(error: &ValidationError<'_>) -> Vec<Problem> {
             .collect(),
         ValidationErrorKind::Required { property: missing } => {
             let key = missing.as_str().unwrap_or_default();
-            vec![missing_key(child(key), key, property(fragment, key))]
+            let wanted = property(fragment, key);
+            let problem = missing_key(child(key), key, wanted);
+            let neighbour = misspelt(&path, key, error.instance(), fragment)
+                .or_else(|| misplaced(&path, key, wanted, document));
+            vec![match neighbour {
+                Some((found, fix)) => Problem {
+                    found,
+                    fix,
+                    ..problem
+                },
+                None => problem,
+            }]
         }
         _ => vec![Problem {
             found: shown::value(&path, error.instance()),
@@ -81,6 +97,51 @@ fn property<'a>(fragment: &'a Value, key: &str) -> &'a Value {
         .into_iter()
         .find_map(|properties| properties.get(key))
         .unwrap_or(&fragment["additionalProperties"])
+}
+
+/// A key beside a missing one that was probably meant to be it: what was found, and how to fix it.
+fn misspelt(path: &str, key: &str, parent: &Value, fragment: &Value) -> Option<(String, String)> {
+    let is_unknown = |other: &&String| property(fragment, other).is_null();
+    let others: Vec<&String> = parent.as_object()?.keys().filter(is_unknown).collect();
+    let is_near = |other: &&&String| {
+        let other = other.to_lowercase().replace('-', "_");
+        strsim::jaro_winkler(&other, key) > 0.8 || key.ends_with(&format!("_{other}"))
+    };
+    let other = others.iter().find(is_near)?;
+    let shown = shown::key(path, other);
+    Some((
+        format!("nothing, but a key {shown}"),
+        format!("write `{key}` instead of it"),
+    ))
+}
+
+/// A missing key that stands somewhere else, where no such key belongs.
+fn misplaced(path: &str, key: &str, wanted: &Value, document: &Value) -> Option<(String, String)> {
+    fn search(value: &Value, key: &str, wanted: &Value, pointer: &str) -> Option<String> {
+        let map = value.as_object()?;
+        let is_right = |value: &Value| {
+            let kind = match value {
+                Value::Object(_) => "object",
+                Value::String(_) => "string",
+                _ => kind(value),
+            };
+            wanted["enum"].is_array() || types(wanted).contains(&kind)
+        };
+        if map.get(key).is_some_and(is_right) && property(at(pointer), key).is_null() {
+            return Some(pointer.to_owned());
+        }
+        map.iter()
+            .find_map(|(name, value)| search(value, key, wanted, &format!("{pointer}/{name}")))
+    }
+    let elsewhere = json::dotted(&search(document, key, wanted, "")?);
+    let place = |path: &str| match path {
+        "" => "the top level".to_owned(),
+        _ => format!("`{path}`"),
+    };
+    Some((
+        format!("nothing, but it stands in {}", place(&elsewhere)),
+        format!("move it from {} to {}", place(&elsewhere), place(path)),
+    ))
 }
 
 fn missing_key(path: String, key: &str, wanted: &Value) -> Problem {
@@ -172,7 +233,33 @@ fn describe(fragment: &Value) -> String {
     }
 }
 
+/// Drivers that trackers have and backups do not have yet, in the spellings that people write.
+const NOT_YET: [&str; 4] = ["postgresql", "postgres", "pgsql", "psql"];
+
+/// What to write instead of a word that is not among the allowed ones.
+fn another_word(path: &str, word: &str, fragment: &Value) -> Option<String> {
+    if !shown::is_public(path, word) {
+        return None;
+    }
+    if path.ends_with(".driver") && NOT_YET.contains(&word.to_lowercase().as_str()) {
+        return Some("PostgreSQL is not supported yet".to_owned());
+    }
+    let allowed = fragment["enum"].as_array()?.iter();
+    let allowed: Vec<String> = allowed
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
+    let near = nearest(word, allowed.iter())?;
+    Some(format!("did you mean {near:?}?"))
+}
+
 fn advice(path: &str, value: &Value, fragment: &Value) -> String {
+    if let Some(fix) = value
+        .as_str()
+        .and_then(|word| another_word(path, word, fragment))
+    {
+        return fix;
+    }
     let default = &fragment["default"];
     let example = if default.is_null() {
         &fragment["examples"][0]
