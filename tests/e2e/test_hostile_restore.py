@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from e2e.deployment import STAGING, Deployment
+from e2e.deployment import RUN_SECONDS, STAGING, Deployment
 from e2e.stack import DEPLOY_DIR
 from e2e.test_reports import tool
 
@@ -12,6 +12,8 @@ pytestmark = pytest.mark.only("sqlite3")
 
 MOUNT = f"{DEPLOY_DIR}/storage/tracker/etc"
 LONG = "雪" * 83 + "x"  # 250 bytes
+TOTAL = 3900  # bytes of the long path, from the deploy directory
+BUSY = f"{DEPLOY_DIR}/storage/prometheus/etc/prometheus.yml"
 
 # Plants a file with a name of 250 bytes, and one whose path from the deploy directory has so many
 # bytes; run as the service's user, by descriptors, since no system call takes such a path.
@@ -43,19 +45,20 @@ def contents(deployment: Deployment) -> str:
     )
 
 
-@pytest.mark.parametrize("total", [4090, 4300])
-def test_h05_long_names_are_restored_and_rolled_back(deployment: Deployment, total: int) -> None:
-    """4300 bytes are more than tar can extract, and no more than a service can make."""
+def test_h05_long_names_are_restored_and_rolled_back(deployment: Deployment) -> None:
+    """The disposable host's own file system takes paths up to about 4,000 bytes only. The unit
+    tests go beyond: 4 to 8 KB.
+    """
     host = deployment.host
     try:
-        plant(deployment, total, "then")
+        plant(deployment, TOTAL, "then")
         with deployment.configured(QUIESCE="none"):
             deployment.run().succeeded()
         run = deployment.last_run()["id"]
         then = contents(deployment)
         assert then.count(" then") == 2
         tool(host, "verify", run).succeeded()
-        plant(deployment, total, "now")
+        plant(deployment, TOTAL, "now")
         now = contents(deployment)
         assert now.count(" now") == 2
 
@@ -67,22 +70,22 @@ def test_h05_long_names_are_restored_and_rolled_back(deployment: Deployment, tot
         assert "is a directory; the backup has a file there" in failed.output
         assert contents(deployment) == now
 
-        # .env is the last that is moved: its directory entry cannot be replaced.
-        host.sh(f"chattr +i {DEPLOY_DIR}/.env", check=False)
-        immutable = "i" in host.sh(f"lsattr {DEPLOY_DIR}/.env | cut -d ' ' -f 1", check=False)
-        if immutable:
-            failed = tool(host, "restore", run, "--only", "config", "--confirm")
-            host.sh(f"chattr -i {DEPLOY_DIR}/.env")
-            assert failed.code == 1
-            assert "rolled back" in failed.output
-            assert contents(deployment) == now
+        # A mount point cannot be moved away. Files of the tracker were moved before it.
+        host.run("mount", "--bind", BUSY, BUSY)
+        failed = tool(host, "restore", run, "--only", "config", "--confirm")
+        assert failed.code == 1
+        assert "Device or resource busy" in failed.output
+        host.run("umount", BUSY)
+        host.run("maintenance-backup.sh", "--recover", seconds=RUN_SECONDS)
+        assert not host.exists("/var/lib/tracker-backup/restore.json")
+        assert contents(deployment) == now
+        deployment.wait_for_tracker()
 
         tool(host, "restore", run, "--only", "config", "--confirm").succeeded()
         assert contents(deployment) == then
         deployment.wait_for_tracker()
     finally:
         host.sh(
-            f"chattr -i {DEPLOY_DIR}/.env; rm -rf {MOUNT}/{LONG} {MOUNT}/{'d' * 200} "
-            f"{STAGING}/before-restore",
+            f"umount {BUSY}; rm -rf {MOUNT}/{LONG} {MOUNT}/{'d' * 200} {STAGING}/before-restore",
             check=False,
         )
