@@ -156,6 +156,32 @@ impl Environment {
 
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, Error> {
+        let (document, duplicates) = Self::parse(path)?;
+        Self::check(document, duplicates).map_err(|problems| Error::Invalid {
+            path: shown_path(path).into(),
+            problems,
+        })
+    }
+
+    /// Checks a file. If `allow_disabled`, it needs no section `backup`.
+    pub fn validate(path: &Path, allow_disabled: bool) -> Result<(), Error> {
+        let (mut document, duplicates) = Self::parse(path)?;
+        if allow_disabled && let Some(sections) = document.as_object_mut() {
+            let is_meant = nearest("backup", sections.keys()).is_some_and(|key| key != "backup")
+                || holder(sections, "backup").is_some();
+            if !is_meant && sections.get("backup").is_none_or(Value::is_null) {
+                sections.insert("backup".to_owned(), serde_json::json!({}));
+            }
+        }
+        let checked = Self::check(document, duplicates);
+        checked.map(drop).map_err(|problems| Error::Invalid {
+            path: shown_path(path).into(),
+            problems,
+        })
+    }
+
+    /// The document of a file, and the paths of the keys that stand in it twice.
+    fn parse(path: &Path) -> Result<(Value, Vec<String>), Error> {
         let bytes = read_bytes(path)?;
         let path = shown_path(path);
         let text = std::str::from_utf8(&bytes).map_err(|error| {
@@ -174,10 +200,7 @@ impl Environment {
         if is_state_file(path, &document) {
             return Err(Error::StateFile { path: path.into() });
         }
-        Self::check(document, duplicates).map_err(|problems| Error::Invalid {
-            path: path.into(),
-            problems,
-        })
+        Ok((document, duplicates))
     }
 
     /// Checks a parsed file, and goes on after a problem to find the others.
@@ -301,9 +324,9 @@ fn duplicate(path: String) -> Problem {
 }
 
 fn not_enabled(document: &Value) -> Option<Problem> {
-    let sections = document.as_object()?;
     const ADD: &str =
         "add \"backup\": {} beside \"environment\" to enable backups with every default";
+    let sections = document.as_object()?;
     let (found, fix) = match sections.get("backup") {
         Some(Value::Null) => ("null: backups are not enabled".to_owned(), ADD),
         Some(_) => return None,

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 use crate::syntax::SyntaxProblem;
 
 /// The largest environment file that is read.
@@ -143,7 +145,7 @@ impl Error {
 }
 
 /// One mistake in the environment file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// Where, such as `backup.retention_days`.
     pub path: String,

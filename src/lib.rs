@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod environment;
 pub mod error;
 pub mod explain;
+pub mod init;
 mod json;
 pub mod output;
 pub mod plan;
@@ -21,6 +22,8 @@ mod schema;
 mod shown;
 mod syntax;
 pub mod topology;
+
+pub use schema::TEXT as SCHEMA;
 
 use std::path::Path;
 
@@ -61,6 +64,13 @@ pub fn check(environment: &Path, out: &Path, host: Option<&HostName>) -> Result<
         diff,
         command,
     })
+}
+
+/// Finds every problem of the environment file at `environment`.
+///
+/// A file without a section `backup` is a problem too, unless `allow_disabled`.
+pub fn validate(environment: &Path, allow_disabled: bool) -> Result<(), Error> {
+    Environment::validate(environment, allow_disabled)
 }
 
 /// What the bundle of the environment file at `environment` would mean.

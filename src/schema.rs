@@ -10,7 +10,7 @@ use crate::json;
 use crate::shown;
 
 /// What keys there are, of which type and range; written for users.
-const TEXT: &str = include_str!("../schemas/environment.schema.json");
+pub const TEXT: &str = include_str!("../schemas/environment.schema.json");
 
 /// The same, parsed for the explanation of a bad file. A good file never needs it.
 static SCHEMA: LazyLock<Value> =
@@ -28,6 +28,16 @@ pub fn problems(document: &Value) -> Vec<Problem> {
     Validator::iter_errors(document)
         .flat_map(|error| in_our_words(&error, document))
         .collect()
+}
+
+/// The keys of the section `backup` that are supported, each with its description.
+pub fn backup_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let keys = SCHEMA["properties"]["backup"]["properties"].as_object();
+    keys.into_iter().flatten().filter_map(|(key, property)| {
+        let description = property["description"].as_str()?;
+        let is_supported = !description.starts_with("Not supported yet");
+        is_supported.then_some((key.as_str(), description))
+    })
 }
 
 /// Whether a word is a key that the schema describes, wherever.

@@ -64,6 +64,14 @@ impl SyntaxProblem {
     }
 }
 
+impl SyntaxProblem {
+    /// The line and the column, unless the whole file is something else.
+    #[must_use]
+    pub fn position(&self) -> Option<(usize, usize)> {
+        self.place.as_ref().map(|place| (place.line, place.column))
+    }
+}
+
 /// What a file that is no JSON at all looks like.
 fn another_format(text: &str) -> Option<(&'static str, &'static str)> {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
