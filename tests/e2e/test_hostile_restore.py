@@ -39,8 +39,9 @@ def plant(deployment: Deployment, total: int, text: str) -> None:
 
 
 def contents(deployment: Deployment) -> str:
+    """Path and content of what was planted. A tracker that starts changes owners and modes."""
     return deployment.host.sh(
-        f"cd {MOUNT} && find . -type f -size -9c -printf '%P %u:%g %m ' -execdir cat {{}} \\; "
+        f"cd {MOUNT} && find . -type f -size -9c -printf '%P ' -execdir cat {{}} \\; "
         "-printf '\\n' | sort"
     )
 
