@@ -79,6 +79,7 @@ fn in_our_words(error: &ValidationError<'_>, document: &Value) -> Vec<Problem> {
             let wanted = property(fragment, key);
             let problem = missing_key(child(key), key, wanted);
             let neighbour = misspelt(&path, key, error.instance(), fragment)
+                .or_else(|| without_section(key, wanted, error.instance(), fragment))
                 .or_else(|| misplaced(&path, key, wanted, document));
             vec![match neighbour {
                 Some((found, fix)) => Problem {
@@ -125,8 +126,30 @@ fn misspelt(path: &str, key: &str, parent: &Value, fragment: &Value) -> Option<(
     ))
 }
 
+/// A missing section whose own keys stand beside it.
+fn without_section(
+    key: &str,
+    wanted: &Value,
+    parent: &Value,
+    fragment: &Value,
+) -> Option<(String, String)> {
+    let belongs_there =
+        |inner: &&str| parent.get(inner).is_some() && property(fragment, inner).is_null();
+    let mut inner = wanted["required"]
+        .as_array()?
+        .iter()
+        .filter_map(Value::as_str);
+    let inner = inner.find(belongs_there)?;
+    Some((
+        format!("nothing, but its key `{inner}` stands beside it"),
+        format!("write \"{key}\": {{ ... }} around `{inner}`"),
+    ))
+}
+
 /// A missing key that stands somewhere else, where no such key belongs.
 fn misplaced(path: &str, key: &str, wanted: &Value, document: &Value) -> Option<(String, String)> {
+    /// Other sections have keys of these names, too, which mean something else.
+    const COMMON: [&str; 4] = ["host", "name", "password", "username"];
     fn search(value: &Value, key: &str, wanted: &Value, pointer: &str) -> Option<String> {
         let map = value.as_object()?;
         let is_right = |value: &Value| {
@@ -142,6 +165,9 @@ fn misplaced(path: &str, key: &str, wanted: &Value, document: &Value) -> Option<
         }
         map.iter()
             .find_map(|(name, value)| search(value, key, wanted, &format!("{pointer}/{name}")))
+    }
+    if COMMON.contains(&key) {
+        return None;
     }
     let elsewhere = json::dotted(&search(document, key, wanted, "")?);
     let place = |path: &str| match path {
