@@ -67,8 +67,12 @@ pub struct Check {
     #[command(flatten)]
     pub paths: Paths,
 
+    /// Words for people, an object for scripts, or annotations of a pull request on GitHub
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    pub format: VerdictFormat,
+
     #[command(flatten)]
-    pub printing: Printing,
+    pub output: Output,
 }
 
 /// From where, to where, for which host.
@@ -85,17 +89,6 @@ pub struct Paths {
     /// The host that the bundle is for, so that it can be applied without an inventory
     #[arg(long, value_name = "ADDRESS")]
     pub host: Option<HostName>,
-}
-
-/// How the result is printed.
-#[derive(Debug, Args)]
-pub struct Printing {
-    /// Words for people, or an object for scripts, problems included
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub format: Format,
-
-    #[command(flatten)]
-    pub output: Output,
 }
 
 /// How much is printed, and in which colours.
@@ -157,7 +150,7 @@ pub enum Command {
 
         /// Words for people, an object for scripts, or annotations of a pull request on GitHub
         #[arg(long, default_value = "human")]
-        format: ValidateFormat,
+        format: VerdictFormat,
 
         /// Accept a file without a section `backup`
         #[arg(long)]
@@ -194,12 +187,22 @@ pub enum Format {
     Json,
 }
 
-/// How the verdict over environment files is printed.
+/// How a verdict over files is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ValidateFormat {
+pub enum VerdictFormat {
+    #[value(alias = "text")]
     Human,
     Json,
     Github,
+}
+
+impl From<Format> for VerdictFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Text => Self::Human,
+            Format::Json => Self::Json,
+        }
+    }
 }
 
 /// When colours are used.

@@ -15,7 +15,7 @@ use gen_backup_bundle::error::Error;
 use gen_backup_bundle::{SCHEMA, bundle, check, explain, generate, init, validate};
 use serde_json::{Value, json};
 
-use crate::cli::{Check, Cli, Color, Command, Driver, Format, Generate, Output, ValidateFormat};
+use crate::cli::{Check, Cli, Color, Command, Driver, Format, Generate, Output, VerdictFormat};
 
 /// What a run prints, and its exit status.
 #[derive(Default)]
@@ -51,12 +51,16 @@ fn run(cli: Cli) -> Printed {
     match cli.command {
         None => generating(&cli.generate.expect("clap asks for ENVIRONMENT and OUT")),
         Some(Command::Generate(generate)) => generating(&generate),
-        Some(Command::Check(Check { paths, printing })) => checking(
+        Some(Command::Check(Check {
+            paths,
+            format,
+            output,
+        })) => checking(
             &paths.environment,
             &paths.out,
             paths.host.as_ref(),
-            printing.format,
-            &printing.output,
+            format,
+            &output,
         ),
         Some(Command::Explain {
             environment,
@@ -117,7 +121,7 @@ fn generating(arguments: &Generate) -> Printed {
     } = arguments;
     let host = host.as_ref();
     if arguments.check {
-        return checking(environment, out, host, format, output);
+        return checking(environment, out, host, format.into(), output);
     }
     let written = match generate(environment, out, host, arguments.force) {
         Ok(written) => written,
@@ -139,31 +143,40 @@ fn checking(
     environment: &Path,
     out: &Path,
     host: Option<&HostName>,
-    format: Format,
+    format: VerdictFormat,
     output: &Output,
 ) -> Printed {
     let shown = out.display();
-    match check(environment, out, host) {
+    let as_text_or_json = match format {
+        VerdictFormat::Human | VerdictFormat::Github => Format::Text,
+        VerdictFormat::Json => Format::Json,
+    };
+    let error = match check(environment, out, host) {
         Ok(()) => {
             let object = json!({"out": shown.to_string(), "up_to_date": true});
-            succeeded(format!("{shown} is up to date\n"), &object, format, output)
+            let text = format!("{shown} is up to date\n");
+            return succeeded(text, &object, as_text_or_json, output);
         }
-        Err(error) => {
-            let mut printed = failed(&error, format, output.color);
-            if let Error::Differs { diff, files, .. } = &error {
-                printed.stdout = match format {
-                    Format::Json => bundle::json(&json!({
-                        "out": shown.to_string(), "up_to_date": false, "differing_files": files,
-                        "diff": diff, "hint": error.hint(),
-                    })),
-                    Format::Text if output.quiet => String::new(),
-                    Format::Text if is_coloured(output.color, &io::stdout()) => coloured(diff),
-                    Format::Text => diff.clone(),
-                };
-            }
-            printed
-        }
+        Err(error) => error,
+    };
+    let mut printed = failed(&error, as_text_or_json, output.color);
+    if let Error::Differs { diff, files, .. } = &error {
+        printed.stdout = match format {
+            VerdictFormat::Json => bundle::json(&json!({
+                "out": shown.to_string(), "up_to_date": false, "differing_files": files,
+                "diff": diff, "hint": error.hint(),
+            })),
+            _ if output.quiet => String::new(),
+            _ if is_coloured(output.color, &io::stdout()) => coloured(diff),
+            _ => diff.clone(),
+        };
     }
+    if format == VerdictFormat::Github {
+        let annotations = annotations(&environment.display().to_string(), &error);
+        printed.stdout.push_str(&annotations);
+        printed.stderr.clear();
+    }
+    printed
 }
 
 fn succeeded(text: String, object: &Value, format: Format, output: &Output) -> Printed {
@@ -224,7 +237,7 @@ fn as_object(error: &Error) -> Value {
 /// The verdict over each file. The exit status is 3 when any has a problem.
 fn validated(
     verdicts: &[(&Path, Option<Error>)],
-    format: ValidateFormat,
+    format: VerdictFormat,
     output: &Output,
 ) -> Printed {
     let mut printed = Printed::default();
@@ -232,7 +245,7 @@ fn validated(
     for (file, error) in verdicts {
         let file = file.display().to_string();
         let Some(error) = error else {
-            if format == ValidateFormat::Human && !output.quiet {
+            if format == VerdictFormat::Human && !output.quiet {
                 let _ = writeln!(printed.stdout, "{file}: no problem");
             }
             objects.push(json!({"file": file, "valid": true}));
@@ -240,9 +253,9 @@ fn validated(
         };
         printed.status = error.exit_code();
         match format {
-            ValidateFormat::Human => printed.stderr.push_str(&in_words(error, output.color)),
-            ValidateFormat::Github => printed.stdout.push_str(&annotations(&file, error)),
-            ValidateFormat::Json => {
+            VerdictFormat::Human => printed.stderr.push_str(&in_words(error, output.color)),
+            VerdictFormat::Github => printed.stdout.push_str(&annotations(&file, error)),
+            VerdictFormat::Json => {
                 let mut object = as_object(error);
                 object["file"] = file.into();
                 object["valid"] = false.into();
@@ -250,7 +263,7 @@ fn validated(
             }
         }
     }
-    if format == ValidateFormat::Json {
+    if format == VerdictFormat::Json {
         printed.stdout = bundle::json(&objects);
     }
     printed

@@ -63,6 +63,31 @@ fn results_and_problems_as_json() {
 }
 
 #[test]
+fn a_check_can_annotate_a_pull_request() {
+    let scratch = Scratch::of("sqlite-minimal");
+    let run = || {
+        let arguments = ["check", "--format", "github", "env.json", "out"];
+        let outcome = run_in(&scratch.path(""), &arguments);
+        assert_eq!(outcome.stderr, "");
+        let last = outcome.stdout.lines().last().unwrap().to_owned();
+        (outcome.status, last)
+    };
+    let (status, annotation) = run();
+    assert_eq!(status, 1);
+    let start = "::error file=env.json::out differs in ";
+    assert!(annotation.starts_with(start), "{annotation}");
+    scratch.generate();
+    assert_eq!(run(), (0, "out is up to date".to_owned()));
+    let mut environment = example("sqlite-minimal");
+    environment["backup"]["retention_days"] = json!(0);
+    scratch.set(&environment);
+    let (status, annotation) = run();
+    assert_eq!(status, 3);
+    let start = "::error file=env.json,title=backup.retention_days::found: 0";
+    assert!(annotation.starts_with(start), "{annotation}");
+}
+
+#[test]
 fn quiet_prints_problems_only() {
     let scratch = Scratch::of("sqlite-minimal");
     let run = |arguments: &[&str]| {
