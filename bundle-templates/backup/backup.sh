@@ -187,13 +187,22 @@ check_database() {
 
 log_warning() { log "WARNING: $*"; }
 
+# table_names: the names on standard input, one a line, as run manifests have them; see answers.py.
+table_names() {
+    python3 -I -S -c 'import sys
+for line in sys.stdin.buffer.read().decode(errors="replace").removesuffix("\n").split("\n"):
+    name = "".join(one if one.isprintable() else " " for one in line[:256])
+    sys.stdout.buffer.write(name.encode() + b"\n")'
+}
+
 # compare_tables REPORT NAMES WHERE...: NAMES are the tables that are there now, one a line. REPORT
 # is called for each table of the last good run that is missing. Such a table may have been dropped
 # on purpose, so it never stops a backup. The host then removes no older backup until somebody has
 # looked. If none of these tables is left, that is no backup. On a first run there is nothing to
 # compare with, so the tracker's own tables must be there.
 compare_tables() {
-    local report=$1 names=$2 where=${*:3} table expected missing=()
+    local report=$1 names where=${*:3} table expected missing=()
+    names=$(table_names <<<"$2")
     mapfile -t expected <"$WORK/expected-tables"
     if ((${#expected[@]} == 0)); then
         for table in "${REQUIRED_TABLES[@]}"; do

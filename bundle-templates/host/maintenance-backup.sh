@@ -336,7 +336,7 @@ inhibit_shutdown() {
     [[ -d /run/systemd/system ]] && command -v systemd-inhibit >/dev/null || return 0
     local limit=$((CAPTURE_SECONDS + OVERDUE_SECONDS))
     timeout "$limit" systemd-inhibit --what=shutdown --mode=block --who=tracker-backup \
-        --why='the tracker is stopped for its backup' \
+        --why='the tracker is stopped or frozen for its backup' \
         tail --pid="$$" --follow /dev/null </dev/null >>"$LOG_FILE" 2>&1 9>&- 8<&- &
     INHIBITOR=$!
 }
@@ -548,7 +548,8 @@ on_exit() {
     [[ -z $CHILD ]] || kill "$CHILD" 2>/dev/null
     remove_container
     restart_stack                       # Docker may have died at the last call
-    rm -f -- "$COMPOSE_OUTPUT" "$PUSH_OUTPUT"
+    # Without the lock, these files belong to another run.
+    [[ -z $WORK ]] || rm -f -- "$COMPOSE_OUTPUT" "$PUSH_OUTPUT"
     end_run "$code"
 }
 

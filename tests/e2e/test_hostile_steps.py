@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -70,6 +71,13 @@ docker exec --detach "$name" bash -c {script}
 """
 
 
+@pytest.fixture(autouse=True)
+def clean_host(deployment: Deployment) -> Iterator[None]:
+    """Leaves nothing of these tests on the host."""
+    yield
+    deployment.host.sh(f"rm -rf {PWNED} {SECRET} {VICTIM} {VICTIM}.d")
+
+
 @pytest.mark.only("sqlite3")
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
 def test_an_answer_of_a_taken_over_container_is_only_data(
@@ -121,14 +129,14 @@ def test_links_that_the_container_plants_are_not_written_through(deployment: Dep
     host.sh(f"echo kept >{VICTIM}")
     earlier = faults.backups(host)
     script = (
-        "cd /staging/[0-9]*_[0-9]*; "
-        f"for name in push compose push.output; do ln -s {VICTIM} $name; done"
+        f"cd /staging/[0-9]*_[0-9]*; for name in push push.output; do ln -s {VICTIM} $name; done"
     )
+    planted = "test -L /opt/torrust/storage/backup-staging/[0-9]*_[0-9]*/push"
     with deployment.configured(QUIESCE="none"):
         struck = strike_at(
             host,
             step_named("publishing the configuration"),
-            _PLANT.format(script=shlex.quote(script)) + "sleep 1",
+            _PLANT.format(script=shlex.quote(script)) + f"sleep 1; {planted}",
         )
     struck.outcome.succeeded()
     assert host.read(VICTIM) == "kept\n"

@@ -89,6 +89,8 @@ def test_p02_an_image_is_there_under_any_spelling(deployment: Deployment) -> Non
         "restic": {"repository": REPOSITORY, "password": "restic's own"},
     }
     host.run("mkdir", "--parents", REPOSITORY)
+    # An earlier test removed its repository on purpose.
+    host.run("rm", "-f", "/var/lib/tracker-backup/remote.json")
     try:
         with installed(deployment, section):
             image = host.sh(". /etc/tracker-backup.conf; echo $IMAGE").strip()
@@ -114,7 +116,8 @@ def test_p03_the_deploy_directory_is_a_link(deployment: Deployment) -> None:
     host = deployment.host
     compose = f"docker compose --project-directory {DEPLOY_DIR} --project-name torrust"
     script = (
-        f"{compose} stop && mv {DEPLOY_DIR} {REAL} && ln -s {REAL} {DEPLOY_DIR} && {compose} up -d"
+        f"{compose} stop && mv {DEPLOY_DIR} {REAL} && ln -s {REAL} {DEPLOY_DIR} && "
+        f"docker compose --project-directory {REAL} --project-name torrust up -d --force-recreate"
     )
     try:
         host.sh(script, seconds=RUN_SECONDS)

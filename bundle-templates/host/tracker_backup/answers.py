@@ -19,8 +19,9 @@ from .runs import BACKUP_FILE
 ANSWER_BYTES = 1 << 20
 MEMBERS_BYTES = 1 << 30
 TEXT_CHARACTERS = 256
+REASON_CHARACTERS = 2000  # of a reason or a warning
 PATH_BYTES = 4096
-TABLES = 1000
+TABLES = 10000
 LINES = {"file": 10, "path": 10000, "table": TABLES, "duration": 100, "tool": 100, "warning": 1000}
 NUMBER = re.compile("[0-9]{1,19}")
 SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -88,6 +89,13 @@ def printable(text: str, limit: int = TEXT_CHARACTERS) -> str:
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
+def table_name(text: str) -> str:
+    """A table's name as run manifests have it, whoever reports it: at most 256 characters, and a
+    space for each one that is not printable.
+    """
+    return "".join(one if one.isprintable() else " " for one in text[:TEXT_CHARACTERS])
+
+
 def escaped(one: str) -> str:
     return ascii(one)[1:-1]
 
@@ -127,13 +135,13 @@ def add_line(result: Result, kind: str, fields: list[str], run_id: str) -> None:
     elif kind == "path":
         result.paths.append(printable(fields[0], PATH_BYTES))
     elif kind == "table":
-        result.tables[printable(fields[1])] = number(fields[0], "a number of rows")
+        result.tables[table_name(fields[1])] = number(fields[0], "a number of rows")
     elif kind == "duration":
         result.durations[printable(fields[0])] = seconds(fields[1])
     elif kind == "tool":
         result.tools[printable(fields[0])] = printable(fields[1])
     else:
-        result.warnings.append(printable(fields[0]))
+        result.warnings.append(printable(fields[0], REASON_CHARACTERS))
 
 
 def decode_file(fields: list[str], run_id: str) -> dict[str, str | int]:
@@ -161,7 +169,7 @@ def read_sizes(work: Path) -> list[tuple[int, str]]:
 
 def read_reason(work: Path) -> str:
     """Why a step failed; empty if the container does not say."""
-    return printable((read_answer(work, "reason", 1 << 16) or "").strip(), 2000)
+    return printable((read_answer(work, "reason", 1 << 16) or "").strip(), REASON_CHARACTERS)
 
 
 def read_members(work: Path) -> Iterator[str]:

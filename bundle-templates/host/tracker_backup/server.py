@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .answers import number, printable
+from .answers import number, open_answer, table_name
 from .docker import DOCKER_SECONDS, WORK_SECONDS, docker, service_of, stack_containers
 from .host import Host, Refused
 from .workshop import Workshop
@@ -112,7 +112,10 @@ class Server:
         command in them is obeyed.
         """
         for dump in dumps:
-            with dump.open("rb") as file:
+            descriptor = open_answer(dump.parent, dump.name, 1 << 62)
+            if descriptor is None:
+                raise Refused(f"{dump} is gone")
+            with open(descriptor, "rb") as file:
                 first = file.readline()
                 os.lseek(
                     file.fileno(), len(first) if first.startswith(b"/*M!999999") else 0, os.SEEK_SET
@@ -169,7 +172,7 @@ class Server:
         )
         names = self.ask(tables, self.database)
         return {
-            printable(name): number(
+            table_name(name): number(
                 "".join(self.ask(f"SELECT count(*) FROM {quote_name(name)}", self.database)),
                 "a number of rows",
             )

@@ -25,7 +25,7 @@ def verify_import(host: Host, run: Manifest, dumps: list[Path], image: str) -> l
     require_image(image)
     root = Path(docker("info", "--format", "{{.DockerRootDir}}").strip())
     require_space(
-        root, 3 * sum(dump.stat().st_size for dump in dumps)
+        root, 3 * sum(dump.lstat().st_size for dump in dumps)
     )  # rows, indexes, and what the server writes beside them
     name = f"tracker-backup-server-{run['id']}"
     local = ("--user=root", "--protocol=tcp", "--host=127.0.0.1")
