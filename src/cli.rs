@@ -44,6 +44,10 @@ pub struct Generate {
     /// Overwrite files that were edited by hand, or write into a directory that is no bundle
     #[arg(long, conflicts_with = "check")]
     pub force: bool,
+
+    /// Replace or remove secrets that were edited or that the file no longer has, keeping NAME.old
+    #[arg(long, conflicts_with = "check")]
+    pub replace_secrets: bool,
 }
 
 /// What else there is to do.
