@@ -1,4 +1,5 @@
-# What scripts/check, scripts/test and scripts/demo share: where tools are, phases with their durations, what was skipped.
+# What scripts/check, scripts/test and scripts/demo share: where tools are, phases with their
+# durations, what was skipped.
 # shellcheck shell=bash
 set -Eeuo pipefail
 shopt -s inherit_errexit nullglob
@@ -13,7 +14,8 @@ FAILED=() SKIPPED=()
 
 say() { printf '\n== %s\n' "$*"; }
 
-# phase NAME COMMAND...: runs it, says how long it took; a failure is remembered and the next phase runs all the same.
+# phase NAME COMMAND...: runs it, says how long it took. A failure is remembered, and the next phase
+# runs all the same.
 phase() {
     local name=$1 started=$SECONDS result=ok code
     shift

@@ -170,7 +170,9 @@ def database(path: Path, options: str) -> Iterator[sqlite3.Connection]:
 
     Raises sqlite3.Error when SQLite cannot open the file.
     """
-    connection = sqlite3.connect(uri(path, options), BUSY_SECONDS, isolation_level=None, uri=True)
+    connection = sqlite3.connect(
+        uri(path, options), timeout=BUSY_SECONDS, isolation_level=None, uri=True
+    )
     try:
         if sys.version_info >= (3, 12):
             connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
@@ -474,7 +476,7 @@ def disarm_journal(path: Path) -> list[str]:
     finally:
         os.close(journal)
     warning = (
-        f"the journal of {printable(path.name)} names another file; the name is ignored, "
+        "the journal of the captured database names another file; the name is ignored, "
         "because only a transaction across several databases has one"
     )
     return [warning]

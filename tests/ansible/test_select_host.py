@@ -1,6 +1,8 @@
-"""Which host the playbooks work on and how they reach it, read off the command line that Ansible gives to ssh.
+"""Which host the playbooks work on and how they reach it, read off the command line that Ansible
+gives to ssh.
 
-ssh is a stand-in that writes its arguments down and fails, so nothing is connected to; everything else is the real thing.
+ssh is a stand-in that writes its arguments down and fails, so nothing is connected to; everything
+else is the real thing.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ backup_secret_files: {{}}
 
 INVENTORY = """\
 [web]
-tracker ansible_host=192.0.2.7 ansible_user=inventory-user ansible_port=2222 ansible_ssh_private_key_file=/inventory/key
+tracker ansible_host=192.0.2.7 ansible_user=inventory-user ansible_port=2222 \
+    ansible_ssh_private_key_file=/inventory/key
 [db]
 plain
 """
@@ -55,7 +58,9 @@ JSON_WAY = ("json-user", "2022", str(Path.home() / "json-key"))
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle's playbooks in a directory of the test's own, generated with `--host` when `host` is not empty."""
+    """A bundle's playbooks in a directory of the test's own, generated with `--host` when `host` is
+    not empty.
+    """
 
     directory: Path
     host: str = ""
@@ -65,10 +70,14 @@ class Bundle:
         """What run-backup.yml printed, and the connections that it tried."""
         bundle = self.directory / "bundle"
         shutil.copytree(REPOSITORY / "bundle-templates", bundle)
-        (bundle / "variables.yml").write_text(VARIABLES.format(host=self.host, port=self.port), encoding="utf-8")
+        (bundle / "variables.yml").write_text(
+            VARIABLES.format(host=self.host, port=self.port), encoding="utf-8"
+        )
         log, ssh, cfg = (self.directory / name for name in ("log", "ssh", "ansible.cfg"))
         # One line a call, the arguments between tabs.
-        ssh.write_text(f'#!/bin/sh\n(IFS="\t"; printf "%s\\n" "$*") >>{log}\nexit 255\n', encoding="utf-8")
+        ssh.write_text(
+            f'#!/bin/sh\n(IFS="\t"; printf "%s\\n" "$*") >>{log}\nexit 255\n', encoding="utf-8"
+        )
         ssh.chmod(0o755)
         log.touch()
         cfg.write_text(f"[defaults]\n{config}", encoding="utf-8")
@@ -78,7 +87,9 @@ class Bundle:
             "ANSIBLE_HOME": str(self.directory / "home"),
             "ANSIBLE_NOCOLOR": "1",
         }
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")} | settings
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")
+        } | settings
         done = subprocess.run(
             [_ansible_playbook(), str(bundle / "run-backup.yml"), *options],
             env=environment,
@@ -90,8 +101,12 @@ class Bundle:
             timeout=PLAYBOOK_SECONDS,
             check=False,
         )
-        assert done.returncode != 0, "the stand-in for ssh fails, and so does whatever does not get as far"
-        return done.stdout, {_connection(line) for line in log.read_text(encoding="utf-8").splitlines()}
+        assert done.returncode != 0, (
+            "the stand-in for ssh fails, and so does whatever does not get as far"
+        )
+        return done.stdout, {
+            _connection(line) for line in log.read_text(encoding="utf-8").splitlines()
+        }
 
 
 def _ansible_playbook() -> str:
@@ -138,14 +153,18 @@ def test_the_only_host_of_the_inventory_is_taken(tmp_path: Path) -> None:
     assert connections == {Connection("198.51.100.2", *JSON_WAY)}
 
 
-def test_several_hosts_in_the_inventory_are_a_question_not_a_guess(tmp_path: Path, inventory: str) -> None:
+def test_several_hosts_in_the_inventory_are_a_question_not_a_guess(
+    tmp_path: Path, inventory: str
+) -> None:
     output, connections = Bundle(tmp_path).play("-i", inventory)
     assert not connections
     assert "holds 2 hosts" in output
     assert all(way in output for way in (*WAYS, "plain", "tracker"))
 
 
-def test_all_means_every_host_of_the_inventory_each_in_its_own_way(tmp_path: Path, inventory: str) -> None:
+def test_all_means_every_host_of_the_inventory_each_in_its_own_way(
+    tmp_path: Path, inventory: str
+) -> None:
     _, connections = Bundle(tmp_path).play("-i", inventory, "-e", "target_host=all")
     assert connections == {TRACKER, PLAIN}
 
@@ -156,12 +175,18 @@ def test_target_host_wins_over_the_bundles_own_host(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("named", ["tracker", "192.0.2.7"])
-def test_a_host_of_the_inventory_keeps_its_variables_by_name_or_by_address(tmp_path: Path, inventory: str, named: str) -> None:
-    _, connections = Bundle(tmp_path).play("-i", inventory, "-e", f"target_host={named}", "-u", "cli-user", "--private-key", "/cli/key")
+def test_a_host_of_the_inventory_keeps_its_variables_by_name_or_by_address(
+    tmp_path: Path, inventory: str, named: str
+) -> None:
+    _, connections = Bundle(tmp_path).play(
+        "-i", inventory, "-e", f"target_host={named}", "-u", "cli-user", "--private-key", "/cli/key"
+    )
     assert connections == {TRACKER}
 
 
-def test_the_bundles_own_host_is_found_in_the_inventory_by_its_address(tmp_path: Path, inventory: str) -> None:
+def test_the_bundles_own_host_is_found_in_the_inventory_by_its_address(
+    tmp_path: Path, inventory: str
+) -> None:
     _, connections = Bundle(tmp_path, "192.0.2.7").play("-i", inventory)
     assert connections == {TRACKER}
 
@@ -171,19 +196,32 @@ def test_limit_narrows_the_inventory(tmp_path: Path, inventory: str) -> None:
     assert connections == {PLAIN}
 
 
-def test_limit_that_leaves_the_host_out_is_an_error_not_an_empty_run(tmp_path: Path, inventory: str) -> None:
+def test_limit_that_leaves_the_host_out_is_an_error_not_an_empty_run(
+    tmp_path: Path, inventory: str
+) -> None:
     output, connections = Bundle(tmp_path, "198.51.100.1").play("-i", inventory, "--limit", "plain")
     assert not connections
     assert "leaves out 198.51.100.1" in output
 
 
 def test_user_and_key_of_the_command_line_win_over_the_json(tmp_path: Path) -> None:
-    _, connections = Bundle(tmp_path, "198.51.100.1").play("-u", "cli-user", "--private-key", "/cli/key")
+    _, connections = Bundle(tmp_path, "198.51.100.1").play(
+        "-u", "cli-user", "--private-key", "/cli/key"
+    )
     assert connections == {Connection("198.51.100.1", "cli-user", "2022", "/cli/key")}
 
 
 def test_extra_variables_win_over_everything(tmp_path: Path, inventory: str) -> None:
-    _, connections = Bundle(tmp_path).play("-i", inventory, "-e", "target_host=tracker", "-e", "ansible_user=extra", "-e", "ansible_port=99")
+    _, connections = Bundle(tmp_path).play(
+        "-i",
+        inventory,
+        "-e",
+        "target_host=tracker",
+        "-e",
+        "ansible_user=extra",
+        "-e",
+        "ansible_port=99",
+    )
     assert connections == {Connection("192.0.2.7", "extra", "99", "/inventory/key")}
 
 

@@ -19,7 +19,7 @@ setup() {
         BACKUP_CLIENT_CONFIG=$BATS_TEST_TMPDIR/client.cnf \
             TRACKER_BACKUP_STEPS=$BATS_TEST_TMPDIR/backup.sh \
         TRACKER_BACKUP_DEPLOY_DIR=$STUB_DEPLOY TRACKER_BACKUP_DESTINATION=$STUB_DESTINATION
-    install -m 0755 "$BACKUP" "${BACKUP%/*}/lib.sh" "$BATS_TEST_TMPDIR"
+    install -m 0755 "${BACKUP%/*}"/{backup.sh,lib.sh,sqlite_database.py} "$BATS_TEST_TMPDIR"
     mkdir -p "${DATABASE%/*}"
     printf 'SECRET=1\n' >"$STUB_DEPLOY/.env"
     printf '%s\n' "BACKUP_MODE='single'" "BACKUP_RETENTION_DAYS='7'" \

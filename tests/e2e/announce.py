@@ -32,7 +32,10 @@ class Announcer(Protocol):
 
 
 class HttpAnnouncer:
-    """BEP 3: announces by HTTP. Each torrent is announced as started, then as completed, which makes the tracker write to its database."""
+    """BEP 3: announces by HTTP.
+
+    Each torrent is announced as started, then as completed: the tracker writes to its database.
+    """
 
     def __init__(self, address: str, port: int = 7070) -> None:
         self._url = f"http://{address}:{port}/announce"
@@ -40,8 +43,15 @@ class HttpAnnouncer:
 
     def announce(self) -> bool:
         """Whether the tracker answered in time, and with peers rather than with a failure."""
-        info_hash, event = (self._completing, "completed") if self._completing else (secrets.token_bytes(20), "started")
-        query = f"info_hash={quote_from_bytes(info_hash, safe='')}&peer_id=-GB0001-000000000000&port=17548&uploaded=0&downloaded=0&left=0&event={event}&compact=1"
+        info_hash, event = (
+            (self._completing, "completed")
+            if self._completing
+            else (secrets.token_bytes(20), "started")
+        )
+        query = (
+            f"info_hash={quote_from_bytes(info_hash, safe='')}&peer_id=-GB0001-000000000000"
+            f"&port=17548&uploaded=0&downloaded=0&left=0&event={event}&compact=1"
+        )
         try:
             with urllib.request.urlopen(f"{self._url}?{query}", timeout=ANSWER_SECONDS) as response:
                 answered = b"8:interval" in response.read()
@@ -68,7 +78,19 @@ class UdpAnnouncer:
                 action, echoed, connection = struct.unpack("!IIQ", sock.recv(16))
                 if (action, echoed) != (_CONNECT, transaction):
                     return False
-                peer = struct.pack("!20s20sQQQIIIiH", secrets.token_bytes(20), b"-GB0001-000000000000", 0, 0, 0, _EVENT_STARTED, 0, 0, -1, 17548)
+                peer = struct.pack(
+                    "!20s20sQQQIIIiH",
+                    secrets.token_bytes(20),
+                    b"-GB0001-000000000000",
+                    0,
+                    0,
+                    0,
+                    _EVENT_STARTED,
+                    0,
+                    0,
+                    -1,
+                    17548,
+                )
                 sock.send(struct.pack("!QII", connection, _ANNOUNCE, transaction) + peer)
                 action, echoed = struct.unpack_from("!II", sock.recv(2048))
             except (OSError, struct.error):
@@ -77,14 +99,21 @@ class UdpAnnouncer:
 
 
 class Load:
-    """Announces of several clients, taking turns, for as long as the `with` block lasts: while one waits for a lost answer the others go on."""
+    """Announces of several clients, taking turns, for as long as the `with` block lasts.
+
+    While one client waits for a lost answer, the others go on.
+    """
 
     def __init__(self, announcers: Sequence[Announcer]) -> None:
         self._answers: list[float] = []
         self._stop = threading.Event()
         pause = len(announcers) / ANNOUNCES_PER_SECOND
         self._threads = [
-            threading.Thread(target=self._keep_announcing, args=(announcer, pause, pause * number / len(announcers)), daemon=True)
+            threading.Thread(
+                target=self._keep_announcing,
+                args=(announcer, pause, pause * number / len(announcers)),
+                daemon=True,
+            )
             for number, announcer in enumerate(announcers)
         ]
         self._started = self._ended = 0.0
@@ -95,7 +124,12 @@ class Load:
             thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=10)

@@ -1,4 +1,4 @@
-"""An installed deployment: how tests run backups on it, look at what came out, and reach into a window."""
+"""An installed deployment: tests run backups on it, look at them, and reach into a window."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ RUN_SECONDS = 180
 
 Run = dict[str, Any]  # a run manifest
 
-# Takes most of the CPU from the backup container as soon as there is one, stops the script that captures as soon as that is there, and
-# prints the container and the process ids. The capture comes seconds after the container, and is by then slow enough to be met for certain.
-# (Docker's own pause fails on what is so slow.)
+# Takes most of the CPU from the backup container as soon as there is one, so that the capture,
+# which comes seconds later, is slow enough to be met for certain. Then stops the script that
+# captures, and prints the container and the process ids. (Docker's own pause fails on a container
+# that is so slow.)
 _HOLD_CAPTURE = """
 throttled=''
 while ((SECONDS < 60)); do
@@ -44,11 +45,33 @@ exit 1
 """
 
 
+UPLOAD = "var/lib/tracker-backup/bundle"
+
+
+def place(host: Host, bundle: Bundle) -> None:
+    """Puts the bundle where Ansible would upload it, in a second.
+
+    Ansible then finds every file uploaded. For tests that are not about the upload.
+    """
+    listed = json.loads((bundle.directory / "manifest.json").read_text(encoding="utf-8"))["files"]
+    names = [*listed, "manifest.json"]
+    tree: dict[str, str | None] = {UPLOAD.rpartition("/")[0]: None, UPLOAD: None}
+    for name in names:
+        for parent in reversed(Path(name).parents):
+            tree[f"{UPLOAD}/{parent}".removesuffix("/.")] = None
+    modes = dict.fromkeys(tree, 0o700)
+    for name in names:
+        tree[f"{UPLOAD}/{name}"] = (bundle.directory / name).read_text(encoding="utf-8")
+        modes[f"{UPLOAD}/{name}"] = 0o755 if listed.get(name, {}).get("executable") else 0o644
+    host.unpack(tree, modes=modes)
+
+
 @dataclass(frozen=True)
 class Deployment:
     """A host with its stack and an installed bundle.
 
-    `before` is what there was before it was installed (see `inventory`), `checked` and `installed` are how the first two playbook calls ended.
+    `before` is the inventory from before the installation. `checked` and `installed` are how the
+    first two playbook calls ended.
     """
 
     host: Host
@@ -76,7 +99,9 @@ class Deployment:
         pruned = " -o ".join(f"-path '{path}'" for path in moving)
         files = host.sh(f"find {places} \\( {pruned} \\) -prune -o -print").splitlines()
         images = host.sh(
-            "docker images --format 'image {{.Repository}}:{{.Tag}}'; docker network ls --format 'network {{.Name}}'; docker volume ls --format 'volume {{.Name}}'"
+            "docker images --format 'image {{.Repository}}:{{.Tag}}'"
+            "; docker network ls --format 'network {{.Name}}'"
+            "; docker volume ls --format 'volume {{.Name}}'"
         )
         return frozenset(files + images.splitlines())
 
@@ -108,7 +133,10 @@ class Deployment:
         files = f"{CONFIG} {DEPLOY_DIR}/backup/backup.conf"
         edits = "".join(f"s|^{key}=.*|{key}='{value}'|\n" for key, value in settings.items())
         try:
-            self.host.sh(f"for file in {files}; do cp -p $file $file.original; done; sed -i {shlex.quote(edits)} {files}")
+            self.host.sh(
+                f"for file in {files}; do cp -p $file $file.original; done;"
+                f" sed -i {shlex.quote(edits)} {files}"
+            )
             yield
         finally:
             self.host.sh(f"for file in {files}; do mv $file.original $file; done")
@@ -126,7 +154,10 @@ class Deployment:
     def load(self) -> Iterator[tuple[Load, Load]]:
         """Announces by HTTP and by UDP for as long as the block lasts."""
         address = self.host.address
-        with Load([HttpAnnouncer(address) for _ in range(CLIENTS)]) as http, Load([UdpAnnouncer(address) for _ in range(CLIENTS)]) as udp:
+        with (
+            Load([HttpAnnouncer(address) for _ in range(CLIENTS)]) as http,
+            Load([UdpAnnouncer(address) for _ in range(CLIENTS)]) as udp,
+        ):
             yield http, udp
 
     def runs(self) -> list[Run]:
@@ -187,15 +218,22 @@ class BackgroundRun:
 
     def wait_for_stop(self) -> None:
         """Returns when Docker has sent TERM to the tracker, which lets all of its grace pass."""
-        asked = f"docker events --since {self._since} --until $(date +%s.%N) --filter container=tracker --filter event=kill"
+        asked = (
+            f"docker events --since {self._since} --until $(date +%s.%N)"
+            " --filter container=tracker --filter event=kill"
+        )
         wait_until("the run to stop the tracker", lambda: bool(self._host.sh(asked)), 60)
 
     def wait_for_window(self) -> None:
         """Returns when the tracker is down."""
-        wait_until("the tracker to be stopped", lambda: self._host.containers()["tracker"].status == "exited", 60)
+        wait_until(
+            "the tracker to be stopped",
+            lambda: self._host.containers()["tracker"].status == "exited",
+            60,
+        )
 
     def hold_capture(self) -> None:
-        """Returns with the run in the middle of its capture, which does not go on until it is released."""
+        """Returns with the run in the middle of its capture, which stands until it is released."""
         self._container, *self._held = self._host.sh(_HOLD_CAPTURE).split()
         assert not self._logged("window closed"), "the capture was over before it could be held"
 
@@ -215,4 +253,9 @@ class BackgroundRun:
 
     def _logged(self, text: str) -> bool:
         """Whether this run (and no earlier one) has logged something."""
-        return self._host.run("grep", "-qF", f"maintenance-backup[{self.pid}]: {text}", LOG, check=False).returncode == 0
+        return (
+            self._host.run(
+                "grep", "-qF", f"maintenance-backup[{self.pid}]: {text}", LOG, check=False
+            ).returncode
+            == 0
+        )

@@ -1,17 +1,25 @@
-"""File systems of the tests' own in the place of a directory: small ones, and ones that lose what was not synced. Shell fragments, for a host."""
+"""File systems of the tests' own in the place of a directory, as shell fragments for a host.
+
+There are small ones, and ones that lose what was not synced.
+"""
 
 from __future__ import annotations
 
 _IMAGE = "/root/ext4.img"
 
-# EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: as when the power goes, for what stands in the journal only in memory.
-_SHUTDOWN = "import fcntl, os, struct, sys; fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))"
+# EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: the journal loses what is only in memory, as
+# when the power goes.
+_SHUTDOWN = (
+    "import fcntl, os, struct, sys; "
+    "fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))"
+)
 
 
 def small(directory: str, size: str) -> str:
     """A small file system in the place of a directory, with its content."""
     return (
-        f"mkdir -p /root/small && mount -t tmpfs -o size={size},mode=0700 tmpfs /root/small && cp -a {directory}/. /root/small/"
+        f"mkdir -p /root/small && mount -t tmpfs -o size={size},mode=0700 tmpfs /root/small"
+        f" && cp -a {directory}/. /root/small/"
         f" && mount --bind /root/small {directory} && umount /root/small"
     )
 
@@ -26,9 +34,11 @@ for n in {0..63}; do [ -e /dev/loop$n ] || mknod -m 660 /dev/loop$n b 7 $n; done
 def ext4(directory: str) -> str:
     """An ext4 file system in the place of a directory, with its content."""
     return (
-        f"{LOOP_DEVICES} truncate -s 128M {_IMAGE} && mkfs.ext4 -q {_IMAGE} && mkdir -p /root/small && mount -o loop {_IMAGE} /root/small"
-        f" && rmdir /root/small/lost+found && chmod 0700 /root/small && cp -a {directory}/. /root/small/"
-        f" && mount --bind /root/small {directory} && umount /root/small && sync --file-system {directory}"
+        f"{LOOP_DEVICES} truncate -s 128M {_IMAGE} && mkfs.ext4 -q {_IMAGE} && mkdir -p /root/small"
+        f" && mount -o loop {_IMAGE} /root/small && rmdir /root/small/lost+found"
+        f" && chmod 0700 /root/small && cp -a {directory}/. /root/small/"
+        f" && mount --bind /root/small {directory} && umount /root/small"
+        f" && sync --file-system {directory}"
     )
 
 
@@ -38,7 +48,7 @@ def gone(directory: str) -> str:
 
 
 def without_power(directory: str) -> str:
-    """From now on the disk of `ext4` does nothing any more, and what it was not made to keep is lost."""
+    """From now on the disk of `ext4` does nothing any more, and loses what was not synced."""
     return f'python3 -c "{_SHUTDOWN}" {directory}'
 
 

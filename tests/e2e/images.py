@@ -1,7 +1,8 @@
-"""Docker images of the disposable host and of the stack: pulled where a registry answers, built from Debian packages where none does.
+"""Docker images of the disposable host and of the stack.
 
-Everything is kept between runs under names of our own in the machine's Docker, keyed by a digest of what it is made from; the tracker's
-binary is kept in the user's cache directory.
+They are pulled if a registry answers, and built from Debian packages if none does. Everything is
+kept between runs, under names of our own in the machine's Docker, keyed by a digest of what it is
+made from. The tracker's binary is kept in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ CARGO_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one image of the stack comes about: `published` is its name in the compose file and, with `pull`, in a registry."""
+    """How one image of the stack comes about.
+
+    `published` is its name in the compose file and, with `pull`, in a registry.
+    """
 
     folder: str
     suite: str
@@ -41,7 +45,9 @@ class Recipe:
 
 HOST = Recipe("host", "trixie", "host", pull=False)
 STACK = (
-    Recipe("tracker", "trixie", "torrust/tracker:develop", pull=False),  # `develop` moves; the tests want 3.0.0
+    Recipe(
+        "tracker", "trixie", "torrust/tracker:develop", pull=False
+    ),  # `develop` moves; the tests want 3.0.0
     Recipe("mysql", "sid", "mysql:8.4"),
     Recipe("prometheus", "trixie", "prom/prometheus:v3.5.0"),
     Recipe("caddy", "trixie", "caddy:2.10"),
@@ -55,13 +61,21 @@ def host_image() -> str:
 
 
 def stack_images() -> dict[str, str]:
-    """Published name (as compose files say it) to the name in this machine's Docker, for every image that the inner engine needs."""
-    return {"debian:trixie-slim": base_image("trixie")} | {recipe.published: _ensure(recipe) for recipe in STACK}
+    """Every image that the inner engine needs: its published name, and the one in our Docker.
+
+    The published name is the one in compose files.
+    """
+    return {"debian:trixie-slim": base_image("trixie")} | {
+        recipe.published: _ensure(recipe) for recipe in STACK
+    }
 
 
 @cache
 def base_image(suite: str) -> str:
-    """Name of `debian:<suite>-slim` under a name of ours: pulled, or made with debootstrap where no registry answers."""
+    """Name of `debian:<suite>-slim` under a name of ours.
+
+    It is pulled, or made with debootstrap if no registry answers.
+    """
     name = f"{PREFIX}/debian:{suite}"
     if _exists(name):
         return name
@@ -74,9 +88,11 @@ def base_image(suite: str) -> str:
 
 @cache
 def _ensure(recipe: Recipe) -> str:
-    """Name of the image of a recipe; pulls it or builds it when this machine has none of the current recipe."""
+    """Name of the image of a recipe; pulls or builds it if this machine has not got it."""
     pulled = f"{PREFIX}/{recipe.folder}:{recipe.published.rpartition(':')[2]}"
-    if recipe.pull and (_exists(pulled) or (_registry_answers() and _pull(recipe.published, pulled))):
+    if recipe.pull and (
+        _exists(pulled) or (_registry_answers() and _pull(recipe.published, pulled))
+    ):
         return pulled
     base = base_image(recipe.suite)
     context = {path.name: path for path in sorted((RECIPES / recipe.folder).iterdir())}
@@ -93,13 +109,16 @@ def _ensure(recipe: Recipe) -> str:
 
 
 def _build(name: str, base: str, context: dict[str, Path]) -> None:
-    """Builds an image from a handful of files; the context goes over standard input, which both builders take."""
+    """Builds an image from a handful of files.
+
+    The context goes over standard input, which both builders take.
+    """
     archive = io.BytesIO()
     # GNU format: Docker takes the first bytes of the newer one for a Dockerfile.
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for member, path in context.items():
             tar.add(path, arcname=member)
-    # The default builder sees the images of this machine; a builder of the user's own choice may not.
+    # The default builder sees the images of this machine; another builder may not.
     environment = os.environ | {"BUILDX_BUILDER": "default"}
     command = ["docker", "build", "--tag", name, "--build-arg", f"BASE={base}", "-"]
     _run(command, seconds=BUILD_SECONDS, stdin=archive.getvalue(), environment=environment)
@@ -111,12 +130,29 @@ def _tracker_binary() -> Path:
     binary = root / "bin" / "torrust-tracker"
     if not binary.exists():
         _say(f"building {TRACKER_CRATE} once, into {root} (about ten minutes)")
-        _run(["cargo", "install", "--locked", "--root", str(root), "--bin", "torrust-tracker", TRACKER_CRATE], seconds=CARGO_SECONDS)
+        _run(
+            [
+                "cargo",
+                "install",
+                "--locked",
+                "--root",
+                str(root),
+                "--bin",
+                "torrust-tracker",
+                TRACKER_CRATE,
+            ],
+            seconds=CARGO_SECONDS,
+        )
     return binary
 
 
 def _exists(name: str) -> bool:
-    return subprocess.run(["docker", "image", "inspect", name], capture_output=True, timeout=60, check=False).returncode == 0
+    return (
+        subprocess.run(
+            ["docker", "image", "inspect", name], capture_output=True, timeout=60, check=False
+        ).returncode
+        == 0
+    )
 
 
 def _image_id(name: str) -> str:
@@ -124,9 +160,17 @@ def _image_id(name: str) -> str:
 
 
 def _pull(reference: str, name: str) -> bool:
-    """Pulls an image and gives it a name of ours; False when no registry hands it out. Docker gives up on a silent one after seconds."""
+    """Pulls an image and gives it a name of ours; False when no registry hands it out.
+
+    Docker gives up on a silent registry after seconds.
+    """
     try:
-        pulled = subprocess.run(["docker", "pull", "--quiet", reference], capture_output=True, timeout=PULL_SECONDS, check=False)
+        pulled = subprocess.run(
+            ["docker", "pull", "--quiet", reference],
+            capture_output=True,
+            timeout=PULL_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return False
     if pulled.returncode == 0:
@@ -136,14 +180,17 @@ def _pull(reference: str, name: str) -> bool:
 
 @cache
 def _registry_answers() -> bool:
-    """Whether pulling is worth trying, so that without a registry not every image waits for its own failure."""
+    """Whether pulling is worth trying: without a registry, each image would wait in vain."""
     return _pull("debian:trixie-slim", f"{PREFIX}/debian:trixie")
 
 
 def _debootstrap(suite: str, name: str) -> None:
     """Makes a base image from this machine's own package mirror and imports it."""
     if os.geteuid() != 0:
-        raise RuntimeError("no image registry answers, and making base images with debootstrap needs root: run as root, or pull images")
+        raise RuntimeError(
+            "no image registry answers, and making base images with debootstrap needs root:"
+            " run as root, or pull images"
+        )
     if shutil.which("debootstrap") is None:
         _say("installing the package debootstrap on this machine: base images cannot be pulled")
         _run(["apt-get", "install", "--yes", "--no-install-recommends", "debootstrap"], seconds=300)
@@ -156,10 +203,16 @@ def _debootstrap(suite: str, name: str) -> None:
         _copy_apt_settings(root)
         _slim(root)
         importing = ["docker", "import", "--change", 'CMD ["bash"]', "-", name]
-        with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as packing:
-            subprocess.run(importing, stdin=packing.stdout, stdout=subprocess.DEVNULL, timeout=300, check=True)
+        with subprocess.Popen(
+            ["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE
+        ) as packing:
+            subprocess.run(
+                importing, stdin=packing.stdout, stdout=subprocess.DEVNULL, timeout=300, check=True
+            )
         if packing.returncode != 0:
-            raise RuntimeError(f"tar ended with {packing.returncode} while packing the base image {name}")
+            raise RuntimeError(
+                f"tar ended with {packing.returncode} while packing the base image {name}"
+            )
     finally:
         _run(["rm", "-rf", "--one-file-system", str(root)], seconds=60)
 
@@ -168,20 +221,34 @@ def _debian_mirror() -> str:
     """The Debian archive that this machine's apt uses (DEBIAN_MIRROR overrides it)."""
     if chosen := os.environ.get("DEBIAN_MIRROR"):
         return chosen
-    listed = _run(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"], seconds=60)
+    listed = _run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"], seconds=60
+    )
     for uri in listed.split():
         if urlsplit(uri).path.rstrip("/").endswith("/debian"):
             return uri.rstrip("/")
-    raise RuntimeError("no Debian archive among this machine's apt sources: set DEBIAN_MIRROR to the URL of one")
+    raise RuntimeError(
+        "no Debian archive among this machine's apt sources: set DEBIAN_MIRROR to the URL of one"
+    )
 
 
 def _copy_apt_settings(root: Path) -> None:
-    """Carries over how this machine's apt reaches its mirror: proxies, checks, certificate authorities."""
+    """Carries over how this machine's apt reaches its mirror: proxies, checks, authorities."""
     wanted = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries")
-    settings = [line for line in _run(["apt-config", "dump"], seconds=60).splitlines() if line.startswith(wanted)]
-    (root / "etc/apt/apt.conf.d/99outer-machine").write_text("".join(f"{line}\n" for line in settings), encoding="utf-8")
+    settings = [
+        line
+        for line in _run(["apt-config", "dump"], seconds=60).splitlines()
+        if line.startswith(wanted)
+    ]
+    (root / "etc/apt/apt.conf.d/99outer-machine").write_text(
+        "".join(f"{line}\n" for line in settings), encoding="utf-8"
+    )
     authorities = {Path("/etc/ssl/certs/ca-certificates.crt")}
-    authorities |= {Path(line.split('"')[1]) for line in settings if line.lower().startswith("acquire::https") and "cainfo" in line.lower()}
+    authorities |= {
+        Path(line.split('"')[1])
+        for line in settings
+        if line.lower().startswith("acquire::https") and "cainfo" in line.lower()
+    }
     for file in authorities:
         if file.is_file():
             copy = root / file.relative_to("/")
@@ -190,10 +257,17 @@ def _copy_apt_settings(root: Path) -> None:
 
 
 def _slim(root: Path) -> None:
-    """Leaves out what Debian's own `-slim` images leave out, now and for packages installed later."""
+    """Leaves out what Debian's own `-slim` images leave out, also of packages installed later."""
     excluded = [f"path-exclude /usr/share/{part}/*\n" for part in ("doc", "info", "locale", "man")]
     (root / "etc/dpkg/dpkg.cfg.d/slim").write_text("".join(excluded), encoding="utf-8")
-    for part in ("usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man", "var/cache/apt", "var/lib/apt/lists"):
+    for part in (
+        "usr/share/doc",
+        "usr/share/info",
+        "usr/share/locale",
+        "usr/share/man",
+        "var/cache/apt",
+        "var/lib/apt/lists",
+    ):
         for entry in (root / part).glob("*"):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -205,9 +279,23 @@ def _say(message: str) -> None:
     print(f"images: {message}", flush=True)
 
 
-def _run(command: list[str], *, seconds: float, stdin: bytes | None = None, environment: dict[str, str] | None = None) -> str:
-    """Runs a command to its end and returns its output; failing, it raises with what the command said."""
-    done = subprocess.run(command, input=stdin, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, check=False)
+def _run(
+    command: list[str],
+    *,
+    seconds: float,
+    stdin: bytes | None = None,
+    environment: dict[str, str] | None = None,
+) -> str:
+    """Runs a command to its end and returns its output; a failure raises with the output."""
+    done = subprocess.run(
+        command,
+        input=stdin,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=seconds,
+        check=False,
+    )
     output = done.stdout.decode(errors="replace")
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{output[-4000:]}")

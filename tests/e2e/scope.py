@@ -1,4 +1,7 @@
-"""The benchmark behind scripts/bench-statistics: the steps of backup.sh in its own image, for both scopes and both databases."""
+"""The benchmark behind scripts/bench-statistics, for both scopes and both databases.
+
+It runs the steps of backup.sh in its own image.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +29,50 @@ START_SECONDS = 120
 NAME = f"{PREFIX}-scope-{os.getpid()}"
 
 # The public demo's tracker had completed 3.1 % of its torrents.
-_TORRENTS = "INSERT INTO torrents (info_hash, completed) SELECT {hash}, CASE WHEN {random} < 31 THEN 5 ELSE 0 END"
+_TORRENTS = (
+    "INSERT INTO torrents (info_hash, completed)"
+    " SELECT {hash}, CASE WHEN {random} < 31 THEN 5 ELSE 0 END"
+)
 _SQLITE = f"""
 PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF; PRAGMA cache_size = -500000;
-CREATE TABLE torrents (id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(20) NOT NULL UNIQUE, completed INTEGER DEFAULT 0 NOT NULL);
-CREATE TABLE whitelist (id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(20) NOT NULL UNIQUE);
-CREATE TABLE keys (id INTEGER PRIMARY KEY AUTOINCREMENT, key VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER);
-{_TORRENTS.format(hash="lower(hex(randomblob(20)))", random="abs(random()) % 1000")} FROM generate_series(1, {{rows}});
+CREATE TABLE torrents (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(20) NOT NULL UNIQUE,
+    completed INTEGER DEFAULT 0 NOT NULL
+);
+CREATE TABLE whitelist (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, info_hash VARCHAR(20) NOT NULL UNIQUE
+);
+CREATE TABLE keys (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, key VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER
+);
+{_TORRENTS.format(hash="lower(hex(randomblob(20)))", random="abs(random()) % 1000")}
+    FROM generate_series(1, {{rows}});
 PRAGMA journal_mode = DELETE;
 """
 _MYSQL = f"""
 SET SESSION cte_max_recursion_depth = 1000000000;
-CREATE TABLE torrents (id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE, completed INTEGER DEFAULT 0 NOT NULL);
-CREATE TABLE whitelist (id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE);
-CREATE TABLE `keys` (id INTEGER PRIMARY KEY AUTO_INCREMENT, `key` VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER);
+CREATE TABLE torrents (
+    id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE,
+    completed INTEGER DEFAULT 0 NOT NULL
+);
+CREATE TABLE whitelist (
+    id INTEGER PRIMARY KEY AUTO_INCREMENT, info_hash VARCHAR(40) NOT NULL UNIQUE
+);
+CREATE TABLE `keys` (
+    id INTEGER PRIMARY KEY AUTO_INCREMENT, `key` VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER
+);
 {_TORRENTS.format(hash="left(sha2(concat(n, rand()), 256), 40)", random="floor(rand() * 1000)")}
-    FROM (WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {{rows}}) SELECT n FROM numbers) AS numbered;
+    FROM (
+        WITH RECURSIVE numbers (n) AS (
+            SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {{rows}}
+        ) SELECT n FROM numbers
+    ) AS numbered;
 ANALYZE TABLE torrents;
 """
 _DATABASE = {
     "sqlite": "DB_TYPE='sqlite'\nDB_PATH='/data/tracker.db'\n",
-    "mysql": f"DB_TYPE='mysql'\nDB_HOST='{NAME}-mysql'\nDB_PORT='3306'\nDB_USER='tracker'\nDB_NAME='tracker'\nDB_PASSWORD_FILE='/etc/backup/password'\nDB_TLS='unverified'\n",
+    "mysql": f"DB_TYPE='mysql'\nDB_HOST='{NAME}-mysql'\nDB_PORT='3306'\nDB_USER='tracker'\n"
+    "DB_NAME='tracker'\nDB_PASSWORD_FILE='/etc/backup/password'\nDB_TLS='unverified'\n",
 }
 # Without what it takes to enter a container.
 _TIMED = 'started=$EPOCHREALTIME; backup.sh "$0" "$@" && echo "$started $EPOCHREALTIME"'
@@ -54,7 +80,7 @@ _TIMED = 'started=$EPOCHREALTIME; backup.sh "$0" "$@" && echo "$started $EPOCHRE
 
 @dataclass(frozen=True)
 class Sample:
-    """One backup: seconds of its capture and of the rest, bytes of the database as it is published."""
+    """One backup: seconds of its capture and of the rest, bytes of the published database."""
 
     capture: float
     finish: float
@@ -63,9 +89,18 @@ class Sample:
 
 def docker(*words: str, stdin: str | None = None, seconds: float = STEP_SECONDS) -> str:
     """Standard output of one Docker call."""
-    done = subprocess.run(["docker", *words], input=stdin, capture_output=True, text=True, timeout=seconds, check=False)
+    done = subprocess.run(
+        ["docker", *words],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
     if done.returncode != 0:
-        raise RuntimeError(f"docker {' '.join(words)[:200]} ended with {done.returncode}: {done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"docker {' '.join(words)[:200]} ended with {done.returncode}: {done.stderr[-2000:]}"
+        )
     return done.stdout
 
 
@@ -74,7 +109,9 @@ def backup_image() -> str:
     name = f"{PREFIX}/scope"
     with tempfile.TemporaryDirectory() as folder:
         for path in CONTEXT.iterdir():
-            text = path.read_text(encoding="utf-8").replace("FROM debian:trixie-slim", f"FROM {base_image('trixie')}")
+            text = path.read_text(encoding="utf-8").replace(
+                "FROM debian:trixie-slim", f"FROM {base_image('trixie')}"
+            )
             (Path(folder) / path.name).write_text(text, encoding="utf-8")
         docker("build", "--tag", name, folder)
     return name
@@ -102,15 +139,25 @@ def network() -> Iterator[str]:
 
 def back_up(backup: str, folder: Path, kind: str, method: str, scope: str) -> Sample:
     """The steps of one backup; what it published is removed again."""
-    common = "BACKUP_MODE='single'\nBACKUP_RETENTION_DAYS='7'\nBACKUP_PATHS_FILE='/etc/backup/paths'\nBACKUP_COMPRESSION='gzip'\n"
+    common = (
+        "BACKUP_MODE='single'\nBACKUP_RETENTION_DAYS='7'\nBACKUP_PATHS_FILE='/etc/backup/paths'\n"
+        "BACKUP_COMPRESSION='gzip'\n"
+    )
     setting = f"{common}BACKUP_SCOPE='{scope}'\nBACKUP_ALLOW_WRITER_STALL='true'\n{_DATABASE[kind]}"
     (folder / "etc/backup.conf").write_text(setting, encoding="utf-8")
     docker(
-        "exec", backup, "bash", "-c", f"cd /staging && mkdir {RUN} && touch {RUN}/expected-tables {RUN}/expected-bytes; sync; cat /data/* >/dev/null"
+        "exec",
+        backup,
+        "bash",
+        "-c",
+        f"cd /staging && mkdir {RUN} && touch {RUN}/expected-tables {RUN}/expected-bytes;"
+        " sync; cat /data/* >/dev/null",
     )
     seconds = {}
     for step in ("preflight", "capture", "finish"):
-        started, ended = docker("exec", backup, "bash", "-c", _TIMED, step, RUN, method).split()[-2:]
+        started, ended = docker("exec", backup, "bash", "-c", _TIMED, step, RUN, method).split()[
+            -2:
+        ]
         seconds[step] = float(ended) - float(started)
     size = sum(path.stat().st_size for path in (folder / "backups" / kind).iterdir())
     docker("exec", backup, "bash", "-c", f"rm -rf /staging/{RUN} /backups/*")
@@ -124,10 +171,11 @@ def fill(backup: str, folder: Path, server: str, rows: int) -> str:
         "--rm",
         "--interactive",
         "--entrypoint",
-        "sqlite3",
+        "python3",
         f"--volume={folder}/data:/data",
         f"{PREFIX}/scope",
-        "/data/tracker.db",
+        "-c",
+        "import sqlite3, sys\nsqlite3.connect('/data/tracker.db').executescript(sys.stdin.read())",
         stdin=_SQLITE.format(rows=rows),
     )
     client = (
@@ -144,13 +192,27 @@ def fill(backup: str, folder: Path, server: str, rows: int) -> str:
     )
     wait_until(
         "the MySQL server",
-        lambda: subprocess.run(["docker", *client], input="", capture_output=True, text=True, check=False).returncode == 0,
+        lambda: (
+            subprocess.run(
+                ["docker", *client], input="", capture_output=True, text=True, check=False
+            ).returncode
+            == 0
+        ),
         START_SECONDS,
     )
     docker(*client, stdin=_MYSQL.format(rows=rows))
-    mysql = int(docker(*client, stdin="SELECT sum(data_length + index_length) FROM information_schema.tables WHERE table_schema = 'tracker';"))
+    mysql = int(
+        docker(
+            *client,
+            stdin="SELECT sum(data_length + index_length) FROM information_schema.tables"
+            " WHERE table_schema = 'tracker';",
+        )
+    )
     sqlite = (folder / "data/tracker.db").stat().st_size
-    return f"{rows:,} torrents, 3.1 % of them completed; SQLite {sqlite / 1e6:.0f} MB, MySQL {mysql / 1e6:.0f} MB"
+    return (
+        f"{rows:,} torrents, 3.1 % of them completed;"
+        f" SQLite {sqlite / 1e6:.0f} MB, MySQL {mysql / 1e6:.0f} MB"
+    )
 
 
 def bench(rows: int, rounds: int) -> str:
@@ -160,13 +222,39 @@ def bench(rows: int, rounds: int) -> str:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name in ("data", "etc", "staging", "backups"):
             (folder / name).mkdir()
-        for path, text in {"etc/paths": "/data/.env\n", "etc/password": "password", "data/.env": "A=1\n"}.items():
+        for path, text in {
+            "etc/paths": "/data/.env\n",
+            "etc/password": "password",
+            "data/.env": "A=1\n",
+        }.items():
             (folder / path).write_text(text, encoding="utf-8")
         image, net = backup_image(), stack.enter_context(network())
-        server_options = [f"--env=MYSQL_{key}" for key in ("ROOT_PASSWORD=password", "DATABASE=tracker", "USER=tracker", "PASSWORD=password")]
-        server = stack.enter_context(container(f"{NAME}-mysql", stack_images()["mysql:8.4"], f"--network={net}", *server_options))
-        mounts = [f"--volume={folder}/{name}" for name in ("data:/data:ro", "etc:/etc/backup:ro", "staging:/staging", "backups:/backups")]
-        backup = stack.enter_context(container(f"{NAME}-backup", image, "--init", f"--network={net}", *mounts))
+        server_options = [
+            f"--env=MYSQL_{key}"
+            for key in (
+                "ROOT_PASSWORD=password",
+                "DATABASE=tracker",
+                "USER=tracker",
+                "PASSWORD=password",
+            )
+        ]
+        server = stack.enter_context(
+            container(
+                f"{NAME}-mysql", stack_images()["mysql:8.4"], f"--network={net}", *server_options
+            )
+        )
+        mounts = [
+            f"--volume={folder}/{name}"
+            for name in (
+                "data:/data:ro",
+                "etc:/etc/backup:ro",
+                "staging:/staging",
+                "backups:/backups",
+            )
+        ]
+        backup = stack.enter_context(
+            container(f"{NAME}-backup", image, "--init", f"--network={net}", *mounts)
+        )
         busy = os.getloadavg()[1]
         facts = fill(backup, folder, server, rows)
         for number in range(rounds):
@@ -174,25 +262,46 @@ def bench(rows: int, rounds: int) -> str:
                 for scope in ("full", "exclude-statistics"):
                     sample = back_up(backup, folder, kind, method, scope)
                     measured.setdefault((kind, method, scope), []).append(sample)
-                    print(f"== round {number + 1}, {kind} {method} {scope}: {sample}", file=sys.stderr, flush=True)
-    head = "| database | captured | `database_scope` | capture, s | check, compress, publish, s | published, MB |"
+                    print(
+                        f"== round {number + 1}, {kind} {method} {scope}: {sample}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+    head = (
+        "| database | captured | `database_scope` | capture, s | check, compress, publish, s"
+        " | published, MB |"
+    )
     lines = [
-        f"{facts}; medians of {rounds} rounds; gzip, {os.cpu_count()} cores, Linux {platform.release().partition('-')[0]}; load before: {busy:.1f}.",
+        (
+            f"{facts}; medians of {rounds} rounds; gzip, {os.cpu_count()} cores,"
+            f" Linux {platform.release().partition('-')[0]}; load before: {busy:.1f}."
+        ),
         "",
         head,
         "|" + " --- |" * 6,
     ]
     for (kind, method, scope), samples in measured.items():
-        capture, finish = (statistics.median(getattr(sample, name) for sample in samples) for name in ("capture", "finish"))
+        capture, finish = (
+            statistics.median(getattr(sample, name) for sample in samples)
+            for name in ("capture", "finish")
+        )
         size = statistics.median(sample.size for sample in samples) / 1e6
-        lines.append(f"| {kind} | {method} | `{scope}` | {capture:.2f} | {finish:.2f} | {size:.2f} |")
+        lines.append(
+            f"| {kind} | {method} | `{scope}` | {capture:.2f} | {finish:.2f} | {size:.2f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/bench-statistics", description="What leaving statistics out saves.")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="torrents in each database (default: 1000000)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (default: 3)")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench-statistics", description="What leaving statistics out saves."
+    )
+    parser.add_argument(
+        "--rows", type=int, default=1_000_000, help="torrents in each database (default: 1000000)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often everything is measured (default: 3)"
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(bench(arguments.rows, arguments.rounds), end="")

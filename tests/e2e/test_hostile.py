@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from e2e.deployment import DESTINATION, STAGING, Deployment
-from e2e.stack import DEPLOY_DIR, SQLITE_FILE, sqlite
+from e2e.stack import DEPLOY_DIR, SQLITE_FILE
 
 pytestmark = pytest.mark.only("sqlite3")
 
@@ -34,6 +34,14 @@ with open(path + "-journal", "r+b") as journal:
     journal.seek(0, 2)
     sign = struct.pack(">II", len(victim), sum(victim))
     journal.write(struct.pack(">I", (1 << 30) // 4096 + 1) + victim + sign + magic)
+"""
+
+_APPEND_TO_SCHEMA = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA writable_schema = ON")
+changed = "UPDATE sqlite_master SET sql = sql || ? WHERE name = 'keys'"
+assert database.execute(changed, (sys.argv[2],)).rowcount == 1
 """
 
 
@@ -83,7 +91,7 @@ def test_a_journal_that_names_an_older_backup_does_not_delete_it(
     victim = older.replace(DESTINATION, CONTAINERS_DESTINATION)
     with planted(deployment):
         deployment.host.run(*TRACKER, "python3", "-c", _HOT_JOURNAL, SQLITE_FILE, victim)
-        assert victim in deployment.host.sh(f"tail -c 100 {SQLITE_FILE}-journal | strings")
+        deployment.host.run("grep", "-qaF", victim, f"{SQLITE_FILE}-journal")
         deployment.run("--force").succeeded()
     no_file_changed(deployment, before)
     run = deployment.last_run()
@@ -109,15 +117,10 @@ def test_the_text_of_a_schema_reaches_no_shell(
 ) -> None:
     text, succeeds = SCHEMAS[schema]
     victim = older.replace(DESTINATION, CONTAINERS_DESTINATION)
-    hostile = text.format(newline="\n", victim=victim).replace("'", "''")
+    hostile = text.format(newline="\n", victim=victim)
     before = digests(deployment)
     with planted(deployment):
-        sqlite(
-            deployment.host,
-            SQLITE_FILE,
-            f"PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = sql || '{hostile}' "
-            "WHERE name = 'keys';",
-        )
+        deployment.host.run(*TRACKER, "python3", "-c", _APPEND_TO_SCHEMA, SQLITE_FILE, hostile)
         deployment.host.sh(
             f"cp -p {DEPLOY_DIR}/.env /root/env; echo X={SECRET} >>{DEPLOY_DIR}/.env"
         )

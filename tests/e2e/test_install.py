@@ -55,7 +55,9 @@ def test_everything_is_in_its_place_with_owner_and_mode(deployment: Deployment) 
 
 
 def test_every_backup_is_for_root_alone(deployment: Deployment) -> None:
-    listed = deployment.host.sh(f"find {DESTINATION}/{{sqlite,mysql,config,runs}} -type f -printf '%u:%g %m\\n' | sort -u")
+    listed = deployment.host.sh(
+        f"find {DESTINATION}/{{sqlite,mysql,config,runs}} -type f -printf '%u:%g %m\\n' | sort -u"
+    )
     assert listed == "root:root 600\n"
 
 
@@ -63,8 +65,13 @@ def test_installing_makes_the_first_backup(deployment: Deployment) -> None:
     first = deployment.runs()[0]
     assert (first["sequence"], first["result"], first["exit_code"]) == (1, "success", 0)
     assert f"run {first['id']} succeeded" in deployment.installed.output
-    assert set(deployment.published()) >= {file["path"] for file in first["files"]} | {f"runs/{first['id']}.json"}
-    assert {file["path"].partition("/")[0] for file in first["files"]} == {deployment.kind, "config"}
+    assert set(deployment.published()) >= {file["path"] for file in first["files"]} | {
+        f"runs/{first['id']}.json"
+    }
+    assert {file["path"].partition("/")[0] for file in first["files"]} == {
+        deployment.kind,
+        "config",
+    }
 
 
 def test_installing_again_changes_nothing(deployment: Deployment) -> None:
@@ -89,13 +96,18 @@ def test_no_secret_shows_in_what_ansible_prints(deployment: Deployment) -> None:
 def test_on_the_host_the_password_stands_in_its_secret_alone(deployment: Deployment) -> None:
     assert CANARY
     secret = f"{DEPLOY_DIR}/backup/secrets/db_password"
-    places = f"/etc /usr/local /var/lib/tracker-backup /var/log /tmp /home /root {DEPLOY_DIR}/backup {DEPLOY_DIR}/docker-compose.backup.yml {DESTINATION}/runs"
+    places = (
+        "/etc /usr/local /var/lib/tracker-backup /var/log /tmp /home /root"
+        f" {DEPLOY_DIR}/backup {DEPLOY_DIR}/docker-compose.backup.yml {DESTINATION}/runs"
+    )
     holders = deployment.host.sh(f"grep -rlF -- '{CANARY[0]}' {places} || true").splitlines()
     assert holders == [secret]
     assert deployment.host.stat(secret) == "root:root 600"
     assert deployment.host.read(secret) == HOSTILE_PASSWORD
     image = deployment.host.sh("docker images --quiet gen-backup-bundle/backup").strip()
-    assert CANARY[0] not in deployment.host.sh(f"docker history --no-trunc {image}; docker inspect {image}")
+    assert CANARY[0] not in deployment.host.sh(
+        f"docker history --no-trunc {image}; docker inspect {image}"
+    )
     assert not deployment.host.exists("/tmp/pwned")
 
 
@@ -104,7 +116,10 @@ def test_the_deployers_own_backup_is_replaced_and_that_is_said(deployment: Deplo
     for path in ("/usr/local/bin/maintenance-backup.sh", "/etc/cron.d/tracker-backup"):
         assert f"{path} was there before and is replaced" in deployment.installed.output
         assert "of the deployer" not in deployment.host.read(path)
-    assert "/opt/torrust/storage/backup/etc/backup.conf is of an older backup" in deployment.installed.output
+    assert (
+        "/opt/torrust/storage/backup/etc/backup.conf is of an older backup"
+        in deployment.installed.output
+    )
 
 
 def test_every_builder_builds_the_image(deployment: Deployment) -> None:
@@ -114,22 +129,34 @@ def test_every_builder_builds_the_image(deployment: Deployment) -> None:
 
 
 def test_cron_itself_runs_the_backup(deployment: Deployment) -> None:
-    """Another schedule and compression come by a newly generated bundle; Debian's cron then does the rest."""
-    environment = deployment.stack.environment(deployment.key, {"schedule": "* * * * *", "compression": "zstd"})
+    """A new bundle brings another schedule and compression; Debian's cron then does the rest."""
+    environment = deployment.stack.environment(
+        deployment.key, {"schedule": "* * * * *", "compression": "zstd"}
+    )
     known = {run["id"] for run in deployment.runs()}
-    every_minute = Bundle.generate(environment, deployment.bundle.directory.with_name("every-minute"), deployment.host.address)
+    every_minute = Bundle.generate(
+        environment, deployment.bundle.directory.with_name("every-minute"), deployment.host.address
+    )
     try:
         updated = every_minute.playbook("install-backup").succeeded()
         assert updated.changed > 0
         asked = datetime.now(timezone.utc)
-        wait_until("cron to run the backup", lambda: bool({run["id"] for run in deployment.runs()} - known), 150)
+        wait_until(
+            "cron to run the backup",
+            lambda: bool({run["id"] for run in deployment.runs()} - known),
+            150,
+        )
     finally:
         deployment.bundle.playbook("install-backup").succeeded()
     run = next(run for run in deployment.runs() if run["id"] not in known)
-    assert run["result"] == "success"
-    assert datetime.strptime(run["started"], "%Y-%m-%dT%H:%M:%SZ").second < 10, f"not begun with the minute: {run['started']}, asked {asked}"
+    assert run["result"] == "success", run["reason"]
+    assert datetime.strptime(run["started"], "%Y-%m-%dT%H:%M:%SZ").second < 10, (
+        f"not begun with the minute: {run['started']}, asked {asked}"
+    )
     assert all(file["path"].endswith(".zst") for file in run["files"])
-    deployment.host.run("zstd", "--test", *(f"{DESTINATION}/{file['path']}" for file in run["files"]))
+    deployment.host.run(
+        "zstd", "--test", *(f"{DESTINATION}/{file['path']}" for file in run["files"])
+    )
     log = deployment.host.read(LOG)
     assert re.search(rf"^\S+ maintenance-backup\[\d+\]: run {run['id']} begins", log, re.MULTILINE)
     assert log.count(f"run {run['id']} succeeded") == 1
@@ -137,13 +164,20 @@ def test_cron_itself_runs_the_backup(deployment: Deployment) -> None:
 
 def test_debians_cron_accepts_the_schedule(deployment: Deployment) -> None:
     with deployment.scratch() as scratch:
-        deployment.host.sh(f"sed 's/ root / /' /etc/cron.d/tracker-backup >{scratch}/crontab && crontab -n {scratch}/crontab")
+        deployment.host.sh(
+            f"sed 's/ root / /' /etc/cron.d/tracker-backup >{scratch}/crontab"
+            f" && crontab -n {scratch}/crontab"
+        )
 
 
 @pytest.mark.only("sqlite3")
 def test_debians_cron_agrees_with_the_table_of_schedules(deployment: Deployment) -> None:
     with deployment.scratch() as scratch:
-        files = {f"{scratch.lstrip('/')}/{file.name}": file.read_text(encoding="utf-8") for file in SCHEDULES.iterdir() if file.is_file()}
+        files = {
+            f"{scratch.lstrip('/')}/{file.name}": file.read_text(encoding="utf-8")
+            for file in SCHEDULES.iterdir()
+            if file.is_file()
+        }
         deployment.host.unpack(files, modes=dict.fromkeys(files, 0o755))
         deployment.host.run(f"{scratch}/check-debian")
 

@@ -1,4 +1,6 @@
-"""Copies in a restic repository: on every kind of server, restored onto an empty host, and whatever goes wrong on the way."""
+"""Copies in a restic repository: on every kind of server, restored onto an empty host, and whatever
+goes wrong on the way.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ from e2e.stack import DEPLOY_DIR, Stack, wait_for_tracker
 from e2e.test_restore import BUNDLE, FILL, _elsewhere, _pipe, tool
 
 SECRETS = f"{DEPLOY_DIR}/backup/secrets"
-KEPT_SECRET = (servers.PASSWORD, servers.REST_PASSWORD, servers.ACCESS_KEY["AWS_SECRET_ACCESS_KEY"], "PRIVATE KEY")
+KEPT_SECRET = (
+    servers.PASSWORD,
+    servers.REST_PASSWORD,
+    servers.ACCESS_KEY["AWS_SECRET_ACCESS_KEY"],
+    "PRIVATE KEY",
+)
 MAKERS: dict[str, Callable[[Host, Path], Server]] = {
     "local": lambda host, _: servers.local(host),
     "sftp": lambda host, folder: servers.sftp(host, folder / "sftp"),
@@ -38,7 +45,9 @@ def plain(docker: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[De
         host.authorize(key.with_suffix(".pub").read_text(encoding="utf-8"))
         stack.bring_up(host)
         nothing = Outcome(0, "")
-        deployment = Deployment(host, stack, Bundle(folder / "bundle"), key, frozenset(), nothing, nothing)
+        deployment = Deployment(
+            host, stack, Bundle(folder / "bundle"), key, frozenset(), nothing, nothing
+        )
         deployment.query(FILL)
         yield deployment
 
@@ -48,7 +57,9 @@ def server(request: pytest.FixtureRequest, plain: Deployment) -> Server:
     """One kind of server on that host, with the bundle installed that copies to it."""
     made = MAKERS[request.param](plain.host, plain.bundle.directory.parent)
     section = {"quiesce": "none", "restic": made.section}
-    bundle = Bundle.generate(plain.stack.environment(plain.key, section), plain.bundle.directory, plain.host.address)
+    bundle = Bundle.generate(
+        plain.stack.environment(plain.key, section), plain.bundle.directory, plain.host.address
+    )
     bundle.playbook("install-backup", "-e", "backup_on_install=false").succeeded()
     return made
 
@@ -69,7 +80,12 @@ def a_good_run(deployment: Deployment) -> str:
     made = deployment.run().succeeded()
     run = str(deployment.last_run()["id"])
     assert f"copied {run} to the restic repository" in made.output
-    assert remote(deployment) | {"checked": None} == {"last_pushed": run, "pending": [], "error": "", "checked": None}
+    assert remote(deployment) | {"checked": None} == {
+        "last_pushed": run,
+        "pending": [],
+        "error": "",
+        "checked": None,
+    }
     return run
 
 
@@ -86,28 +102,64 @@ def restored_onto_an_empty_host(deployment: Deployment, server: Server, run: str
     expected = rows(deployment)
     with Host(f"gen-backup-bundle-e2e-from-{server.name}-{os.getpid()}") as empty:
         empty.authorize(deployment.key.with_suffix(".pub").read_text(encoding="utf-8"))
-        image = next(line for line in deployment.host.read("/etc/tracker-backup.conf").splitlines() if line.startswith("IMAGE=")).split("'")[1]
+        image = next(
+            line
+            for line in deployment.host.read("/etc/tracker-backup.conf").splitlines()
+            if line.startswith("IMAGE=")
+        ).split("'")[1]
         _pipe(deployment.host, f"docker save {image}", empty, "docker load")
         if server.name == "local":
-            _pipe(deployment.host, f"tar -C {servers.DIRECTORY} -c .", empty, f"mkdir -p {servers.DIRECTORY} && tar -C {servers.DIRECTORY} -x")
+            _pipe(
+                deployment.host,
+                f"tar -C {servers.DIRECTORY} -c .",
+                empty,
+                f"mkdir -p {servers.DIRECTORY} && tar -C {servers.DIRECTORY} -x",
+            )
         if server.name in ("rest", "sftp"):
-            options = ("-e", f"target_host={empty.address}", "-e", "restore_from=restic", "-e", f"backup_run={run}", "-e", "confirm_restore=yes")
+            options = (
+                "-e",
+                f"target_host={empty.address}",
+                "-e",
+                "restore_from=restic",
+                "-e",
+                f"backup_run={run}",
+                "-e",
+                "confirm_restore=yes",
+            )
             restored = deployment.bundle.playbook("restore-backup", *options).succeeded()
         else:  # without Ansible: the bundle copied by hand, its secrets with it
-            packed = subprocess.run(["tar", "-C", str(deployment.bundle.directory), "-c", "."], check=True, timeout=60, capture_output=True).stdout
-            empty.run("bash", "-c", f"mkdir -p -m 0700 {BUNDLE} && tar -C {BUNDLE} -x", stdin=packed)
-            restored = tool(empty, "restore", "--from", "restic", "--confirm", program=f"{BUNDLE}/host/tracker-backup").succeeded()
+            packed = subprocess.run(
+                ["tar", "-C", str(deployment.bundle.directory), "-c", "."],
+                check=True,
+                timeout=60,
+                capture_output=True,
+            ).stdout
+            empty.run(
+                "bash", "-c", f"mkdir -p -m 0700 {BUNDLE} && tar -C {BUNDLE} -x", stdin=packed
+            )
+            restored = tool(
+                empty,
+                "restore",
+                "--from",
+                "restic",
+                "--confirm",
+                program=f"{BUNDLE}/host/tracker-backup",
+            ).succeeded()
         assert f"changed: fetched {run} from the restic repository" in restored.output
         wait_for_tracker(empty)
         assert rows(_elsewhere(deployment, empty)) == expected
         assert empty.read(f"{DEPLOY_DIR}/.env") == deployment.host.read(f"{DEPLOY_DIR}/.env")
         assert empty.stat(f"{DEPLOY_DIR}/.env") == deployment.host.stat(f"{DEPLOY_DIR}/.env")
         assert empty.stat(f"{DESTINATION}/runs/{run}.json") == "root:root 600"
-        assert not empty.exists(f"{DESTINATION}/.fetch") and not empty.exists(f"{STATE}/restic-secrets")
+        assert not empty.exists(f"{DESTINATION}/.fetch") and not empty.exists(
+            f"{STATE}/restic-secrets"
+        )
 
 
 @each_server("rest", "s3", "sftp", "local")
-def test_every_server_takes_a_run_and_gives_it_back_to_an_empty_host(plain: Deployment, server: Server) -> None:
+def test_every_server_takes_a_run_and_gives_it_back_to_an_empty_host(
+    plain: Deployment, server: Server
+) -> None:
     first = a_good_run(plain)
     planned = tool(plain.host, "restore", "--from", "restic", "--dry-run").succeeded()
     assert f"restore of {first}" in planned.output and "dry run: nothing was done" in planned.output
@@ -122,7 +174,9 @@ def test_every_server_takes_a_run_and_gives_it_back_to_an_empty_host(plain: Depl
 
 
 @each_server("rest", "s3", "sftp")
-def test_a_server_that_is_down_fails_the_run_alone_and_the_next_makes_up_for_it(plain: Deployment, server: Server) -> None:
+def test_a_server_that_is_down_fails_the_run_alone_and_the_next_makes_up_for_it(
+    plain: Deployment, server: Server
+) -> None:
     a_good_run(plain)
     server.stop()
     try:
@@ -148,10 +202,15 @@ WRONG_KEYS = {
 
 
 @each_server("rest", "s3", "sftp")
-def test_wrong_keys_a_wrong_password_and_a_strange_server_are_told_apart(plain: Deployment, server: Server) -> None:
+def test_wrong_keys_a_wrong_password_and_a_strange_server_are_told_apart(
+    plain: Deployment, server: Server
+) -> None:
     run, host = a_good_run(plain), plain.host
     name, spoil = WRONG_KEYS[server.name]
-    spoilt = [(name, spoil, " away"), ("restic_password", "printf wrong >{}", "the repository's password is wrong")]
+    spoilt = [
+        (name, spoil, " away"),
+        ("restic_password", "printf wrong >{}", "the repository's password is wrong"),
+    ]
     if server.name == "sftp":
         spoilt.append(("restic_known_hosts", ": >{}", "the server's key is not in the file"))
     for secret, script, reason in spoilt:
@@ -178,7 +237,9 @@ done
 
 
 @each_server("rest")
-def test_a_run_killed_in_mid_push_leaves_a_lock_that_the_next_one_takes_away(plain: Deployment, server: Server) -> None:
+def test_a_run_killed_in_mid_push_leaves_a_lock_that_the_next_one_takes_away(
+    plain: Deployment, server: Server
+) -> None:
     host = plain.host
     a_good_run(plain)
     with plain.running() as run:
@@ -195,10 +256,14 @@ def test_a_run_killed_in_mid_push_leaves_a_lock_that_the_next_one_takes_away(pla
 
 
 @each_server("rest")
-def test_the_lock_of_another_live_restic_is_told_and_left_alone(plain: Deployment, server: Server) -> None:
+def test_the_lock_of_another_live_restic_is_told_and_left_alone(
+    plain: Deployment, server: Server
+) -> None:
     host = plain.host
     a_good_run(plain)
-    files = f"--repository-file {SECRETS}/restic_repository --password-file {SECRETS}/restic_password"
+    files = (
+        f"--repository-file {SECRETS}/restic_repository --password-file {SECRETS}/restic_password"
+    )
     other = host.spawn("bash", "-c", f"sleep 300 | restic {files} --no-cache backup --stdin")
     try:
         wait_until("the other's lock", lambda: host.sh("ls /srv/rest/torrust/locks") != "", 60)

@@ -1,4 +1,6 @@
-"""A backup that was verified comes back as it was: in place, onto an empty machine, through no symlink, and not at all when it is cut short."""
+"""A backup that was verified comes back as it was: in place, onto an empty machine, through no
+symlink, and not at all when it is cut short.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,15 @@ from e2e.conftest import STACKS
 from e2e.deployment import CONFIG, DESTINATION, LOG, STAGING, Deployment, Run
 from e2e.faults import DIE, KILL, picture, recover, rows, strike
 from e2e.host import Host, wait_until
-from e2e.stack import DATABASE, DEPLOY_DIR, HOSTILE_PASSWORD, SQLITE_FILE, mysql, untouched, wait_for_tracker
+from e2e.stack import (
+    DATABASE,
+    DEPLOY_DIR,
+    HOSTILE_PASSWORD,
+    SQLITE_FILE,
+    mysql,
+    untouched,
+    wait_for_tracker,
+)
 
 TOOL = "tracker-backup"
 GRAFANA = f"{DEPLOY_DIR}/storage/grafana/data/grafana.db"
@@ -26,8 +36,12 @@ BUNDLE = "/var/lib/tracker-backup/bundle"
 
 FILL = """
 DELETE FROM whitelist; DELETE FROM torrents; DELETE FROM `keys`;
-INSERT INTO whitelist (info_hash) VALUES ('0000000000000000000000000000000000000001'), ('0000000000000000000000000000000000000002');
-INSERT INTO torrents (info_hash, completed) VALUES ('00000000000000000000000000000000000000a1', 7), ('00000000000000000000000000000000000000a2', 0);
+INSERT INTO whitelist (info_hash) VALUES
+    ('0000000000000000000000000000000000000001'),
+    ('0000000000000000000000000000000000000002');
+INSERT INTO torrents (info_hash, completed) VALUES
+    ('00000000000000000000000000000000000000a1', 7),
+    ('00000000000000000000000000000000000000a2', 0);
 INSERT INTO `keys` (`key`, valid_until) VALUES ('YZSl4lMZupRuOpSRC3krIKR5BPB14nrJ', 1900000000);
 """
 SPOIL = """
@@ -35,7 +49,10 @@ DELETE FROM whitelist; DELETE FROM `keys`; UPDATE torrents SET completed = 99;
 INSERT INTO torrents (info_hash, completed) VALUES ('00000000000000000000000000000000000000ff', 1);
 """
 # Only root may import this back: the server logs binary, and the tracker's user has no SUPER.
-TRIGGER = "DROP TRIGGER IF EXISTS probe; CREATE TRIGGER probe BEFORE INSERT ON whitelist FOR EACH ROW SET NEW.info_hash = lower(NEW.info_hash);"
+TRIGGER = (
+    "DROP TRIGGER IF EXISTS probe; CREATE TRIGGER probe BEFORE INSERT ON whitelist FOR EACH ROW "
+    "SET NEW.info_hash = lower(NEW.info_hash);"
+)
 SPOIL_CONFIG = f"""
 cd {DEPLOY_DIR}
 printf '# spoilt\\n' >>.env; chmod 0600 .env; chown 0:0 .env
@@ -72,7 +89,9 @@ def status(host: Host) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def good(deployment: Deployment) -> Iterator[Good]:
-    """One good backup of a deployment that has rows in every table; the module leaves the deployment as the backup has it."""
+    """One good backup of a deployment that has rows in every table; the module leaves the
+    deployment as the backup has it.
+    """
     deployment.query(FILL)
     if deployment.stack.driver == "mysql":
         deployment.query(TRIGGER)
@@ -94,12 +113,18 @@ def fast_restore(deployment: Deployment, *words: str) -> Outcome:
 
 
 def as_backed_up(deployment: Deployment, good: Good, *, config: bool = True) -> None:
-    """The rows, and every file's content, owner and mode, are those of the backup; the tracker answers."""
+    """The rows, and every file's content, owner and mode, are those of the backup; the tracker
+    answers.
+    """
     wait_for_tracker(deployment.host)
     assert rows(deployment) == good.rows
     if config:
         now = picture(deployment.host, databases=False)
-        assert {path: (good.picture.get(path), facts) for path, facts in now.items() if good.picture.get(path) != facts} == {}
+        assert {
+            path: (good.picture.get(path), facts)
+            for path, facts in now.items()
+            if good.picture.get(path) != facts
+        } == {}
         assert now.keys() == good.picture.keys()
     assert faults.leftovers(deployment.host) == []
     assert not deployment.host.exists(f"{faults.STATE}/restore.json")
@@ -108,7 +133,9 @@ def as_backed_up(deployment: Deployment, good: Good, *, config: bool = True) -> 
 # ---------------------------------------------------------------- verify
 
 
-def test_verify_proves_a_good_backup_and_touches_nothing(deployment: Deployment, good: Good) -> None:
+def test_verify_proves_a_good_backup_and_touches_nothing(
+    deployment: Deployment, good: Good
+) -> None:
     before = deployment.host.containers()
     verified = tool(deployment.host, "verify").succeeded()
     assert f"verified {good.id}" in verified.output
@@ -123,7 +150,10 @@ def test_verify_proves_a_good_backup_and_touches_nothing(deployment: Deployment,
 def test_cron_verifies_the_newest_backup(deployment: Deployment, good: Good) -> None:
     host, cron = deployment.host, "/etc/cron.d/tracker-backup"
     host.run("rm", "-f", f"{faults.STATE}/verified.json")
-    host.sh(f"cp -p {cron} /root/cron; sed -i -E 's|^.* (root /usr/local/bin/tracker-backup verify)|* * * * * \\1|' {cron}")
+    host.sh(
+        f"cp -p {cron} /root/cron; sed -i -E 's|^.* (root /usr/local/bin/tracker-backup "
+        f"verify)|* * * * * \\1|' {cron}"
+    )
     try:
         wait_until("cron to verify", lambda: host.exists(f"{faults.STATE}/verified.json"), 150)
     finally:
@@ -141,9 +171,14 @@ def verified_again(deployment: Deployment) -> Iterator[None]:
 
 @pytest.mark.usefixtures("verified_again")
 @pytest.mark.parametrize("kind", ["database", "config"])
-def test_verify_names_the_file_with_a_flipped_byte(deployment: Deployment, good: Good, kind: str) -> None:
+def test_verify_names_the_file_with_a_flipped_byte(
+    deployment: Deployment, good: Good, kind: str
+) -> None:
     file = deployment.file(good.run, kind)
-    flip = f"f = open({file!r}, 'r+b'); d = f.read(); f.seek(len(d) // 2); f.write(bytes([d[len(d) // 2] ^ 1]))"
+    flip = (
+        f"f = open({file!r}, 'r+b'); d = f.read(); f.seek(len(d) // 2); f.write(bytes([d[len(d) "
+        "// 2] ^ 1]))"
+    )
     before = deployment.host.containers()
     deployment.host.run("python3", "-c", flip)
     try:
@@ -159,11 +194,15 @@ def test_verify_names_the_file_with_a_flipped_byte(deployment: Deployment, good:
 
 
 @pytest.mark.usefixtures("verified_again")
-def test_verify_names_the_table_whose_rows_are_not_those_of_the_run_manifest(deployment: Deployment, good: Good) -> None:
+def test_verify_names_the_table_whose_rows_are_not_those_of_the_run_manifest(
+    deployment: Deployment, good: Good
+) -> None:
     path = f"{DESTINATION}/runs/{good.id}.json".lstrip("/")
     tables = good.run["tables"] | {"whitelist": 3}
     try:
-        deployment.host.unpack({path: json.dumps(good.run | {"tables": tables})}, modes={path: 0o600})
+        deployment.host.unpack(
+            {path: json.dumps(good.run | {"tables": tables})}, modes={path: 0o600}
+        )
         verified = tool(deployment.host, "verify", good.id)
     finally:
         deployment.host.unpack({path: json.dumps(good.run)}, modes={path: 0o600})
@@ -179,7 +218,9 @@ def test_restore_asks_before_it_replaces_anything(deployment: Deployment, good: 
     asked = tool(deployment.host, "restore", "latest")
     planned = tool(deployment.host, "restore", "latest", "--dry-run")
     unknown = tool(deployment.host, "restore", "20000101_000000", "--confirm")
-    assert (asked.code, planned.code, unknown.code) == (2, 0, 1), asked.output + planned.output + unknown.output
+    assert (asked.code, planned.code, unknown.code) == (2, 0, 1), (
+        asked.output + planned.output + unknown.output
+    )
     assert "--confirm" in asked.output
     assert good.id in planned.output
     assert deployment.host.containers() == before
@@ -187,7 +228,9 @@ def test_restore_asks_before_it_replaces_anything(deployment: Deployment, good: 
     as_backed_up(deployment, good)
 
 
-def test_restore_in_place_brings_back_rows_and_files_with_owners_and_modes(deployment: Deployment, good: Good) -> None:
+def test_restore_in_place_brings_back_rows_and_files_with_owners_and_modes(
+    deployment: Deployment, good: Good
+) -> None:
     host = deployment.host
     has_grafana = "grafana" in deployment.stack.services
     deployment.query(SPOIL)
@@ -201,7 +244,9 @@ def test_restore_in_place_brings_back_rows_and_files_with_owners_and_modes(deplo
     if has_grafana:
         assert faults.sqlite(host, GRAFANA, "SELECT * FROM dashboard;") == "1|Torrust tracker\n"
     after = host.containers()
-    assert {name: (one.id, one.status) for name, one in after.items()} == {name: (one.id, "running") for name, one in before.items()}
+    assert {name: (one.id, one.status) for name, one in after.items()} == {
+        name: (one.id, "running") for name, one in before.items()
+    }
     assert "# spoilt" in host.read(f"{STAGING}/before-restore/.env")
 
 
@@ -225,13 +270,16 @@ def test_restore_of_one_half_leaves_the_other(deployment: Deployment, good: Good
 
 
 @pytest.mark.only("sqlite3")
-def test_restore_puts_no_database_beside_the_hot_journal_of_another(deployment: Deployment, good: Good) -> None:
+def test_restore_puts_no_database_beside_the_hot_journal_of_another(
+    deployment: Deployment, good: Good
+) -> None:
     crash = f"""
 import os, sqlite3
 db = sqlite3.connect({SQLITE_FILE!r}, isolation_level=None)
 db.execute("PRAGMA cache_size = 1")
 db.execute("BEGIN")
-db.executemany("INSERT INTO torrents (info_hash, completed) VALUES (?, 1)", [(f"e{{n:039x}}",) for n in range(20000)])
+rows = [(f"e{{n:039x}}",) for n in range(20000)]
+db.executemany("INSERT INTO torrents (info_hash, completed) VALUES (?, 1)", rows)
 db.execute("UPDATE torrents SET completed = 5")
 os._exit(0)
 """
@@ -241,10 +289,16 @@ os._exit(0)
         assert deployment.host.exists(f"{SQLITE_FILE}-journal"), "the crash left no journal behind"
         fast_restore(deployment, good.id, "--only", "database", "--confirm").succeeded()
         assert not deployment.host.exists(f"{SQLITE_FILE}-journal")
-        assert faults.sqlite(deployment.host, SQLITE_FILE, "PRAGMA integrity_check;").strip() == "ok"
-        assert deployment.tracker().status == "exited", "a tracker that did not run before does not run after it"
+        assert (
+            faults.sqlite(deployment.host, SQLITE_FILE, "PRAGMA integrity_check;").strip() == "ok"
+        )
+        assert deployment.tracker().status == "exited", (
+            "a tracker that did not run before does not run after it"
+        )
     as_backed_up(deployment, good)
-    assert deployment.host.exists(f"{STAGING}/before-restore/storage/tracker/lib/database/{DATABASE['sqlite3']}-journal")
+    assert deployment.host.exists(
+        f"{STAGING}/before-restore/storage/tracker/lib/database/{DATABASE['sqlite3']}-journal"
+    )
 
 
 # ---------------------------------------------------------------- symlinks
@@ -270,16 +324,20 @@ LINKS = (
     Link("storage/grafana/data/grafana.db", "/etc/shadow", True),
     Link("storage/caddy/data/caddy/pki", "/etc", False),
 )
-# A link inside a directory that is archived whole may be archived as a link: nothing is read through it.
+# A link inside a directory that is archived whole may be archived as a link: nothing is read
+# through it.
 ARCHIVED = ("storage/tracker/etc/tracker.toml", "storage/caddy/data/caddy/pki")
 
 
 @pytest.mark.only("sqlite3")
 @pytest.mark.parametrize("link", LINKS, ids=str)
-def test_no_symlink_of_a_service_leads_a_capture_or_a_restore_out_of_its_directory(deployment: Deployment, good: Good, link: Link) -> None:
+def test_no_symlink_of_a_service_leads_a_capture_or_a_restore_out_of_its_directory(
+    deployment: Deployment, good: Good, link: Link
+) -> None:
     host, planted = deployment.host, f"{DEPLOY_DIR}/{link.path}"
     targets = (
-        "stat -c '%n %U:%G %a %s %Y %Z' /etc /etc/shadow /etc/passwd /opt/torrust/backup /opt/torrust/backup/*; sha256sum /etc/shadow; ls -A /etc"
+        "stat -c '%n %U:%G %a %s %Y %Z' /etc /etc/shadow /etc/passwd /opt/torrust/backup "
+        "/opt/torrust/backup/*; sha256sum /etc/shadow; ls -A /etc"
     )
     # /etc/tracker-backup.conf is edited by the test itself.
     with deployment.configured(QUIESCE="none"):
@@ -291,13 +349,23 @@ def test_no_symlink_of_a_service_leads_a_capture_or_a_restore_out_of_its_directo
             if captured.code != 0 or link.path not in ARCHIVED:
                 assert captured.code == 1, captured.output
                 assert re.search("symlink|not a regular file", captured.output), captured.output
-                assert faults.backups(host).keys() - files.keys() == {f"runs/{deployment.last_run()['id']}.json"}
+                assert faults.backups(host).keys() - files.keys() == {
+                    f"runs/{deployment.last_run()['id']}.json"
+                }
             else:
-                listed = host.sh(f"tar --list --verbose --file {deployment.file(deployment.last_run(), 'config')}")
-                assert re.search(rf"^l.* {re.escape(link.path)} -> {re.escape(link.target)}$", listed, re.MULTILINE)
+                listed = host.sh(
+                    "tar --list --verbose --file "
+                    f"{deployment.file(deployment.last_run(), 'config')}"
+                )
+                assert re.search(
+                    rf"^l.* {re.escape(link.path)} -> {re.escape(link.target)}$",
+                    listed,
+                    re.MULTILINE,
+                )
                 assert f"{link.path}/" not in listed
             for secret in host.sh(
-                f"find {DESTINATION} -newer {DESTINATION}/runs/{good.id}.json -name '*.gz' -exec zcat {{}} + | grep -ac '^root:' || true"
+                f"find {DESTINATION} -newer {DESTINATION}/runs/{good.id}.json -name '*.gz' "
+                f"-exec zcat {{}} + | grep -ac '^root:' || true"
             ).split():
                 assert secret == "0"
             restored = fast_restore(deployment, good.id, "--confirm")
@@ -308,7 +376,9 @@ def test_no_symlink_of_a_service_leads_a_capture_or_a_restore_out_of_its_directo
                 host.run("rm", "-rf", "/root/moved-away")
             else:
                 assert restored.code == 1, restored.output
-                assert re.search(rf"{re.escape(link.path)} is a symlink", restored.output), restored.output
+                assert re.search(rf"{re.escape(link.path)} is a symlink", restored.output), (
+                    restored.output
+                )
         finally:
             if host.exists("/root/moved-away"):
                 # Not while the tracker makes a directory of its own there, at each of its starts.
@@ -328,73 +398,136 @@ def test_the_playbooks_verify_restore_and_tell(deployment: Deployment, good: Goo
     assert f"verified {good.id}" in bundle.playbook("verify-backup", *this).succeeded().output
     deployment.query(SPOIL)
     planned = bundle.playbook("restore-backup", *this, "--check").succeeded()
-    assert f"restore of {good.id}" in planned.output and "dry run: nothing was done" in planned.output
+    assert (
+        f"restore of {good.id}" in planned.output and "dry run: nothing was done" in planned.output
+    )
     unconfirmed = bundle.playbook("restore-backup", *this)
     assert unconfirmed.code != 0 and "confirm_restore=yes" in unconfirmed.output
     assert rows(deployment) != good.rows
-    restored = bundle.playbook("restore-backup", *this, "-e", "confirm_restore=yes", "-e", "restore_only=database").succeeded()
+    restored = bundle.playbook(
+        "restore-backup", *this, "-e", "confirm_restore=yes", "-e", "restore_only=database"
+    ).succeeded()
     assert f"restored database of {good.id}" in restored.output
     as_backed_up(deployment, good)
     tool(deployment.host, "acknowledge")
     output = bundle.playbook("backup-status", "-e", "output=json").succeeded().output
     told = json.JSONDecoder().raw_decode(output[output.index('{\n    "msg": {\n') :])[0]["msg"]
-    assert (told["ok"], told["last_run"]["result"], told["last_verify"]["run"]) == (True, "success", good.id)
+    assert (told["ok"], told["last_run"]["result"], told["last_verify"]["run"]) == (
+        True,
+        "success",
+        good.id,
+    )
     assert (told["hold"], told["unfinished"], told["drift"]) == (False, [], [])
     assert told["next_run"] > told["last_verify"]["at"][:16]
 
 
 # ---------------------------------------------------------------- onto an empty machine
 
-# The call at which a first attempt dies: when the files are in their place, or in the midst of the import.
+# The call at which a first attempt dies: when the files are in their place, or in the midst of the
+# import.
 HALF_DONE = {"sqlite3": "^compose .* up --detach$", "mysql": "binary-mode"}
 
 
 def test_restore_onto_an_empty_machine(deployment: Deployment, good: Good) -> None:
-    """Docker, the images, the backups and the bundle are all there is; nothing of ours was ever installed."""
+    """Docker, the images, the backups and the bundle are all there is; nothing of ours was ever
+    installed.
+    """
     stack = STACKS[deployment.stack.driver]
-    with Host(f"gen-backup-bundle-e2e-empty-{stack.driver}-{os.getpid()}", buildkit=stack.driver == "mysql") as empty:
+    with Host(
+        f"gen-backup-bundle-e2e-empty-{stack.driver}-{os.getpid()}",
+        buildkit=stack.driver == "mysql",
+    ) as empty:
         image = re.search(r"^IMAGE='(.*)'$", deployment.host.read(CONFIG), re.MULTILINE)
         assert image
-        # Building it needs the network and half a minute; the installation has proved that both builders do.
+        # Building it needs the network and half a minute; the installation has proved that both
+        # builders do.
         _pipe(deployment.host, f"docker save {image[1]}", empty, "docker load")
-        _pipe(deployment.host, f"tar -C {DESTINATION} -c .", empty, f"mkdir -p {DESTINATION} && tar -C {DESTINATION} -x")
+        _pipe(
+            deployment.host,
+            f"tar -C {DESTINATION} -c .",
+            empty,
+            f"mkdir -p {DESTINATION} && tar -C {DESTINATION} -x",
+        )
         local = subprocess.run(
-            ["tar", "-C", str(deployment.bundle.directory), "--owner=0", "--group=0", "--exclude=./secrets", "--exclude=./.gitignore", "-c", "."],
+            [
+                "tar",
+                "-C",
+                str(deployment.bundle.directory),
+                "--owner=0",
+                "--group=0",
+                "--exclude=./secrets",
+                "--exclude=./.gitignore",
+                "-c",
+                ".",
+            ],
             capture_output=True,
             check=True,
         )
-        empty.run("bash", "-c", f"mkdir -p -m 0700 {BUNDLE} && tar -C {BUNDLE} -x", stdin=local.stdout)
+        empty.run(
+            "bash", "-c", f"mkdir -p -m 0700 {BUNDLE} && tar -C {BUNDLE} -x", stdin=local.stdout
+        )
         program = f"{BUNDLE}/host/tracker-backup"
         # What dies half-way leaves a machine that is as empty, and can be restored to again.
-        died = strike(empty, program, "restore", good.id, "--confirm", at=HALF_DONE[stack.driver], do=DIE)
+        died = strike(
+            empty, program, "restore", good.id, "--confirm", at=HALF_DONE[stack.driver], do=DIE
+        )
         assert died.code == 137, died.output
         if stack.driver == "sqlite3":
             tool(empty, "rollback", program=program).succeeded()
             assert empty.containers() == {}
-            assert not empty.exists(f"{DEPLOY_DIR}/docker-compose.yml") and not empty.exists(f"{faults.STATE}/restore.json")
+            assert not empty.exists(f"{DEPLOY_DIR}/docker-compose.yml") and not empty.exists(
+                f"{faults.STATE}/restore.json"
+            )
         restored = tool(empty, "restore", good.id, "--confirm", program=program).succeeded()
         assert ("rolled back" in restored.output) == (stack.driver == "mysql")
         assert f"restored config and database of {good.id}" in restored.output
         if stack.driver == "mysql":
-            # The stack's `.env` does not have the password that the tracker uses; a deployer's does.
-            mysql(empty, f"ALTER USER tracker_user@'%' IDENTIFIED BY '{_escaped(HOSTILE_PASSWORD)}'")
+            # The stack's `.env` does not have the password that the tracker uses; a deployer's
+            # does.
+            mysql(
+                empty, f"ALTER USER tracker_user@'%' IDENTIFIED BY '{_escaped(HOSTILE_PASSWORD)}'"
+            )
         wait_for_tracker(empty)
         assert rows(_elsewhere(deployment, empty)) == good.rows
         now = picture(empty, databases=False)
-        ours = {path for path in good.picture if path.startswith("./backup") or path == "./docker-compose.backup.yml"}
-        different = {path: (good.picture.get(path), now.get(path)) for path in good.picture.keys() - ours if good.picture.get(path) != now.get(path)}
+        ours = {
+            path
+            for path in good.picture
+            if path.startswith("./backup") or path == "./docker-compose.backup.yml"
+        }
+        different = {
+            path: (good.picture.get(path), now.get(path))
+            for path in good.picture.keys() - ours
+            if good.picture.get(path) != now.get(path)
+        }
         assert different == {}
-        wait_until("the stack to run", lambda: {one.status for one in empty.containers().values()} == {"running"}, 60)
+        wait_until(
+            "the stack to run",
+            lambda: {one.status for one in empty.containers().values()} == {"running"},
+            60,
+        )
         assert empty.containers().keys() == deployment.host.containers().keys()
         if "grafana" in stack.services:
-            assert faults.sqlite(empty, GRAFANA, "SELECT * FROM dashboard;") == "1|Torrust tracker\n"
-        assert json.loads(empty.read(f"{DESTINATION}/.tracker-backup.json"))["machine_id"] == empty.read("/etc/machine-id").strip()
+            assert (
+                faults.sqlite(empty, GRAFANA, "SELECT * FROM dashboard;") == "1|Torrust tracker\n"
+            )
+        assert (
+            json.loads(empty.read(f"{DESTINATION}/.tracker-backup.json"))["machine_id"]
+            == empty.read("/etc/machine-id").strip()
+        )
 
 
 def _pipe(source: Host, reading: str, target: Host, writing: str) -> None:
     """Standard output of a command on one host into a command on another."""
-    with subprocess.Popen(["docker", "exec", source.name, "bash", "-c", reading], stdout=subprocess.PIPE) as read:
-        subprocess.run(["docker", "exec", "-i", target.name, "bash", "-c", writing], stdin=read.stdout, check=True, timeout=300)
+    with subprocess.Popen(
+        ["docker", "exec", source.name, "bash", "-c", reading], stdout=subprocess.PIPE
+    ) as read:
+        subprocess.run(
+            ["docker", "exec", "-i", target.name, "bash", "-c", writing],
+            stdin=read.stdout,
+            check=True,
+            timeout=300,
+        )
 
 
 def _escaped(value: str) -> str:
@@ -402,16 +535,26 @@ def _escaped(value: str) -> str:
 
 
 def _elsewhere(deployment: Deployment, host: Host) -> Deployment:
-    return Deployment(host, deployment.stack, deployment.bundle, deployment.key, deployment.before, deployment.checked, deployment.installed)
+    return Deployment(
+        host,
+        deployment.stack,
+        deployment.bundle,
+        deployment.key,
+        deployment.before,
+        deployment.checked,
+        deployment.installed,
+    )
 
 
 # ---------------------------------------------------------------- killed
 
 
-# Slowed down to where the container has a hundredth of a CPU, then killed when three files have been moved.
+# Slowed down to where the container has a hundredth of a CPU, then killed when three files have
+# been moved.
 HALF_WAY = (
     "docker update --cpus=0.02 {container} >/dev/null; "
-    f"(until (($(find {STAGING}/*/old ! -type d 2>/dev/null | wc -l) >= 3)); do sleep 0.02; done; {KILL}) </dev/null >/dev/null 2>&1 &"
+    f"(until (($(find {STAGING}/*/old ! -type d 2>/dev/null | wc -l) >= 3)); do sleep 0.02; "
+    f"done; {KILL}) </dev/null >/dev/null 2>&1 &"
 ).format(container="$(docker ps --quiet --filter label=tracker-backup.run)")
 
 KILLED = {
@@ -438,16 +581,22 @@ KILLED = {
 
 @pytest.fixture(scope="module")
 def spoilt(deployment: Deployment, good: Good) -> Iterator[Good]:
-    """The deployment as it was changed since the backup, which is what a roll-back must bring back; in the end the backup is restored after all."""
+    """The deployment as it was changed since the backup, which is what a roll-back must bring back;
+    in the end the backup is restored after all.
+    """
     deployment.query(SPOIL)
-    deployment.host.sh(f"cd {DEPLOY_DIR} && printf '# mine\\n' | tee -a .env >>storage/tracker/etc/tracker.toml")
+    deployment.host.sh(
+        f"cd {DEPLOY_DIR} && printf '# mine\\n' | tee -a .env >>storage/tracker/etc/tracker.toml"
+    )
     yield Good(good.run, rows(deployment), picture(deployment.host, databases=False))
     fast_restore(deployment, good.id, "--confirm").succeeded()
     as_backed_up(deployment, good)
 
 
 @pytest.mark.parametrize("step", range(7))
-def test_a_restore_killed_at_any_step_is_rolled_back(deployment: Deployment, spoilt: Good, step: int) -> None:
+def test_a_restore_killed_at_any_step_is_rolled_back(
+    deployment: Deployment, spoilt: Good, step: int
+) -> None:
     name, at, do, when, nth = KILLED[deployment.stack.driver][step]
     host, before = deployment.host, deployment.host.containers()
     killed = strike(host, TOOL, "restore", spoilt.id, "--confirm", at=at, do=do, when=when, nth=nth)
@@ -456,22 +605,34 @@ def test_a_restore_killed_at_any_step_is_rolled_back(deployment: Deployment, spo
     wait_until("the roll-back", lambda: not host.exists(f"{faults.STATE}/restore.json"), 100)
     as_backed_up(deployment, spoilt)
     after = host.containers()
-    assert {one: (now.id, now.status) for one, now in after.items()} == {one: (then.id, "running") for one, then in before.items()}, name
+    assert {one: (now.id, now.status) for one, now in after.items()} == {
+        one: (then.id, "running") for one, then in before.items()
+    }, name
     assert recover(host) == Outcome(0, ""), "there is nothing more to recover"
 
 
 @pytest.mark.parametrize("at", ["restore.sh apply", "^start", "binary-mode"])
-def test_a_restore_that_fails_is_rolled_back_at_once(deployment: Deployment, spoilt: Good, at: str) -> None:
+def test_a_restore_that_fails_is_rolled_back_at_once(
+    deployment: Deployment, spoilt: Good, at: str
+) -> None:
     if at == "binary-mode" and deployment.stack.driver != "mysql":
         pytest.skip("nothing is imported into SQLite")
     host, before = deployment.host, deployment.host.containers()
     failed = strike(host, TOOL, "restore", spoilt.id, "--confirm", at=at, do="exit 1")
-    assert failed.code == 1 and "error: the restore failed" in failed.output and "rolled back" in failed.output, failed.output
+    assert (
+        failed.code == 1
+        and "error: the restore failed" in failed.output
+        and "rolled back" in failed.output
+    ), failed.output
     as_backed_up(deployment, spoilt)
-    assert {name: (one.id, one.status) for name, one in host.containers().items()} == {name: (one.id, "running") for name, one in before.items()}
+    assert {name: (one.id, one.status) for name, one in host.containers().items()} == {
+        name: (one.id, "running") for name, one in before.items()
+    }
 
 
-def test_a_roll_back_is_not_over_before_the_tracker_runs(deployment: Deployment, spoilt: Good) -> None:
+def test_a_roll_back_is_not_over_before_the_tracker_runs(
+    deployment: Deployment, spoilt: Good
+) -> None:
     host = deployment.host
     strike(host, TOOL, "restore", spoilt.id, "--confirm", at="^start", do=DIE)
     tried = strike(host, TOOL, "rollback", at="^start", do="exit 1")
@@ -489,7 +650,10 @@ def test_a_roll_back_stops_what_was_started_since(deployment: Deployment, spoilt
     rolled_back = strike(host, TOOL, "rollback")
     rolled_back.outcome.succeeded()
     tracker = deployment.tracker().id
-    stopped, swapped = (next(n for n, call in enumerate(rolled_back.calls) if words in call) for words in (f"stop {tracker}", "restore.sh rollback"))
+    stopped, swapped = (
+        next(n for n, call in enumerate(rolled_back.calls) if words in call)
+        for words in (f"stop {tracker}", "restore.sh rollback")
+    )
     assert stopped < swapped, rolled_back.calls
     as_backed_up(deployment, spoilt)
 
@@ -508,14 +672,18 @@ def test_without_a_server_nothing_is_stopped(deployment: Deployment, good: Good)
 
 
 @pytest.mark.only("sqlite3")
-def test_no_room_to_unpack_is_said_before_anything_is_touched(deployment: Deployment, good: Good) -> None:
+def test_no_room_to_unpack_is_said_before_anything_is_touched(
+    deployment: Deployment, good: Good
+) -> None:
     host, before = deployment.host, deployment.host.containers()
     suspended = status(host)["retention_suspended"]
     host.sh(f"mkdir -p {STAGING} && mount -t tmpfs -o size=8m,mode=0700 tmpfs {STAGING}")
     try:
         for words in (("verify", good.id), ("restore", good.id, "--confirm")):
             refused = tool(host, *words)
-            assert refused.code == 1 and f"not enough space in {STAGING}" in refused.output, refused.output
+            assert refused.code == 1 and f"not enough space in {STAGING}" in refused.output, (
+                refused.output
+            )
         assert untouched(before, host.containers())
         assert status(host)["retention_suspended"] == suspended
     finally:
@@ -523,10 +691,26 @@ def test_no_room_to_unpack_is_said_before_anything_is_touched(deployment: Deploy
 
 
 @pytest.mark.only("sqlite3")
-def test_a_power_cut_while_files_are_swapped_is_rolled_back_after_the_boot(deployment: Deployment, spoilt: Good) -> None:
+def test_a_power_cut_while_files_are_swapped_is_rolled_back_after_the_boot(
+    deployment: Deployment, spoilt: Good
+) -> None:
     host = deployment.host
-    with faults.striking(host, TOOL, "restore", spoilt.id, "--confirm", at="restore.sh apply", do=HALF_WAY.replace(KILL, "kill -STOP $FAULT_PID")):
-        wait_until("the swap to be half done", lambda: int(host.sh(f"find {STAGING}/*/old ! -type d 2>/dev/null | wc -l || true")) >= 3, 60)
+    with faults.striking(
+        host,
+        TOOL,
+        "restore",
+        spoilt.id,
+        "--confirm",
+        at="restore.sh apply",
+        do=HALF_WAY.replace(KILL, "kill -STOP $FAULT_PID"),
+    ):
+        wait_until(
+            "the swap to be half done",
+            lambda: (
+                int(host.sh(f"find {STAGING}/*/old ! -type d 2>/dev/null | wc -l || true")) >= 3
+            ),
+            60,
+        )
         host.power_cut()
     if not faults.has_recovery_in_cron(host):
         recover(host).succeeded()

@@ -9,7 +9,7 @@ import pytest
 from e2e.deployment import DESTINATION, STAGING, Deployment
 from e2e.stack import DEPLOY_DIR, compose, untouched, wait_for_tracker
 
-# Less of a grace than the ten seconds that the tracker lets pass unused; enough to reach into the stop.
+# Less grace than the ten seconds that the tracker never uses; enough to reach into the stop.
 STOP = {"QUIESCE": "stop", "STOP_TIMEOUT_SECONDS": "5"}
 
 
@@ -25,8 +25,9 @@ def test_a_run_under_load_touches_the_tracker_alone_and_only_as_told(
     run = deployment.last_run()
     with capsys.disabled():
         print(
-            f"\n  {deployment.stack.driver}, quiesce {quiesce}: longest time without an answered announce: HTTP {http.longest_gap:.2f} s, "
-            f"UDP {udp.longest_gap:.2f} s; the run's own window: {run['window_seconds']:.2f} s; {http.answered + udp.answered} answered"
+            f"\n  {deployment.stack.driver}, quiesce {quiesce}: longest time without an answered"
+            f" announce: HTTP {http.longest_gap:.2f} s, UDP {udp.longest_gap:.2f} s; the run's own"
+            f" window: {run['window_seconds']:.2f} s; {http.answered + udp.answered} answered"
         )
     assert run["quiesce"] == quiesce
     assert untouched(before, after, but=("tracker",) if quiesce == "stop" else ())
@@ -37,7 +38,9 @@ def test_a_run_under_load_touches_the_tracker_alone_and_only_as_told(
     assert deployment.host.sh(f"ls -A {STAGING}") == ""
 
 
-def test_an_env_file_broken_in_mid_window_does_not_keep_the_tracker_down(deployment: Deployment) -> None:
+def test_an_env_file_broken_in_mid_window_does_not_keep_the_tracker_down(
+    deployment: Deployment,
+) -> None:
     dotenv = f"{DEPLOY_DIR}/.env"
     deployment.host.run("cp", "-p", dotenv, "/root/env.original")
     try:
@@ -52,7 +55,9 @@ def test_an_env_file_broken_in_mid_window_does_not_keep_the_tracker_down(deploym
         deployment.host.run("mv", "/root/env.original", dotenv)
 
 
-def test_compose_up_by_hand_in_mid_window_fails_the_run_and_publishes_nothing(deployment: Deployment) -> None:
+def test_compose_up_by_hand_in_mid_window_fails_the_run_and_publishes_nothing(
+    deployment: Deployment,
+) -> None:
     files = set(deployment.published())
     with deployment.configured(**STOP), deployment.running() as run:
         run.hold_capture()
@@ -94,7 +99,9 @@ def test_term_during_the_stop_brings_the_tracker_back(deployment: Deployment) ->
     wait_for_tracker(deployment.host)
     after = deployment.tracker()
     assert (after.id, after.status) == (before.id, "running")
-    assert after.started != before.started, "Docker's stop went on after its client, so the tracker must have been started again"
+    assert after.started != before.started, (
+        "Docker's stop went on after its client, so the tracker must have been started again"
+    )
     last = deployment.last_run()
     assert (last["result"], last["exit_code"], last["files"]) == ("failed", 143, [])
     assert set(deployment.published()) - files == {f"runs/{last['id']}.json"}
@@ -149,19 +156,29 @@ def test_a_stopped_tracker_is_skipped_and_stays_stopped(deployment: Deployment) 
 
 
 @pytest.mark.only("mysql")
-def test_the_password_is_not_in_the_process_list_nor_in_docker_inspect(deployment: Deployment) -> None:
+def test_the_password_is_not_in_the_process_list_nor_in_docker_inspect(
+    deployment: Deployment,
+) -> None:
     with deployment.configured(**STOP), deployment.running() as run:
         run.hold_capture()
         processes = deployment.host.sh("ps axwwe")
-        inspected = deployment.host.sh("docker ps --quiet --filter label=tracker-backup.run | xargs docker inspect")
+        inspected = deployment.host.sh(
+            "docker ps --quiet --filter label=tracker-backup.run | xargs docker inspect"
+        )
         run.release_capture()
         run.wait().succeeded()
     assert "backup.sh capture" in processes
     assert "ABCDEFGHIJKLMNOPQRSTUVWXYZ" not in processes + inspected
 
 
-def test_a_destination_without_its_identity_is_refused_before_the_tracker_is_touched(deployment: Deployment) -> None:
-    identity, before, files = f"{DESTINATION}/.tracker-backup.json", deployment.host.containers(), deployment.published()
+def test_a_destination_without_its_identity_is_refused_before_the_tracker_is_touched(
+    deployment: Deployment,
+) -> None:
+    identity, before, files = (
+        f"{DESTINATION}/.tracker-backup.json",
+        deployment.host.containers(),
+        deployment.published(),
+    )
     deployment.host.run("mv", identity, "/root/identity")
     try:
         refused = deployment.run()
@@ -178,7 +195,8 @@ def test_a_destination_of_another_environment_is_refused(deployment: Deployment)
     mine = deployment.host.read(identity)
     try:
         deployment.host.unpack(
-            {identity.lstrip("/"): json.dumps(json.loads(mine) | {"environment": "somebody-else"})}, modes={identity.lstrip("/"): 0o600}
+            {identity.lstrip("/"): json.dumps(json.loads(mine) | {"environment": "somebody-else"})},
+            modes={identity.lstrip("/"): 0o600},
         )
         refused = deployment.run()
     finally:
@@ -196,12 +214,24 @@ def test_retention_removes_old_runs_of_ours_and_nothing_else(deployment: Deploym
 
     def manifest(identity: str, sequence: int, **changes: object) -> str:
         kinds = ("database", "config")
-        files = [{"kind": kind, "path": name, "bytes": 1, "sha256": "0" * 64} for kind, name in zip(kinds, names(identity), strict=True)]
-        return json.dumps(deployment.last_run() | {"id": identity, "sequence": sequence, "files": files} | changes)
+        files = [
+            {"kind": kind, "path": name, "bytes": 1, "sha256": "0" * 64}
+            for kind, name in zip(kinds, names(identity), strict=True)
+        ]
+        return json.dumps(
+            deployment.last_run() | {"id": identity, "sequence": sequence, "files": files} | changes
+        )
 
     deployment.run().succeeded()
-    ours, failed, theirs, unnamed = "20200101_030000", "20200102_030000", "20200103_030000", "20200104_030000"
-    tree: dict[str, str | None] = {f"{base}/{name}": "x" for identity in (ours, theirs, unnamed) for name in names(identity)}
+    ours, failed, theirs, unnamed = (
+        "20200101_030000",
+        "20200102_030000",
+        "20200103_030000",
+        "20200104_030000",
+    )
+    tree: dict[str, str | None] = {
+        f"{base}/{name}": "x" for identity in (ours, theirs, unnamed) for name in names(identity)
+    }
     tree[f"{base}/runs/{ours}.json"] = manifest(ours, 0)
     tree[f"{base}/runs/{failed}.json"] = manifest(failed, 0, result="failed", files=[])
     tree[f"{base}/runs/{theirs}.json"] = manifest(theirs, 0, environment="somebody-else")
@@ -209,7 +239,9 @@ def test_retention_removes_old_runs_of_ours_and_nothing_else(deployment: Deploym
     kept = set(deployment.published())
     deployment.host.unpack(tree, modes=dict.fromkeys(tree, 0o600))
     suspended = deployment.run().succeeded()
-    assert "retention is suspended" in suspended.output, "years without a backup: did the clock jump?"
+    assert "retention is suspended" in suspended.output, (
+        "years without a backup: did the clock jump?"
+    )
     assert {path.removeprefix(f"{base}/") for path in tree} <= set(deployment.published())
     deployment.host.run("tracker-backup", "acknowledge")
     deployment.run().succeeded()

@@ -1,4 +1,7 @@
-"""The sidecar: runs by its own cron beside a tracker that it never touches, comes back when it is removed, and leaves nothing when the strategy changes."""
+"""The sidecar runs by its own cron, beside a tracker that it never touches.
+
+It comes back when it is removed, and leaves nothing when the strategy changes.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,56 @@ import pytest
 from e2e import faults
 from e2e.bundle import Bundle, Outcome, ssh_key
 from e2e.conftest import STACKS
-from e2e.deployment import CONFIG, DESTINATION, Deployment, Run
+from e2e.deployment import CONFIG, DESTINATION, Deployment, Run, place
 from e2e.faults import picture, rows
 from e2e.host import Container, Host, wait_until
-from e2e.stack import DATABASE, DEPLOY_DIR, HOSTILE_PASSWORD, SQLITE_FILE, Stack, compose, mysql, sqlite, untouched, wait_for_tracker
+from e2e.stack import (
+    DATABASE,
+    DEPLOY_DIR,
+    HOSTILE_PASSWORD,
+    SQLITE_FILE,
+    Stack,
+    compose,
+    mysql,
+    sqlite,
+    untouched,
+    wait_for_tracker,
+)
 from e2e.test_restore import BUNDLE, FILL, _elsewhere, _escaped, _pipe, tool
 
 LIBRARY = "/usr/local/lib/tracker-backup"
 STATE = "/var/lib/tracker-backup"
-TWO_FILES = ("--file", f"{DEPLOY_DIR}/docker-compose.yml", "--file", f"{DEPLOY_DIR}/docker-compose.backup.yml")
+TWO_FILES = (
+    "--file",
+    f"{DEPLOY_DIR}/docker-compose.yml",
+    "--file",
+    f"{DEPLOY_DIR}/docker-compose.backup.yml",
+)
 RUNS = int(os.environ.get("SIDECAR_RUNS", "10"))
 MINUTE = {"strategy": "sidecar", "schedule": "* * * * *"}
-OF_SIDECAR = (f"{LIBRARY}/sidecar-backup.sh", f"{LIBRARY}/__main__.py", f"{DEPLOY_DIR}/backup/sidecar.env", f"{STATE}/stack.json")
+OF_SIDECAR = (
+    f"{LIBRARY}/sidecar-backup.sh",
+    f"{LIBRARY}/__main__.py",
+    f"{DEPLOY_DIR}/backup/sidecar.env",
+    f"{STATE}/stack.json",
+)
 
 
 @pytest.fixture(scope="module", params=["sqlite3", "mysql"])
-def sidecar(request: pytest.FixtureRequest, docker: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A host in a time zone of its own with the stack up, SQLite in WAL mode, and a sidecar that runs every minute."""
+def sidecar(
+    request: pytest.FixtureRequest, docker: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """A host in a time zone of its own, with the stack up and a sidecar that runs every minute.
+
+    SQLite is in WAL mode.
+    """
     stack = {"sqlite3": Stack("sqlite3"), "mysql": STACKS["mysql"]}[request.param]
     folder = tmp_path_factory.mktemp(f"sidecar-{stack.driver}")
     key = ssh_key(folder)
-    with Host(f"gen-backup-bundle-e2e-sidecar-{stack.driver}-{os.getpid()}", buildkit=stack.driver == "mysql") as host:
+    with Host(
+        f"gen-backup-bundle-e2e-sidecar-{stack.driver}-{os.getpid()}",
+        buildkit=stack.driver == "mysql",
+    ) as host:
         host.authorize(key.with_suffix(".pub").read_text(encoding="utf-8"))
         host.run("ln", "-sf", "/usr/share/zoneinfo/Asia/Kolkata", "/etc/localtime")
         stack.bring_up(host)
@@ -44,21 +76,30 @@ def sidecar(request: pytest.FixtureRequest, docker: None, tmp_path_factory: pyte
             host.run("docker", "start", "tracker")
             wait_for_tracker(host)
             sqlite(host, SQLITE_FILE, FILL)
-            # As a tracker at work does: one that nobody has asked anything for ten minutes has its connections closed, and
-            # a WAL that nobody has open cannot be read through a read-only mount.
-            host.sh(f"systemd-run --quiet bash -c \"(echo 'SELECT count(*) FROM torrents;'; exec sleep infinity) | sqlite3 '{SQLITE_FILE}'\"")
+            # A tracker at work keeps its database open. One that nobody has asked anything for ten
+            # minutes closes its connections, and a WAL that nobody has open cannot be read through
+            # a read-only mount.
+            host.sh(
+                "systemd-run --quiet bash -c \"(echo 'SELECT count(*) FROM torrents;';"
+                f" exec sleep infinity) | sqlite3 '{SQLITE_FILE}'\""
+            )
         else:
             mysql(host, FILL, DATABASE["mysql"])
-        bundle = Bundle.generate(stack.environment(key, dict(MINUTE)), folder / "bundle", host.address)
+        bundle = Bundle.generate(
+            stack.environment(key, dict(MINUTE)), folder / "bundle", host.address
+        )
         before = Deployment.inventory(host)
         containers = host.containers()
+        place(host, bundle)
         installed = bundle.playbook("install-backup", "--diff").succeeded()
         assert untouched(containers, others(host))
         yield Deployment(host, stack, bundle, key, before, installed, installed)
 
 
 def sidecar_name(host: Host) -> str:
-    return host.sh("docker ps --all --filter label=tracker-backup.sidecar --format '{{.Names}}'").strip()
+    return host.sh(
+        "docker ps --all --filter label=tracker-backup.sidecar --format '{{.Names}}'"
+    ).strip()
 
 
 def others(host: Host) -> dict[str, Container]:
@@ -79,17 +120,23 @@ def wait_for_runs(deployment: Deployment, more: int) -> list[Run]:
 
 def backup_now(host: Host) -> Outcome:
     """As an operator does it by hand."""
-    done = host.run("docker", "compose", *TWO_FILES, "exec", "-T", "backup", "backup.sh", "now", check=False)
+    done = host.run(
+        "docker", "compose", *TWO_FILES, "exec", "-T", "backup", "backup.sh", "now", check=False
+    )
     return Outcome(done.returncode, done.stdout + done.stderr)
 
 
 def health(host: Host) -> str:
-    return host.sh("docker inspect --format '{{.State.Health.Status}}' " + sidecar_name(host), check=False).strip()
+    return host.sh(
+        "docker inspect --format '{{.State.Health.Status}}' " + sidecar_name(host), check=False
+    ).strip()
 
 
 def other_bundle(deployment: Deployment, name: str, backup: dict[str, Any]) -> Bundle:
     environment = deployment.stack.environment(deployment.key, backup)
-    return Bundle.generate(environment, deployment.bundle.directory.with_name(name), deployment.host.address)
+    return Bundle.generate(
+        environment, deployment.bundle.directory.with_name(name), deployment.host.address
+    )
 
 
 # ---------------------------------------------------------------- installed
@@ -97,7 +144,12 @@ def other_bundle(deployment: Deployment, name: str, backup: dict[str, Any]) -> B
 
 def test_installing_starts_the_sidecar_and_makes_the_first_backup(sidecar: Deployment) -> None:
     first = sidecar.runs()[0]
-    assert (first["sequence"], first["result"], first["strategy"], first["quiesce"]) == (1, "success", "sidecar", "none"), first
+    assert (first["sequence"], first["result"], first["strategy"], first["quiesce"]) == (
+        1,
+        "success",
+        "sidecar",
+        "none",
+    ), first
     assert first["images"].keys() == sidecar.host.containers().keys() - {sidecar_name(sidecar.host)}
     assert first["directories"]["."]["uid"] == 1000
     assert not sidecar.host.exists("/usr/local/bin/maintenance-backup.sh")
@@ -116,13 +168,16 @@ def test_installing_again_changes_nothing(sidecar: Deployment) -> None:
     assert sidecar.host.containers() == before
 
 
-def test_ten_runs_by_its_own_cron_leave_the_tracker_answering(sidecar: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ten_runs_by_its_own_cron_leave_the_tracker_answering(
+    sidecar: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sidecar.host.containers()
     with sidecar.load() as (http, udp):
         runs = wait_for_runs(sidecar, RUNS)
     with capsys.disabled():
         print(
-            f"\n  {sidecar.stack.driver}, sidecar, {len(runs)} runs: longest time without an answered announce: HTTP {http.longest_gap:.2f} s, "
+            f"\n  {sidecar.stack.driver}, sidecar, {len(runs)} runs: longest time without an"
+            f" answered announce: HTTP {http.longest_gap:.2f} s, "
             f"UDP {udp.longest_gap:.2f} s; {http.answered + udp.answered} answered"
         )
     assert {run["result"] for run in runs} == {"success"}, runs
@@ -157,16 +212,22 @@ def test_status_and_verify(sidecar: Deployment) -> None:
 
 
 @pytest.mark.only("sqlite3")
-def test_a_sidecar_that_compose_removed_comes_back_and_status_fails_meanwhile(sidecar: Deployment) -> None:
+def test_a_sidecar_that_compose_removed_comes_back_and_status_fails_meanwhile(
+    sidecar: Deployment,
+) -> None:
     before, name = others(sidecar.host), sidecar_name(sidecar.host)
-    sidecar.host.sh("until (($(date +%-S) > 3 && $(date +%-S) < 30)); do sleep 1; done")  # not when cron brings it back at once
+    sidecar.host.sh(
+        "until (($(date +%-S) > 3 && $(date +%-S) < 30)); do sleep 1; done"
+    )  # not when cron brings it back at once
     compose(sidecar.host, "up", "--detach", "--remove-orphans")
     removed = time.monotonic()
     assert name not in sidecar.host.containers()
     status = tool(sidecar.host, "status")
     assert status.code == 1
     assert "the sidecar is missing" in status.output
-    wait_until("cron on the host to bring the sidecar back", lambda: sidecar_name(sidecar.host) != "", 100)
+    wait_until(
+        "cron on the host to bring the sidecar back", lambda: sidecar_name(sidecar.host) != "", 100
+    )
     print(f"back after {time.monotonic() - removed:.0f} s")
     wait_for_runs(sidecar, 1)
     tool(sidecar.host, "status").succeeded()
@@ -177,13 +238,26 @@ def test_a_changed_time_zone_and_a_replaced_file_make_a_new_sidecar(sidecar: Dep
     host, before = sidecar.host, others(sidecar.host)
 
     def environment() -> str:
-        return host.sh("docker inspect --format '{{.Config.Env}}' " + sidecar_name(host), check=False)
+        return host.sh(
+            "docker inspect --format '{{.Config.Env}}' " + sidecar_name(host), check=False
+        )
 
     host.run("ln", "-sf", "/usr/share/zoneinfo/US/Pacific", "/etc/localtime")
     wait_until("the new time zone", lambda: "TZ=US/Pacific" in environment(), 100)
     identity = host.containers()[sidecar_name(host)].id
-    host.run("sed", "-i", "s/^BACKUP_COMPRESSION=.*/BACKUP_COMPRESSION='zstd'/", f"{DEPLOY_DIR}/backup/backup.conf")
-    wait_until("a sidecar that sees the new file", lambda: host.containers().get(sidecar_name(host), Container(identity, "", "")).id != identity, 100)
+    host.run(
+        "sed",
+        "-i",
+        "s/^BACKUP_COMPRESSION=.*/BACKUP_COMPRESSION='zstd'/",
+        f"{DEPLOY_DIR}/backup/backup.conf",
+    )
+    wait_until(
+        "a sidecar that sees the new file",
+        lambda: (
+            host.containers().get(sidecar_name(host), Container(identity, "", "")).id != identity
+        ),
+        100,
+    )
     (run, *_) = wait_for_runs(sidecar, 1)
     assert run["result"] == "success"
     assert all(file["path"].endswith(".zst") for file in run["files"])
@@ -211,12 +285,23 @@ def test_its_health_check_fails_when_the_last_success_is_too_old(sidecar: Deploy
 def test_a_dead_restore_is_rolled_back_by_the_hosts_line_in_cron(sidecar: Deployment) -> None:
     before = rows(sidecar)
     killed = faults.strike(
-        sidecar.host, "tracker-backup", "restore", "latest", "--only", "database", "--confirm", at="restore.sh apply", when="after"
+        sidecar.host,
+        "tracker-backup",
+        "restore",
+        "latest",
+        "--only",
+        "database",
+        "--confirm",
+        at="restore.sh apply",
+        when="after",
     )
     assert killed.code == 137, killed.output
     refused = backup_now(sidecar.host)
     if sidecar.host.exists(f"{STATE}/restore.json"):
-        assert (refused.code, "a restore died" in refused.output) == (1, True) or refused.code == 75, refused.output
+        assert (refused.code, "a restore died" in refused.output) == (
+            1,
+            True,
+        ) or refused.code == 75, refused.output
     wait_until("the roll-back", lambda: not sidecar.host.exists(f"{STATE}/restore.json"), 100)
     wait_for_tracker(sidecar.host)
     assert rows(sidecar) == before
@@ -226,7 +311,9 @@ def test_a_dead_restore_is_rolled_back_by_the_hosts_line_in_cron(sidecar: Deploy
 # ---------------------------------------------------------------- another strategy
 
 
-def test_switching_to_the_other_strategy_and_back_leaves_nothing_of_the_old_one(sidecar: Deployment) -> None:
+def test_switching_to_the_other_strategy_and_back_leaves_nothing_of_the_old_one(
+    sidecar: Deployment,
+) -> None:
     host, before = sidecar.host, others(sidecar.host)
     window = other_bundle(sidecar, "window", {"quiesce": "none"})
     window.playbook("install-backup").succeeded()
@@ -250,9 +337,22 @@ def test_switching_to_the_other_strategy_and_back_leaves_nothing_of_the_old_one(
     assert untouched(before, others(host))
 
 
-def test_installing_waits_for_a_run_and_is_refused_when_it_takes_too_long(sidecar: Deployment) -> None:
-    with subprocess.Popen(["docker", "exec", sidecar.host.name, "flock", f"{STATE}/lock", "sleep", "100"]) as holder:
-        wait_until("the lock", lambda: sidecar.host.run("flock", "--nonblock", f"{STATE}/lock", "true", check=False).returncode != 0, 30)
+def test_installing_waits_for_a_run_and_is_refused_when_it_takes_too_long(
+    sidecar: Deployment,
+) -> None:
+    with subprocess.Popen(
+        ["docker", "exec", sidecar.host.name, "flock", f"{STATE}/lock", "sleep", "100"]
+    ) as holder:
+        wait_until(
+            "the lock",
+            lambda: (
+                sidecar.host.run(
+                    "flock", "--nonblock", f"{STATE}/lock", "true", check=False
+                ).returncode
+                != 0
+            ),
+            30,
+        )
         refused = tool(sidecar.host, "install", program=f"{BUNDLE}/host/tracker-backup")
         assert refused.code == 75, refused.output
         sidecar.host.run("pkill", "--full", "^sleep 100$")
@@ -271,25 +371,60 @@ def test_restore_onto_an_empty_machine(sidecar: Deployment) -> None:
     expected, files = rows(sidecar), picture(host, databases=False)
     host.run("touch", f"{STATE}/hold")
     try:
-        with Host(f"gen-backup-bundle-e2e-sidecar-empty-{stack.driver}-{os.getpid()}", buildkit=stack.driver == "mysql") as empty:
+        with Host(
+            f"gen-backup-bundle-e2e-sidecar-empty-{stack.driver}-{os.getpid()}",
+            buildkit=stack.driver == "mysql",
+        ) as empty:
             image = re.search(r"^IMAGE='(.*)'$", host.read(CONFIG), re.MULTILINE)
             assert image
             _pipe(host, f"docker save {image[1]}", empty, "docker load")
-            _pipe(host, f"tar -C {DESTINATION} -c .", empty, f"mkdir -p {DESTINATION} && tar -C {DESTINATION} -x")
+            _pipe(
+                host,
+                f"tar -C {DESTINATION} -c .",
+                empty,
+                f"mkdir -p {DESTINATION} && tar -C {DESTINATION} -x",
+            )
             local = subprocess.run(
-                ["tar", "-C", str(sidecar.bundle.directory), "--owner=0", "--group=0", "--exclude=./secrets", "--exclude=./.gitignore", "-c", "."],
+                [
+                    "tar",
+                    "-C",
+                    str(sidecar.bundle.directory),
+                    "--owner=0",
+                    "--group=0",
+                    "--exclude=./secrets",
+                    "--exclude=./.gitignore",
+                    "-c",
+                    ".",
+                ],
                 capture_output=True,
                 check=True,
             )
-            empty.run("bash", "-c", f"mkdir -p -m 0700 {BUNDLE} && tar -C {BUNDLE} -x", stdin=local.stdout)
-            tool(empty, "restore", run["id"], "--confirm", program=f"{BUNDLE}/host/tracker-backup").succeeded()
+            empty.run(
+                "bash", "-c", f"mkdir -p -m 0700 {BUNDLE} && tar -C {BUNDLE} -x", stdin=local.stdout
+            )
+            tool(
+                empty, "restore", run["id"], "--confirm", program=f"{BUNDLE}/host/tracker-backup"
+            ).succeeded()
             if stack.driver == "mysql":
-                mysql(empty, f"ALTER USER tracker_user@'%' IDENTIFIED BY '{_escaped(HOSTILE_PASSWORD)}'")
+                mysql(
+                    empty,
+                    f"ALTER USER tracker_user@'%' IDENTIFIED BY '{_escaped(HOSTILE_PASSWORD)}'",
+                )
             wait_for_tracker(empty)
             assert rows(_elsewhere(sidecar, empty)) == expected
             now = picture(empty, databases=False)
-            ours = {path for path in files if path.startswith("./backup") or path == "./docker-compose.backup.yml" or path.endswith(("-wal", "-shm"))}
-            assert {path: (files[path], now.get(path)) for path in files.keys() - ours if files[path] != now.get(path)} == {}
+            ours = {
+                path
+                for path in files
+                if path.startswith("./backup")
+                or path == "./docker-compose.backup.yml"
+                or path.endswith(("-wal", "-shm"))
+            }
+            assert {
+                path: (files[path], now.get(path))
+                for path in files.keys() - ours
+                if files[path] != now.get(path)
+            } == {}
     finally:
         host.run("rm", f"{STATE}/hold")
 
@@ -302,6 +437,10 @@ def test_uninstalling_leaves_the_backups_and_nothing_else_of_ours(sidecar: Deplo
     backups = sidecar.published()
     assert backups
     time.sleep(61)  # a line of cron that was under way would have shown
-    left = {entry for entry in Deployment.inventory(host) - sidecar.before if not entry.startswith(DESTINATION)}
+    left = {
+        entry
+        for entry in Deployment.inventory(host) - sidecar.before
+        if not entry.startswith(DESTINATION)
+    }
     assert {entry for entry in left if not entry.endswith(("-wal", "-shm"))} == set()
     assert sidecar.published() == backups

@@ -1,19 +1,26 @@
-"""Uninstalling; last in the alphabet, for it leaves the host without what the other tests look at."""
+"""Uninstalling; last on each host, for it leaves the host without what the other tests need."""
 
 from __future__ import annotations
 
-from e2e.deployment import DESTINATION, Deployment
+from e2e.deployment import DESTINATION, Deployment, place
 from e2e.stack import untouched
+
+OF_THE_TESTS = "/root/shim /tmp/docker-calls* /root/kept* /root/moved* /tmp/locked"
 
 
 def test_uninstalling_leaves_the_backups_and_nothing_else_of_ours(deployment: Deployment) -> None:
+    deployment.host.sh(f"rm -rf {OF_THE_TESTS}")
     backups, containers = deployment.published(), deployment.host.containers()
     assert backups
     said = deployment.bundle.playbook("uninstall-backup", "--check").succeeded()
     assert said.changed == 0
     deployment.bundle.playbook("uninstall-backup").succeeded()
     assert deployment.published() == backups
-    left = {entry for entry in Deployment.inventory(deployment.host) - deployment.before if not entry.startswith(DESTINATION)}
+    left = {
+        entry
+        for entry in Deployment.inventory(deployment.host) - deployment.before
+        if not entry.startswith(DESTINATION)
+    }
     assert left == set()
     assert untouched(containers, deployment.host.containers())
     again = deployment.bundle.playbook("uninstall-backup").succeeded()
@@ -23,6 +30,7 @@ def test_uninstalling_leaves_the_backups_and_nothing_else_of_ours(deployment: De
 def test_what_was_left_serves_a_new_installation(deployment: Deployment) -> None:
     backups = deployment.published()
     deployment.bundle.playbook("uninstall-backup").succeeded()
+    place(deployment.host, deployment.bundle)
     deployment.bundle.playbook("install-backup", "-e", "backup_on_install=false").succeeded()
     assert deployment.published() == backups
     assert deployment.runs()

@@ -11,7 +11,9 @@ from unit.sandbox import TEMPLATES, Sandbox, load
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sandbox:
+def sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Sandbox:
     return Sandbox(tmp_path, monkeypatch, capsys)
 
 

@@ -1,4 +1,6 @@
-"""A host below a temporary directory, and the package of `tracker-backup` loaded so that it takes it for its own."""
+"""A host below a temporary directory, and the package of `tracker-backup` loaded so that it takes
+it for its own.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ import pytest
 TESTS = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(os.environ.get("BUNDLE_TEMPLATES", TESTS.parent / "bundle-templates"))
 STUBS = TESTS / "bats/stubs"
-CALENDAR = "0 3 {} {} {} both".format(*(",".join(map(str, numbers)) for numbers in (range(1, 32), range(1, 13), range(7))))
+CALENDAR = "0 3 {} {} {} both".format(
+    *(",".join(map(str, numbers)) for numbers in (range(1, 32), range(1, 13), range(7)))
+)
 IMAGE = "gen-backup-bundle/backup:0123456789ab"
 
 
@@ -40,7 +44,9 @@ class Loader(SourceFileLoader):
 
 
 def load(bundle: Path) -> ModuleType:
-    """The bundle's package under a name of its own: its modules read their environment when they are loaded."""
+    """The bundle's package under a name of its own: its modules read their environment when they
+    are loaded.
+    """
     path = str(bundle / "host/tracker_backup")
     package = ModuleType(f"tracker_backup_{uuid.uuid4().hex}")
     package.__path__ = [path]
@@ -71,8 +77,17 @@ class Sandbox:
     package: ModuleType = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("etc/cron.d", "etc/logrotate.d", "usr/local/bin", "usr/local/lib", "var/log", "var/lib"):
+        for name in (
+            "etc/cron.d",
+            "etc/logrotate.d",
+            "usr/local/bin",
+            "usr/local/lib",
+            "var/log",
+            "var/lib",
+        ):
             (self.root / name).mkdir(parents=True)
+        own = self.add_process("self", "python3")
+        self.add_process("310", "/usr/sbin/cron", "-f", namespace=own)
         (self.root / "etc/machine-id").write_text("5ca1ab1e\n")
         (self.deploy / "storage/tracker/etc").mkdir(parents=True)
         (self.deploy / "docker-compose.yml").write_text("services: {}\n")
@@ -80,14 +95,26 @@ class Sandbox:
         for name in ("hooks", "tracker"):
             (self.stub / name).mkdir(parents=True)
         for name, text in {
-            "calls": "", "containers": "", "images": IMAGE + "\n", "compose-version": "2.24.4\n", "tracker/id": "7e57",
-            "tracker/status": "running", "tracker/started": "2026-01-01T00:00:00Z", "tracker/finished": "", "tracker/exit_code": "0",
-        }.items():  # fmt: skip
+            "calls": "",
+            "containers": "",
+            "images": IMAGE + "\n",
+            "compose-version": "2.24.4\n",
+            "tracker/id": "7e57",
+            "tracker/status": "running",
+            "tracker/started": "2026-01-01T00:00:00Z",
+            "tracker/finished": "",
+            "tracker/exit_code": "0",
+        }.items():
             (self.stub / name).write_text(text)
         for key, value in {
-            "PATH": f"{STUBS}:{os.environ['PATH']}", "STUB": self.stub, "STUB_DEPLOY": self.deploy, "STUB_DESTINATION": self.destination,
-            "TRACKER_BACKUP_ROOT": self.root, "TRACKER_BACKUP_CONFIG": self.config, "TRACKER_BACKUP_STATE_DIR": self.state,
-        }.items():  # fmt: skip
+            "PATH": f"{STUBS}:{os.environ['PATH']}",
+            "STUB": self.stub,
+            "STUB_DEPLOY": self.deploy,
+            "STUB_DESTINATION": self.destination,
+            "TRACKER_BACKUP_ROOT": self.root,
+            "TRACKER_BACKUP_CONFIG": self.config,
+            "TRACKER_BACKUP_STATE_DIR": self.state,
+        }.items():
             self.monkeypatch.setenv(key, str(value))
         # Nothing here must survive a power cut; that it would, a test of its own looks at.
         self.monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
@@ -134,23 +161,52 @@ class Sandbox:
     def calls(self) -> list[str]:
         return (self.stub / "calls").read_text().splitlines()
 
+    def add_process(self, pid: str, *words: str, namespace: str = "pid:[4026531836]") -> str:
+        """A process of root's in the host's /proc; returns its process namespace."""
+        process = self.root / "proc" / pid
+        (process / "ns").mkdir(parents=True)
+        (process / "ns/pid").symlink_to(namespace)
+        (process / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
+        return namespace
+
     # ------------------------------------------------------------ the bundle
 
     def make_bundle(self, **settings: str) -> None:
-        """The real static files, and rendered ones for this host; `settings` replaces what is in both configurations."""
+        """The real static files, and rendered ones for this host; `settings` replaces what is in
+        both configurations.
+        """
         if self.bundle.exists():
             shutil.rmtree(self.bundle)
         host = {
-            "ENVIRONMENT": "production", "DEPLOY_DIR": str(self.deploy), "DESTINATION": str(self.destination), "STRATEGY": "maintenance-window",
-            "QUIESCE": "stop", "STOP_TIMEOUT_SECONDS": "10", "WINDOW_TIMEOUT_SECONDS": "300", "SCHEDULE": "0 3 * * *",
-            "LONGEST_INTERVAL_SECONDS": "86400", "CALENDAR": CALENDAR, "IMAGE": IMAGE, "IMAGE_SOURCE": "build",
-        }  # fmt: skip
+            "ENVIRONMENT": "production",
+            "DEPLOY_DIR": str(self.deploy),
+            "DESTINATION": str(self.destination),
+            "STRATEGY": "maintenance-window",
+            "QUIESCE": "stop",
+            "STOP_TIMEOUT_SECONDS": "10",
+            "WINDOW_TIMEOUT_SECONDS": "300",
+            "SCHEDULE": "0 3 * * *",
+            "LONGEST_INTERVAL_SECONDS": "86400",
+            "CALENDAR": CALENDAR,
+            "IMAGE": IMAGE,
+            "IMAGE_SOURCE": "build",
+        }
         container = {
-            "BACKUP_MODE": "single", "BACKUP_RETENTION_DAYS": "7", "BACKUP_PATHS_FILE": "/etc/backup/backup-paths.txt",
-            "BACKUP_COMPRESSION": "gzip", "BACKUP_SCOPE": "full", "BACKUP_ALLOW_WRITER_STALL": "false", "DB_TYPE": "mysql",
-            "DB_HOST": "mysql", "DB_PORT": "3306", "DB_USER": "tracker", "DB_NAME": "torrust", "DB_PASSWORD_FILE": "/run/secrets/db_password",
-            "DB_ROOT_PASSWORD_FILE": "/run/secrets/db_root_password", "DB_TLS": "unverified",
-        }  # fmt: skip
+            "BACKUP_MODE": "single",
+            "BACKUP_RETENTION_DAYS": "7",
+            "BACKUP_PATHS_FILE": "/etc/backup/backup-paths.txt",
+            "BACKUP_COMPRESSION": "gzip",
+            "BACKUP_SCOPE": "full",
+            "BACKUP_ALLOW_WRITER_STALL": "false",
+            "DB_TYPE": "mysql",
+            "DB_HOST": "mysql",
+            "DB_PORT": "3306",
+            "DB_USER": "tracker",
+            "DB_NAME": "torrust",
+            "DB_PASSWORD_FILE": "/run/secrets/db_password",
+            "DB_ROOT_PASSWORD_FILE": "/run/secrets/db_root_password",
+            "DB_TLS": "unverified",
+        }
         for key, value in settings.items():
             (host if key in host else container)[key] = value
         for source in sorted(TEMPLATES.rglob("*")):
@@ -159,18 +215,25 @@ class Sandbox:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(source.read_bytes())
         for name, values in (("host/tracker-backup.conf", host), ("backup/backup.conf", container)):
-            (self.bundle / name).write_text("# comment\n" + "".join(f"{key}={quote(value)}\n" for key, value in values.items()))
+            (self.bundle / name).write_text(
+                "# comment\n" + "".join(f"{key}={quote(value)}\n" for key, value in values.items())
+            )
         (self.bundle / "backup/backup-paths.txt").write_text("/data/.env\n")
         self.sign()
 
     def sign(self) -> None:
         """manifest.json, as the generator writes it last."""
         files = {
-            str(path.relative_to(self.bundle)): {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "executable": False}
+            str(path.relative_to(self.bundle)): {
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "executable": False,
+            }
             for path in sorted(self.bundle.rglob("*"))
             if path.is_file() and path.name != "manifest.json"
         }
-        (self.bundle / "manifest.json").write_text(json.dumps({"format": 1, "generator": "test", "input_digest": "", "files": files}))
+        (self.bundle / "manifest.json").write_text(
+            json.dumps({"format": 1, "generator": "test", "input_digest": "", "files": files})
+        )
 
     # ------------------------------------------------------------ commands
 
@@ -178,7 +241,11 @@ class Sandbox:
         """One command in this process; whatever it does not handle itself is a test's failure."""
         self.capsys.readouterr()
         text = stdin.encode(errors="surrogateescape") if isinstance(stdin, str) else stdin
-        self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", errors="surrogateescape"))
+        self.monkeypatch.setattr(
+            sys,
+            "stdin",
+            io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", errors="surrogateescape"),
+        )
         self.monkeypatch.setattr(sys, "argv", ["tracker-backup", *words])
         mask = os.umask(0o022)
         try:
@@ -217,7 +284,11 @@ class Sandbox:
             (self.state / name).unlink(missing_ok=True)
 
     def files(self) -> set[str]:
-        return {str(path.relative_to(self.destination)) for path in self.destination.rglob("*") if path.is_file()}
+        return {
+            str(path.relative_to(self.destination))
+            for path in self.destination.rglob("*")
+            if path.is_file()
+        }
 
 
 def quote(value: str) -> str:
@@ -229,14 +300,36 @@ def manifest(run_id: str, sequence: int, **facts: Any) -> dict[str, Any]:
     """A run manifest; without more, of a success with a database and the configuration."""
     result = facts.get("result", "success")
     kinds = facts.pop("kinds", ("database", "config") if result == "success" else ())
-    names = {"database": f"sqlite/sqlite_{run_id}.db.gz", "config": f"config/config_{run_id}.tar.gz"}
+    names = {
+        "database": f"sqlite/sqlite_{run_id}.db.gz",
+        "config": f"config/config_{run_id}.tar.gz",
+    }
     return {
-        "format": 1, "id": run_id, "sequence": sequence, "environment": "production", "started": "", "finished": "", "result": result,
-        "exit_code": 0 if result == "success" else 1, "reason": "" if result == "success" else "disk full", "strategy": "maintenance-window",
-        "quiesce": "stop", "scope": "full", "files": [{"kind": kind, "path": names[kind], "bytes": 6, "sha256": "00"} for kind in kinds],
-        "paths": [], "tables": {"torrents": 3}, "window_seconds": 1.5, "durations": {}, "directories": {}, "images": {}, "warnings": [],
-        "tools": {}, **facts,
-    }  # fmt: skip
+        "format": 1,
+        "id": run_id,
+        "sequence": sequence,
+        "environment": "production",
+        "started": "",
+        "finished": "",
+        "result": result,
+        "exit_code": 0 if result == "success" else 1,
+        "reason": "" if result == "success" else "disk full",
+        "strategy": "maintenance-window",
+        "quiesce": "stop",
+        "scope": "full",
+        "files": [
+            {"kind": kind, "path": names[kind], "bytes": 6, "sha256": "00"} for kind in kinds
+        ],
+        "paths": [],
+        "tables": {"torrents": 3},
+        "window_seconds": 1.5,
+        "durations": {},
+        "directories": {},
+        "images": {},
+        "warnings": [],
+        "tools": {},
+        **facts,
+    }
 
 
 def mode(path: Path) -> str:

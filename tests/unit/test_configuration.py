@@ -1,4 +1,6 @@
-"""KEY='value' files: what the generator writes comes back, nothing is executed, and a wrong file is said to be wrong."""
+"""KEY='value' files: what the generator writes comes back, nothing is executed, and a wrong file is
+said to be wrong.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from unit.sandbox import Sandbox, quote
 VALUES = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=60)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(value=VALUES)
 @example(value='it\'s "a" $(touch pwned) `id` \\ # ; {{ x }} %n ')
 @example(value="''")
@@ -32,7 +36,12 @@ def test_bash_reads_the_same(tool: ModuleType, tmp_path: Path) -> None:
     value = 'it\'s "a" $(touch pwned) `id` \\ # ; {{ x }} %n é\u2028!'
     path = tmp_path / "x.conf"
     path.write_text(f"KEY={quote(value)}\n", encoding="utf-8")
-    sourced = subprocess.run(["bash", "-c", f'source {path}; printf %s "$KEY"'], capture_output=True, check=True, cwd=tmp_path)
+    sourced = subprocess.run(
+        ["bash", "-c", f'source {path}; printf %s "$KEY"'],
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+    )
     assert sourced.stdout.decode() == tool.host.read_settings(path)["KEY"] == value
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.conf"]
 
@@ -43,7 +52,9 @@ def test_no_final_newline_and_crlf_are_read_right(tool: ModuleType, tmp_path: Pa
     assert tool.host.read_settings(path) == {"A": "1", "B": "2"}
 
 
-@pytest.mark.parametrize("line", ["KEY='a' 'b'", "KEY=", "KEY", "KEY='open", 'KEY="open', "KEY='a\\", "KEY=a\\"])
+@pytest.mark.parametrize(
+    "line", ["KEY='a' 'b'", "KEY=", "KEY", "KEY='open", 'KEY="open', "KEY='a\\", "KEY=a\\"]
+)
 def test_a_line_that_is_no_assignment_is_named(host: Sandbox, line: str) -> None:
     host.config.write_text(f"ENVIRONMENT='x'\n{line}\n")
     outcome = host.call("list")
@@ -66,10 +77,27 @@ def test_a_configuration_that_is_not_there_says_what_to_do(host: Sandbox) -> Non
 
 
 @pytest.mark.parametrize(
-    "key", ["ENVIRONMENT", "DEPLOY_DIR", "DESTINATION", "STRATEGY", "SCHEDULE", "LONGEST_INTERVAL_SECONDS", "CALENDAR", "IMAGE", "IMAGE_SOURCE"]
+    "key",
+    [
+        "ENVIRONMENT",
+        "DEPLOY_DIR",
+        "DESTINATION",
+        "STRATEGY",
+        "SCHEDULE",
+        "LONGEST_INTERVAL_SECONDS",
+        "CALENDAR",
+        "IMAGE",
+        "IMAGE_SOURCE",
+    ],
 )
 def test_a_setting_that_is_missing_is_named(host: Sandbox, key: str) -> None:
-    host.config.write_text("".join(line for line in host.config.read_text().splitlines(True) if not line.startswith(key + "=")))
+    host.config.write_text(
+        "".join(
+            line
+            for line in host.config.read_text().splitlines(True)
+            if not line.startswith(key + "=")
+        )
+    )
     outcome = host.call("status")
     assert outcome.code == 2
     assert f"{key} is missing" in outcome.err

@@ -1,4 +1,6 @@
-"""Whose backups a destination holds, and whether Docker and the deployment are what they were at the installation."""
+"""Whose backups a destination holds, and whether Docker and the deployment are what they were at
+the installation.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,22 @@ from unit.sandbox import Sandbox
 
 
 def own(host: Sandbox, **facts: str) -> None:
-    (host.destination / ".tracker-backup.json").write_text(json.dumps({"environment": "production", "machine_id": "5ca1ab1e", **facts}))
+    (host.destination / ".tracker-backup.json").write_text(
+        json.dumps({"environment": "production", "machine_id": "5ca1ab1e", **facts})
+    )
 
 
 def test_the_destination_that_was_installed_is_ours(host: Sandbox) -> None:
-    assert json.loads((host.destination / ".tracker-backup.json").read_text()) == {"environment": "production", "machine_id": "5ca1ab1e"}
+    assert json.loads((host.destination / ".tracker-backup.json").read_text()) == {
+        "environment": "production",
+        "machine_id": "5ca1ab1e",
+    }
     assert host.call("check", "destination").code == 0
 
 
-def test_a_destination_without_its_identity_is_taken_for_one_that_is_not_mounted(host: Sandbox) -> None:
+def test_a_destination_without_its_identity_is_taken_for_one_that_is_not_mounted(
+    host: Sandbox,
+) -> None:
     (host.destination / ".tracker-backup.json").unlink()
     outcome = host.call("check", "destination")
     assert outcome.code == 1
@@ -43,7 +52,12 @@ def test_an_identity_that_cannot_be_read_is_refused(host: Sandbox, content: byte
 
 def test_another_environment_is_refused_even_when_taking_over(host: Sandbox) -> None:
     own(host, environment="staging")
-    for outcome in (host.call("check", "destination"), host.call("status"), host.install(), host.install("--take-over-destination")):
+    for outcome in (
+        host.call("check", "destination"),
+        host.call("status"),
+        host.install(),
+        host.install("--take-over-destination"),
+    ):
         assert outcome.code == 1
         assert "staging" in outcome.err + outcome.out
     assert "staging" in (host.destination / ".tracker-backup.json").read_text()
@@ -75,14 +89,18 @@ def test_a_destination_elsewhere_must_be_there(sandbox: Sandbox) -> None:
 # ---------------------------------------------------------------- Docker
 
 
-@pytest.mark.parametrize("version", ["2.24.4", "v2.24.4", "2.26.1-ubuntu1", "2.40.0", "3.0.0", "5.0.1"])
+@pytest.mark.parametrize(
+    "version", ["2.24.4", "v2.24.4", "2.26.1-ubuntu1", "2.40.0", "3.0.0", "5.0.1"]
+)
 def test_a_compose_that_is_new_enough_is_taken(host: Sandbox, version: str) -> None:
     (host.stub / "compose-version").write_text(version + "\n")
     assert host.call("check", "docker").code == 0
 
 
 @pytest.mark.parametrize("version", ["2.24.3", "v2.9.30", "2.24", "1.29.2", "dev"])
-def test_a_compose_that_is_too_old_is_refused_with_what_is_needed(host: Sandbox, version: str) -> None:
+def test_a_compose_that_is_too_old_is_refused_with_what_is_needed(
+    host: Sandbox, version: str
+) -> None:
     (host.stub / "compose-version").write_text(version + "\n")
     outcome = host.call("check", "docker")
     assert outcome.code == 1
@@ -90,8 +108,12 @@ def test_a_compose_that_is_too_old_is_refused_with_what_is_needed(host: Sandbox,
     assert "2.24.4" in outcome.err
 
 
-def test_a_compose_file_that_does_not_go_with_ours_is_refused_with_its_message(host: Sandbox) -> None:
-    (host.stub / "hooks/config").write_text("echo 'yaml: line 3: did not find expected key' >&2; exit 15\n")
+def test_a_compose_file_that_does_not_go_with_ours_is_refused_with_its_message(
+    host: Sandbox,
+) -> None:
+    (host.stub / "hooks/config").write_text(
+        "echo 'yaml: line 3: did not find expected key' >&2; exit 15\n"
+    )
     outcome = host.call("check", "docker")
     assert outcome.code == 1
     assert "line 3" in outcome.err
@@ -100,12 +122,26 @@ def test_a_compose_file_that_does_not_go_with_ours_is_refused_with_its_message(h
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
-        ("failed to read /opt/.env: line 7: unterminated quoted value 'hidden\nNEXT=hidden", "line 7: unterminated quoted value"),
-        ('failed to read /opt/.env: line 2: unexpected character "!" in variable name "hidden!=x"', "line 2: unexpected character"),
-        ('time="now" level=warning msg="The \\"hidden\\" variable is not set."\nno such service', "no such service"),
+        (
+            "failed to read /opt/.env: line 7: unterminated quoted value 'hidden\nNEXT=hidden",
+            "line 7: unterminated quoted value",
+        ),
+        (
+            (
+                'failed to read /opt/.env: line 2: unexpected character "!" in variable name '
+                '"hidden!=x"'
+            ),
+            "line 2: unexpected character",
+        ),
+        (
+            'time="now" level=warning msg="The \\"hidden\\" variable is not set."\nno such service',
+            "no such service",
+        ),
     ],
 )
-def test_what_compose_repeats_of_a_broken_env_is_not_shown(host: Sandbox, said: str, shown: str) -> None:
+def test_what_compose_repeats_of_a_broken_env_is_not_shown(
+    host: Sandbox, said: str, shown: str
+) -> None:
     (host.stub / "hooks/config").write_text(f"printf '%s\n' {shlex.quote(said)} >&2; exit 15\n")
     outcome = host.call("check", "docker")
     assert outcome.code == 1
@@ -113,13 +149,17 @@ def test_what_compose_repeats_of_a_broken_env_is_not_shown(host: Sandbox, said: 
 
 
 def test_a_docker_that_does_not_run_is_refused(host: Sandbox) -> None:
-    (host.stub / "hooks/version").write_text("echo 'Cannot connect to the Docker daemon' >&2; exit 1\n")
+    (host.stub / "hooks/version").write_text(
+        "echo 'Cannot connect to the Docker daemon' >&2; exit 1\n"
+    )
     outcome = host.call("check", "docker")
     assert outcome.code == 1
     assert "Cannot connect" in outcome.err
 
 
-def test_a_docker_that_is_not_there_is_refused(host: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_docker_that_is_not_there_is_refused(
+    host: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     outcome = host.call("check", "docker")
     assert outcome.code == 1
@@ -140,25 +180,41 @@ def run_tracker(host: Sandbox, toml: str = "", **environment: str) -> None:
     """The tracker's container as `docker inspect` shows it, and its tracker.toml."""
     (host.deploy / "storage/tracker/etc/tracker.toml").write_text(toml)
     container: dict[str, Any] = {
-        "Id": "7e57", "Image": "sha256:feed", "State": {"Status": "running"},
+        "Id": "7e57",
+        "Image": "sha256:feed",
+        "State": {"Status": "running"},
         "Config": {
             "Env": [f"{key}={value}" for key, value in environment.items()],
-            "Labels": {"com.docker.compose.service": "tracker", "com.docker.compose.project": "torrust",
-                       "com.docker.compose.project.working_dir": str(host.deploy)},
+            "Labels": {
+                "com.docker.compose.service": "tracker",
+                "com.docker.compose.project": "torrust",
+                "com.docker.compose.project.working_dir": str(host.deploy),
+            },
         },
-        "Mounts": [{"Type": "bind", "Source": str(host.deploy / "storage/tracker/lib"), "Destination": "/var/lib/torrust/tracker"}],
-    }  # fmt: skip
+        "Mounts": [
+            {
+                "Type": "bind",
+                "Source": str(host.deploy / "storage/tracker/lib"),
+                "Destination": "/var/lib/torrust/tracker",
+            }
+        ],
+    }
     (host.stub / "inspect.json").write_text(json.dumps([container]))
 
 
 def toml(driver: str, path: str) -> str:
-    return f'[metadata]\napp = "tracker"\n\n[core.database]\ndriver = "{driver}"\npath = "{path}"\n\n[[http_trackers]]\npath = "other"\n'
+    return (
+        f'[metadata]\napp = "tracker"\n\n[core.database]\ndriver = "{driver}"\npath = '
+        f'"{path}"\n\n[[http_trackers]]\npath = "other"\n'
+    )
 
 
 OURS = "mysql://tracker:pa/ss@mysql:3306/torrust"
 
 
-@pytest.mark.parametrize("path", [OURS, "mysql://tracker:pass@mysql/torrust", "mysql://tracker:p@ss@mysql:3306/torrust"])
+@pytest.mark.parametrize(
+    "path", [OURS, "mysql://tracker:pass@mysql/torrust", "mysql://tracker:p@ss@mysql:3306/torrust"]
+)
 def test_the_database_that_was_installed_is_accepted(host: Sandbox, path: str) -> None:
     run_tracker(host, toml("mysql", path))
     assert host.call("check", "deployment").code == 0
@@ -166,10 +222,16 @@ def test_the_database_that_was_installed_is_accepted(host: Sandbox, path: str) -
 
 @pytest.mark.parametrize(
     ("driver", "path"),
-    [("sqlite3", "/var/lib/torrust/tracker/database/tracker.db"), ("mysql", OURS.replace("mysql:3306", "db.example:3306")),
-     ("mysql", OURS.replace("3306", "3307")), ("mysql", OURS.replace("torrust", "other"))],
-)  # fmt: skip
-def test_another_database_than_the_installed_one_ends_the_run(host: Sandbox, driver: str, path: str) -> None:
+    [
+        ("sqlite3", "/var/lib/torrust/tracker/database/tracker.db"),
+        ("mysql", OURS.replace("mysql:3306", "db.example:3306")),
+        ("mysql", OURS.replace("3306", "3307")),
+        ("mysql", OURS.replace("torrust", "other")),
+    ],
+)
+def test_another_database_than_the_installed_one_ends_the_run(
+    host: Sandbox, driver: str, path: str
+) -> None:
     run_tracker(host, toml(driver, path))
     outcome = host.call("check", "deployment")
     assert outcome.code == 1
@@ -178,10 +240,10 @@ def test_another_database_than_the_installed_one_ends_the_run(host: Sandbox, dri
 
 
 def test_the_environment_of_the_tracker_goes_before_its_file(host: Sandbox) -> None:
-    run_tracker(
-        host, toml("mysql", OURS), TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__DRIVER="sqlite3",
-        TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__PATH="/var/lib/torrust/tracker/database/tracker.db",
-    )  # fmt: skip
+    prefix = "TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__"
+    database = "/var/lib/torrust/tracker/database/tracker.db"
+    environment = {f"{prefix}DRIVER": "sqlite3", f"{prefix}PATH": database}
+    run_tracker(host, toml("mysql", OURS), **environment)
     assert host.call("check", "deployment").code == 1
 
 

@@ -1,4 +1,6 @@
-"""Installing, installing again, and removing: what is where with which mode, and what is refused before anything changes."""
+"""Installing, installing again, and removing: what is where with which mode, and what is refused
+before anything changes.
+"""
 
 from __future__ import annotations
 
@@ -40,32 +42,68 @@ def test_everything_is_in_its_place_with_its_mode(sandbox: Sandbox) -> None:
     assert {
         str(path.relative_to(sandbox.path)): mode(path)
         for path in (
-            deploy / "docker-compose.backup.yml", deploy / "backup", deploy / "backup/Dockerfile", deploy / "backup/.dockerignore",
-            deploy / "backup/backup.sh", deploy / "backup/backup.conf", deploy / "backup/backup-paths.txt", deploy / "backup/secrets",
-            deploy / "backup/secrets/db_password", deploy / "backup/secrets/db_root_password", deploy / "storage/backup-staging",
-            deploy / "storage/backup", deploy / "storage/backup/sqlite", deploy / "storage/backup/mysql", deploy / "storage/backup/config",
-            deploy / "storage/backup/runs", deploy / "storage/backup/.tracker-backup.json", root / "etc/tracker-backup.conf",
-            root / "etc/cron.d/tracker-backup", root / "etc/logrotate.d/tracker-backup", root / "usr/local/bin/tracker-backup",
-            root / "usr/local/bin/maintenance-backup.sh", root / "var/log/tracker-backup.log", root / "var/lib/tracker-backup",
+            deploy / "docker-compose.backup.yml",
+            deploy / "backup",
+            deploy / "backup/Dockerfile",
+            deploy / "backup/.dockerignore",
+            deploy / "backup/backup.sh",
+            deploy / "backup/backup.conf",
+            deploy / "backup/backup-paths.txt",
+            deploy / "backup/secrets",
+            deploy / "backup/secrets/db_password",
+            deploy / "backup/secrets/db_root_password",
+            deploy / "storage/backup-staging",
+            deploy / "storage/backup",
+            deploy / "storage/backup/sqlite",
+            deploy / "storage/backup/mysql",
+            deploy / "storage/backup/config",
+            deploy / "storage/backup/runs",
+            deploy / "storage/backup/.tracker-backup.json",
+            root / "etc/tracker-backup.conf",
+            root / "etc/cron.d/tracker-backup",
+            root / "etc/logrotate.d/tracker-backup",
+            root / "usr/local/bin/tracker-backup",
+            root / "usr/local/bin/maintenance-backup.sh",
+            root / "var/log/tracker-backup.log",
+            root / "var/lib/tracker-backup",
         )
     } == {
-        "deploy/docker-compose.backup.yml": "0644", "deploy/backup": "0755", "deploy/backup/Dockerfile": "0644", "deploy/backup/.dockerignore": "0644",
-        "deploy/backup/backup.sh": "0755", "deploy/backup/backup.conf": "0644", "deploy/backup/backup-paths.txt": "0644", "deploy/backup/secrets": "0700",
-        "deploy/backup/secrets/db_password": "0600", "deploy/backup/secrets/db_root_password": "0600", "deploy/storage/backup-staging": "0700",
-        "deploy/storage/backup": "0700", "deploy/storage/backup/sqlite": "0700", "deploy/storage/backup/mysql": "0700",
-        "deploy/storage/backup/config": "0700", "deploy/storage/backup/runs": "0700", "deploy/storage/backup/.tracker-backup.json": "0600",
-        "root/etc/tracker-backup.conf": "0644", "root/etc/cron.d/tracker-backup": "0644", "root/etc/logrotate.d/tracker-backup": "0644",
-        "root/usr/local/bin/tracker-backup": "0755", "root/usr/local/bin/maintenance-backup.sh": "0755", "root/var/log/tracker-backup.log": "0640",
+        "deploy/docker-compose.backup.yml": "0644",
+        "deploy/backup": "0755",
+        "deploy/backup/Dockerfile": "0644",
+        "deploy/backup/.dockerignore": "0644",
+        "deploy/backup/backup.sh": "0755",
+        "deploy/backup/backup.conf": "0644",
+        "deploy/backup/backup-paths.txt": "0644",
+        "deploy/backup/secrets": "0700",
+        "deploy/backup/secrets/db_password": "0600",
+        "deploy/backup/secrets/db_root_password": "0600",
+        "deploy/storage/backup-staging": "0700",
+        "deploy/storage/backup": "0700",
+        "deploy/storage/backup/sqlite": "0700",
+        "deploy/storage/backup/mysql": "0700",
+        "deploy/storage/backup/config": "0700",
+        "deploy/storage/backup/runs": "0700",
+        "deploy/storage/backup/.tracker-backup.json": "0600",
+        "root/etc/tracker-backup.conf": "0644",
+        "root/etc/cron.d/tracker-backup": "0644",
+        "root/etc/logrotate.d/tracker-backup": "0644",
+        "root/usr/local/bin/tracker-backup": "0755",
+        "root/usr/local/bin/maintenance-backup.sh": "0755",
+        "root/var/log/tracker-backup.log": "0640",
         "root/var/lib/tracker-backup": "0700",
-    }  # fmt: skip
+    }
 
 
 def test_content_is_the_bundles_own(host: Sandbox) -> None:
     for name, placed in {
-        "docker-compose.backup.yml": host.deploy / "docker-compose.backup.yml", "backup/backup.sh": host.deploy / "backup/backup.sh",
-        "backup/backup.conf": host.deploy / "backup/backup.conf", "host/tracker-backup.conf": host.config, "host/tracker-backup.cron": host.cron,
+        "docker-compose.backup.yml": host.deploy / "docker-compose.backup.yml",
+        "backup/backup.sh": host.deploy / "backup/backup.sh",
+        "backup/backup.conf": host.deploy / "backup/backup.conf",
+        "host/tracker-backup.conf": host.config,
+        "host/tracker-backup.cron": host.cron,
         "host/tracker-backup": host.root / "usr/local/bin/tracker-backup",
-    }.items():  # fmt: skip
+    }.items():
         assert placed.read_bytes() == (host.bundle / name).read_bytes()
 
 
@@ -142,7 +180,9 @@ def test_the_first_installation_says_that_there_is_no_backup_yet(sandbox: Sandbo
 # ---------------------------------------------------------------- the upload
 
 
-@pytest.mark.parametrize("name", ["backup/backup.sh", "host/tracker-backup.cron", "docker-compose.backup.yml"])
+@pytest.mark.parametrize(
+    "name", ["backup/backup.sh", "host/tracker-backup.cron", "docker-compose.backup.yml"]
+)
 def test_a_torn_upload_is_refused_and_changes_nothing(sandbox: Sandbox, name: str) -> None:
     with (sandbox.bundle / name).open("ab") as file:
         file.write(b"# cut off")
@@ -184,11 +224,17 @@ def test_secrets_are_written_as_given_and_told_nowhere(sandbox: Sandbox) -> None
     outcome = sandbox.install(secrets=SECRETS)
     assert (sandbox.secrets / "db_password").read_bytes() == SECRETS["db_password"].encode()
     assert "p\"a'ss" not in outcome.out + outcome.err + "\n".join(sandbox.calls)
-    assert [path for path in sandbox.path.rglob("*") if path.is_file() and b"p\"a'ss" in path.read_bytes()] == [sandbox.secrets / "db_password"]
+    assert [
+        path
+        for path in sandbox.path.rglob("*")
+        if path.is_file() and b"p\"a'ss" in path.read_bytes()
+    ] == [sandbox.secrets / "db_password"]
 
 
 @pytest.mark.parametrize("given", [{}, {"db_password": "x"}])
-def test_a_secret_without_a_value_is_refused_before_anything_changes(sandbox: Sandbox, given: dict[str, str]) -> None:
+def test_a_secret_without_a_value_is_refused_before_anything_changes(
+    sandbox: Sandbox, given: dict[str, str]
+) -> None:
     before = snapshot(sandbox)
     outcome = sandbox.install(secrets=given)
     assert outcome.code != 0
@@ -212,7 +258,9 @@ def test_a_changed_secret_is_replaced(host: Sandbox) -> None:
 
 def test_a_secret_that_is_needed_no_more_is_removed(host: Sandbox) -> None:
     conf = host.bundle / "backup/backup.conf"
-    conf.write_text("".join(line for line in conf.read_text().splitlines(True) if "ROOT" not in line))
+    conf.write_text(
+        "".join(line for line in conf.read_text().splitlines(True) if "ROOT" not in line)
+    )
     host.sign()
     assert host.install().code == 0
     assert [path.name for path in host.secrets.iterdir()] == ["db_password"]
@@ -220,7 +268,10 @@ def test_a_secret_that_is_needed_no_more_is_removed(host: Sandbox) -> None:
 
 def test_a_secret_that_nobody_asked_for_is_not_written(sandbox: Sandbox) -> None:
     sandbox.install(secrets={**SECRETS, "../../../etc/evil": "x", "other": "y"})
-    assert sorted(path.name for path in sandbox.secrets.iterdir()) == ["db_password", "db_root_password"]
+    assert sorted(path.name for path in sandbox.secrets.iterdir()) == [
+        "db_password",
+        "db_root_password",
+    ]
     assert not list(sandbox.path.rglob("evil"))
 
 
@@ -234,7 +285,16 @@ def test_secrets_that_are_no_json_are_refused_without_showing_them(sandbox: Sand
 def test_sqlite_needs_no_secret(sandbox: Sandbox) -> None:
     conf = sandbox.bundle / "backup/backup.conf"
     lines = [line for line in conf.read_text().splitlines() if not line.startswith("DB_")]
-    conf.write_text("\n".join([*lines, "DB_TYPE='sqlite'", "DB_PATH='/data/storage/tracker/lib/database/tracker.db'", ""]))
+    conf.write_text(
+        "\n".join(
+            [
+                *lines,
+                "DB_TYPE='sqlite'",
+                "DB_PATH='/data/storage/tracker/lib/database/tracker.db'",
+                "",
+            ]
+        )
+    )
     sandbox.sign()
     assert sandbox.call("install", stdin="").code == 0
 
@@ -265,7 +325,9 @@ def test_rebuilding_builds_although_the_image_is_there(host: Sandbox) -> None:
 
 
 def test_older_images_of_ours_are_removed_and_those_of_others_stay(sandbox: Sandbox) -> None:
-    (sandbox.stub / "images").write_text(f"{IMAGE}\ngen-backup-bundle/backup:ffffffffffff\nmysql:8.4\ngen-backup-bundle/other:1\n")
+    (sandbox.stub / "images").write_text(
+        f"{IMAGE}\ngen-backup-bundle/backup:ffffffffffff\nmysql:8.4\ngen-backup-bundle/other:1\n"
+    )
     assert sandbox.install().code == 0
     assert images(sandbox) == [IMAGE, "mysql:8.4", "gen-backup-bundle/other:1"]
 
@@ -281,7 +343,9 @@ def test_an_image_that_cannot_be_built_leaves_no_schedule(sandbox: Sandbox) -> N
 
 def test_an_image_that_is_still_in_use_does_not_fail_the_installation(sandbox: Sandbox) -> None:
     (sandbox.stub / "images").write_text(f"{IMAGE}\ngen-backup-bundle/backup:ffffffffffff\n")
-    (sandbox.stub / "hooks/image-rm").write_text("echo 'image is being used by stopped container' >&2; exit 1\n")
+    (sandbox.stub / "hooks/image-rm").write_text(
+        "echo 'image is being used by stopped container' >&2; exit 1\n"
+    )
     assert sandbox.install().code == 0
 
 
@@ -289,9 +353,15 @@ def test_an_image_that_is_still_in_use_does_not_fail_the_installation(sandbox: S
 
 
 @pytest.mark.parametrize("command", ["install", "uninstall", "acknowledge"])
-def test_a_lock_that_is_held_ends_with_75_and_nothing_changes(host: Sandbox, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_a_lock_that_is_held_ends_with_75_and_nothing_changes(
+    host: Sandbox, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     clock = itertools.count(step=10.0)
-    monkeypatch.setattr(host.package.state, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _seconds: None))
+    monkeypatch.setattr(
+        host.package.state,
+        "time",
+        SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _seconds: None),
+    )
     (host.bundle / "host/tracker-backup.cron").write_text("# another schedule\n")
     host.sign()
     with (host.state / "lock").open("a") as holder:
@@ -304,16 +374,24 @@ def test_a_lock_that_is_held_ends_with_75_and_nothing_changes(host: Sandbox, mon
     assert host.call(command, stdin="{}").code == 0
 
 
-def test_a_lock_that_is_released_while_waiting_is_taken(host: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_released_while_waiting_is_taken(
+    host: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with (host.state / "lock").open("a") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        release = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _seconds: fcntl.flock(holder, fcntl.LOCK_UN))
+        release = SimpleNamespace(
+            monotonic=time.monotonic, sleep=lambda _seconds: fcntl.flock(holder, fcntl.LOCK_UN)
+        )
         monkeypatch.setattr(host.package.state, "time", release)
         assert host.install().code == 0
 
 
-def test_a_lock_that_was_removed_while_waiting_is_not_the_lock(host: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An uninstallation removes the lock with its directory: whoever waited must not believe to hold what is there now."""
+def test_a_lock_that_was_removed_while_waiting_is_not_the_lock(
+    host: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An uninstallation removes the lock with its directory: whoever waited must not believe to
+    hold what is there now.
+    """
     held = []
 
     def uninstalled(_seconds: float) -> None:
@@ -334,7 +412,9 @@ def test_a_lock_that_was_removed_while_waiting_is_not_the_lock(host: Sandbox, mo
     monkeypatch.setattr(host.package.install, "make_image", look)
     with (host.state / "lock").open("a") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        monkeypatch.setattr(host.package.state, "time", SimpleNamespace(monotonic=time.monotonic, sleep=uninstalled))
+        monkeypatch.setattr(
+            host.package.state, "time", SimpleNamespace(monotonic=time.monotonic, sleep=uninstalled)
+        )
         outcome = host.install()
     assert (held, outcome.code) == ([True], 0), outcome.err
 
@@ -351,10 +431,16 @@ def test_uninstalling_leaves_the_backups_and_nothing_else_of_ours(host: Sandbox)
     assert outcome.code == 0
     assert str(host.destination) in outcome.out
     assert host.files() == kept
-    left = {str(path.relative_to(host.path)) for path in (*host.root.rglob("*"), *host.deploy.rglob("*")) if path.is_file()}
+    left = {
+        str(path.relative_to(host.path))
+        for path in (*host.root.rglob("*"), *host.deploy.rglob("*"))
+        if path.is_file() and not path.is_relative_to(host.root / "proc")
+    }
     assert left - {f"deploy/storage/backup/{name}" for name in kept} == {
-        "root/etc/machine-id", "deploy/docker-compose.yml", "deploy/.env",
-    }  # fmt: skip
+        "root/etc/machine-id",
+        "deploy/docker-compose.yml",
+        "deploy/.env",
+    }
     assert not host.state.exists()
     assert not (host.deploy / "backup").exists()
     assert not (host.deploy / "storage/backup-staging").exists()
@@ -370,11 +456,17 @@ def test_uninstalling_leaves_files_and_images_of_others(host: Sandbox) -> None:
     (host.root / "var/log/tracker.log").write_text("mine")
     assert host.call("uninstall").code == 0
     assert images(host) == ["mysql:8.4"]
-    for path in (host.deploy / "backup/notes.txt", host.root / "etc/cron.d/other", host.root / "var/log/tracker.log"):
+    for path in (
+        host.deploy / "backup/notes.txt",
+        host.root / "etc/cron.d/other",
+        host.root / "var/log/tracker.log",
+    ):
         assert path.read_text() == "mine"
 
 
-def test_uninstalling_without_docker_warns_and_removes_the_rest(host: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uninstalling_without_docker_warns_and_removes_the_rest(
+    host: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     outcome = host.call("uninstall")
     assert outcome.code == 0
@@ -403,4 +495,6 @@ def test_a_second_uninstallation_changes_nothing(host: Sandbox) -> None:
     outcome = host.call("uninstall")
     assert copy.exists()
     assert outcome.code == 0
-    assert [line for line in outcome.changes if "(removed)" in line and str(host.state) not in line] == []
+    assert [
+        line for line in outcome.changes if "(removed)" in line and str(host.state) not in line
+    ] == []

@@ -17,11 +17,26 @@ from unit.sandbox import TEMPLATES, Sandbox, mode
 PACKAGE = TEMPLATES / "host/tracker_backup"
 
 
-def start(program: Path, *words: str, stdout: int | IO[str] = subprocess.PIPE, stderr: int | IO[str] = subprocess.PIPE) -> tuple[int, str, str]:
-    """Its exit code, standard output and standard error; without what keeps Python from writing bytecode here."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+def start(
+    program: Path,
+    *words: str,
+    stdout: int | IO[str] = subprocess.PIPE,
+    stderr: int | IO[str] = subprocess.PIPE,
+) -> tuple[int, str, str]:
+    """Its exit code, standard output and standard error; without what keeps Python from writing
+    bytecode here.
+    """
+    environment = {
+        key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"
+    }
     done = subprocess.run(
-        [sys.executable, program, *words], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment, text=True, check=False
+        [sys.executable, program, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        env=environment,
+        text=True,
+        check=False,
     )
     return done.returncode, done.stdout or "", done.stderr or ""
 
@@ -33,21 +48,27 @@ def installed(host: Sandbox) -> Path:
 # ---------------------------------------------------------------- the package
 
 
-def test_the_installed_program_runs_without_the_upload_and_leaves_no_bytecode(host: Sandbox) -> None:
+def test_the_installed_program_runs_without_the_upload_and_leaves_no_bytecode(
+    host: Sandbox,
+) -> None:
     host.bundle.rename(host.path / "gone")
     assert start(installed(host), "list") == (0, "no run yet\n", "")
     assert not list(host.path.rglob("__pycache__"))
 
 
 def test_the_program_of_an_upload_runs_its_own_package(host: Sandbox) -> None:
-    (host.root / "usr/local/lib/tracker-backup/tracker_backup/main.py").write_text("raise SystemExit('the installed one')\n")
+    (host.root / "usr/local/lib/tracker-backup/tracker_backup/main.py").write_text(
+        "raise SystemExit('the installed one')\n"
+    )
     assert start(host.bundle / "host/tracker-backup", "list") == (0, "no run yet\n", "")
     assert not list(host.path.rglob("__pycache__"))
 
 
 def test_the_whole_package_is_installed_and_anyone_may_read_it(host: Sandbox) -> None:
     library = host.root / "usr/local/lib/tracker-backup"
-    assert {str(path.relative_to(library)): mode(path) for path in (library, *library.rglob("*"))} == {
+    assert {
+        str(path.relative_to(library)): mode(path) for path in (library, *library.rglob("*"))
+    } == {
         ".": "0755",
         "run.sh": "0644",
         "tracker_backup": "0755",
@@ -61,13 +82,19 @@ def test_what_an_older_bundle_left_in_the_package_is_removed(host: Sandbox) -> N
     for name in ("json.py", "__pycache__/main.pyc"):
         (package / name).write_text("")
     outcome = host.install()
-    assert outcome.changes == [f"changed: {package / name} (removed)" for name in ("__pycache__", "json.py")]
+    assert outcome.changes == [
+        f"changed: {package / name} (removed)" for name in ("__pycache__", "json.py")
+    ]
     assert {path.name for path in package.iterdir()} == {path.name for path in PACKAGE.glob("*.py")}
 
 
 def test_a_module_imports_only_from_those_that_the_package_names_before_it() -> None:
     text = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text())) or ""
-    order = [name for line in re.findall(r"^    (.+?)  ", text, re.MULTILINE) for name in line.split(", ")]
+    order = [
+        name
+        for line in re.findall(r"^    (.+?)  ", text, re.MULTILINE)
+        for name in line.split(", ")
+    ]
     assert sorted(order) == sorted(path.stem for path in PACKAGE.glob("[!_]*.py"))
     for position, name in enumerate(order):
         for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
@@ -109,7 +136,10 @@ def test_nothing_stands_twice_in_the_log_when_it_is_the_output(host: Sandbox, lo
         with log.open("a") as stream:
             start(installed(host), *words, stdout=stream, stderr=subprocess.STDOUT)
     text = log.read_text()
-    assert (text.count("dry run: nothing was done"), text.count("there is no successful run")) == (1, 1)
+    assert (text.count("dry run: nothing was done"), text.count("there is no successful run")) == (
+        1,
+        1,
+    )
 
 
 def test_each_stream_is_looked_at_by_itself(host: Sandbox, log: Path) -> None:
@@ -117,7 +147,10 @@ def test_each_stream_is_looked_at_by_itself(host: Sandbox, log: Path) -> None:
         start(installed(host), *DRY_RUN, stdout=stream)
         start(installed(host), *NO_SUCH_RUN, stdout=stream)
     text = log.read_text()
-    assert (text.count("dry run: nothing was done"), text.count("there is no successful run")) == (1, 1)
+    assert (text.count("dry run: nothing was done"), text.count("there is no successful run")) == (
+        1,
+        1,
+    )
 
 
 def test_a_log_that_is_not_there_stops_nothing_and_is_not_made(host: Sandbox, log: Path) -> None:

@@ -11,13 +11,23 @@ import pytest
 
 from unit.sandbox import Sandbox, manifest
 
-SECRETS = {"db_password": "pass", "db_root_password": "root", "restic_password": "secret", "restic_repository": "/restic"}
+SECRETS = {
+    "db_password": "pass",
+    "db_root_password": "root",
+    "restic_password": "secret",
+    "restic_repository": "/restic",
+}
 SETTINGS = {
-    "RESTIC_REPOSITORY_FILE": "/run/secrets/restic_repository", "RESTIC_PASSWORD_FILE": "/run/secrets/restic_password",
-    "RESTIC_KEEP_DAILY": "7", "RESTIC_KEEP_WEEKLY": "4", "RESTIC_KEEP_MONTHLY": "12", "RESTIC_CHECK": "true",
-}  # fmt: skip
+    "RESTIC_REPOSITORY_FILE": "/run/secrets/restic_repository",
+    "RESTIC_PASSWORD_FILE": "/run/secrets/restic_password",
+    "RESTIC_KEEP_DAILY": "7",
+    "RESTIC_KEEP_WEEKLY": "4",
+    "RESTIC_KEEP_MONTHLY": "12",
+    "RESTIC_CHECK": "true",
+}
 
-# A repository that is a directory: restic.sh as the backup container has it, with a hook before each step.
+# A repository that is a directory: restic.sh as the backup container has it, with a hook before
+# each step.
 STUB = """#!/bin/bash
 repository=$STUB/repository
 echo "$*" >>"$STUB/restic"
@@ -75,28 +85,55 @@ def copying(sandbox: Sandbox) -> Sandbox:
 
 def add_run(host: Sandbox, run_id: str, sequence: int) -> None:
     """A run whose files are as its manifest says: the sandbox's all hold `backup`."""
-    files = [file | {"sha256": hashlib.sha256(b"backup").hexdigest()} for file in manifest(run_id, sequence)["files"]]
+    files = [
+        file | {"sha256": hashlib.sha256(b"backup").hexdigest()}
+        for file in manifest(run_id, sequence)["files"]
+    ]
     host.add_run(run_id, sequence, files=files)
 
 
-def test_the_first_push_makes_the_repository_and_copies_what_there_is_newest_first(copying: Sandbox) -> None:
+def test_the_first_push_makes_the_repository_and_copies_what_there_is_newest_first(
+    copying: Sandbox,
+) -> None:
     add_run(copying, "20260102_030000", 2)
     pushed = copying.call("push")
     assert pushed.code == 0, pushed.err
     asked = calls(copying)
-    assert [call.split()[0] for call in asked] == ["identify", "init", "identify", "unlock", "snapshots", "backup", "backup", "forget"]
+    assert [call.split()[0] for call in asked] == [
+        "identify",
+        "init",
+        "identify",
+        "unlock",
+        "snapshots",
+        "backup",
+        "backup",
+        "forget",
+    ]
     assert asked[5] == (
-        "backup production environment=production,run=20260102_030000,sequence=2 2026-01-02 03:00:00 "
-        "sqlite/sqlite_20260102_030000.db.gz config/config_20260102_030000.tar.gz runs/20260102_030000.json"
+        "backup production environment=production,run=20260102_030000,sequence=2 2026-01-02 "
+        "03:00:00 "
+        "sqlite/sqlite_20260102_030000.db.gz config/config_20260102_030000.tar.gz "
+        "runs/20260102_030000.json"
     )
     assert copying.call("push").code == 0
     assert steps(copying) == ["identify", "unlock", "snapshots", "forget"]
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"), [(1, "x"), (11, "locked"), (12, "wrong password"), (13, "turned away"), (14, "down"), (15, "slow"), (16, "bucket")]
+    ("code", "reason"),
+    [
+        (1, "x"),
+        (11, "locked"),
+        (12, "wrong password"),
+        (13, "turned away"),
+        (14, "down"),
+        (15, "slow"),
+        (16, "bucket"),
+    ],
 )
-def test_only_restics_exit_code_10_makes_a_repository(copying: Sandbox, code: int, reason: str) -> None:
+def test_only_restics_exit_code_10_makes_a_repository(
+    copying: Sandbox, code: int, reason: str
+) -> None:
     fails(copying, "identify", code, reason)
     pushed = copying.call("push")
     assert pushed.code == 1
@@ -111,15 +148,24 @@ def test_a_failed_push_is_told_and_made_up_for(copying: Sandbox) -> None:
     failed = copying.call("push", "--in-run")
     assert failed.code == 1
     assert failed.err.splitlines()[-1] == (
-        "error: copying to the restic repository failed, 1 to be made up for by the next run: the server cannot be reached"
+        "error: copying to the restic repository failed, 1 to be made up for by the next run: "
+        "the server cannot be reached"
     )
     run = json.loads((copying.destination / "runs/20260102_030000.json").read_text())
-    assert (run["result"], run["warnings"]) == ("success", ["not copied to the restic repository: the server cannot be reached"])
+    assert (run["result"], run["warnings"]) == (
+        "success",
+        ["not copied to the restic repository: the server cannot be reached"],
+    )
     told = json.loads(copying.call("status", "--json").out)
     assert told["remote"] == {
-        "last_pushed": "20260101_030000", "pending": ["20260102_030000"], "error": "the server cannot be reached", "checked": None,
-    }  # fmt: skip
-    assert any("to be made up for: the server cannot be reached" in problem for problem in told["problems"])
+        "last_pushed": "20260101_030000",
+        "pending": ["20260102_030000"],
+        "error": "the server cannot be reached",
+        "checked": None,
+    }
+    assert any(
+        "to be made up for: the server cannot be reached" in problem for problem in told["problems"]
+    )
     works(copying, "backup")
     calls(copying)
     assert copying.call("push", "--in-run").code == 0
@@ -173,7 +219,9 @@ def test_a_push_that_was_killed_shows_until_the_next(copying: Sandbox) -> None:
 
 
 def test_a_push_that_dies_without_a_word_is_told_by_status(copying: Sandbox) -> None:
-    (copying.stub / "hooks/restic-backup").write_text(f"cp {copying.state}/remote.json {copying.stub}/meanwhile\n")
+    (copying.stub / "hooks/restic-backup").write_text(
+        f"cp {copying.state}/remote.json {copying.stub}/meanwhile\n"
+    )
     assert copying.call("push").code == 0
     assert "did not end" in json.loads((copying.stub / "meanwhile").read_text())["error"]
     assert state(copying)["error"] == ""
@@ -193,10 +241,14 @@ def test_the_sequence_goes_on_after_what_the_repository_holds(copying: Sandbox) 
     assert state(copying)["sequence"] == 41
 
 
-def test_a_dry_restore_from_the_repository_tells_the_newest_run_and_touches_nothing(copying: Sandbox) -> None:
+def test_a_dry_restore_from_the_repository_tells_the_newest_run_and_touches_nothing(
+    copying: Sandbox,
+) -> None:
     add_run(copying, "20260102_030000", 2)
     assert copying.call("push").code == 0
-    (copying.stub / "shown").write_text((copying.destination / "runs/20260102_030000.json").read_text())
+    (copying.stub / "shown").write_text(
+        (copying.destination / "runs/20260102_030000.json").read_text()
+    )
     copying.empty_destination()
     planned = copying.call("restore", "--from", "restic", "--dry-run")
     assert planned.code == 0, planned.err

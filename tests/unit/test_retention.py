@@ -28,7 +28,9 @@ def days_ago(days: float) -> str:
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Runs in the order of their sequence, with gaps, clock jumps, failures, and runs that added one kind only."""
+    """Runs in the order of their sequence, with gaps, clock jumps, failures, and runs that added
+    one kind only.
+    """
     ages = draw(st.lists(st.integers(-4000, 4000), unique=True, max_size=12))
     if draw(st.booleans()):
         ages.sort(reverse=True)
@@ -36,8 +38,16 @@ def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
     for age in ages:
         sequence += draw(st.integers(1, 3))
         success = draw(st.booleans())
-        kinds = draw(st.sampled_from([("database", "config"), ("database",), ("config",)])) if success else ()
-        runs.append(manifest(days_ago(age / 10), sequence, result="success" if success else "failed", kinds=kinds))
+        kinds = (
+            draw(st.sampled_from([("database", "config"), ("database",), ("config",)]))
+            if success
+            else ()
+        )
+        runs.append(
+            manifest(
+                days_ago(age / 10), sequence, result="success" if success else "failed", kinds=kinds
+            )
+        )
     return runs
 
 
@@ -47,7 +57,9 @@ def files_of(run: dict[str, Any], kind: str | None = None) -> set[str]:
 
 @given(runs=histories(), days=st.integers(1, 3650))
 @settings(max_examples=300, deadline=None)
-def test_retention_keeps_what_it_must(tool: ModuleType, runs: list[dict[str, Any]], days: int) -> None:
+def test_retention_keeps_what_it_must(
+    tool: ModuleType, runs: list[dict[str, Any]], days: int
+) -> None:
     files, ids = tool.retention.expired(runs, days)
     assert len(files) == len(set(files))
     assert len(ids) == len(set(ids))
@@ -67,17 +79,25 @@ def test_retention_keeps_what_it_must(tool: ModuleType, runs: list[dict[str, Any
         assert tool.runs.run_time(owner[path]["id"]) < limit, "it removes what is inside the period"
     for identifier in ids:
         assert tool.runs.run_time(identifier) < limit
-        assert files_of(by_id[identifier]) <= set(files), "a run manifest goes, and files of it stay"
+        assert files_of(by_id[identifier]) <= set(files), (
+            "a run manifest goes, and files of it stay"
+        )
     for kind in ("database", "config"):
         if not files_of(newest, kind):
-            assert not {path for run in runs for path in files_of(run, kind)} & set(files), "a kind that this run did not add to"
+            assert not {path for run in runs for path in files_of(run, kind)} & set(files), (
+                "a kind that this run did not add to"
+            )
         had = [run for run in runs if files_of(run, kind)]
-        assert not had or any(not files_of(run, kind) & set(files) for run in had), "the last of a kind is removed"
+        assert not had or any(not files_of(run, kind) & set(files) for run in had), (
+            "the last of a kind is removed"
+        )
 
 
 @given(runs=histories(), days=st.integers(1, 400))
 @settings(max_examples=200, deadline=None)
-def test_retention_removes_everything_that_is_due(tool: ModuleType, runs: list[dict[str, Any]], days: int) -> None:
+def test_retention_removes_everything_that_is_due(
+    tool: ModuleType, runs: list[dict[str, Any]], days: int
+) -> None:
     if not runs or runs[-1]["result"] != "success":
         return
     files, ids = tool.retention.expired(runs, days)
@@ -99,16 +119,30 @@ def test_retention_takes_only_names_of_ours(tool: ModuleType) -> None:
     old["files"] += [
         {"kind": "config", "path": path, "bytes": 1, "sha256": ""}
         for path in (
-            "../../etc/passwd", "/etc/passwd", "config/config_20250102_030000.tar.gz", "config/sqlite_20250101_030000.db.gz", "runs/20250101_030000.json",
-            "config/config_20250101_030000.torrents.tar.gz", "config/../config/config_20250101_030000.tar.gz", "config/config_20250101_030000.tar.gz\n", ".tracker-backup.json",
+            "../../etc/passwd",
+            "/etc/passwd",
+            "config/config_20250102_030000.tar.gz",
+            "config/sqlite_20250101_030000.db.gz",
+            "runs/20250101_030000.json",
+            "config/config_20250101_030000.torrents.tar.gz",
+            "config/../config/config_20250101_030000.tar.gz",
+            "config/config_20250101_030000.tar.gz\n",
+            ".tracker-backup.json",
         )
-    ]  # fmt: skip
+    ]
     files, _ = tool.retention.expired([old, new], 7)
-    assert sorted(files) == ["config/config_20250101_030000.tar.gz", "sqlite/sqlite_20250101_030000.db.gz"]
+    assert sorted(files) == [
+        "config/config_20250101_030000.tar.gz",
+        "sqlite/sqlite_20250101_030000.db.gz",
+    ]
 
 
 def test_a_run_exactly_as_old_as_the_retention_stays(tool: ModuleType) -> None:
-    runs = [manifest("20260101_030000", 1), manifest("20260101_030001", 2), manifest("20260108_030001", 3)]
+    runs = [
+        manifest("20260101_030000", 1),
+        manifest("20260101_030001", 2),
+        manifest("20260108_030001", 3),
+    ]
     assert tool.retention.expired(runs, 7)[1] == ["20260101_030000"]
 
 
@@ -123,7 +157,12 @@ def test_prune_removes_what_is_too_old_and_says_so(host: Sandbox) -> None:
     before = host.files()
     outcome = host.call("prune")
     assert outcome.code == 0
-    gone = {f"sqlite/sqlite_{days_ago(9)}.db.gz", f"config/config_{days_ago(9)}.tar.gz", f"runs/{days_ago(9)}.json", f"runs/{days_ago(8)}.json"}
+    gone = {
+        f"sqlite/sqlite_{days_ago(9)}.db.gz",
+        f"config/config_{days_ago(9)}.tar.gz",
+        f"runs/{days_ago(9)}.json",
+        f"runs/{days_ago(8)}.json",
+    }
     assert before - host.files() == gone
     for name in gone:
         assert name in outcome.out
@@ -140,9 +179,11 @@ def test_prune_goes_by_the_name_and_not_by_the_time_of_the_file(host: Sandbox) -
     before = host.files()
     assert host.call("acknowledge").code == 0  # of the pause between the first and the second
     assert host.call("prune").code == 0
-    assert {name.partition("/")[2][-22:-7] for name in before - host.files() if name.startswith("config/")} == {
-        f"config_{days_ago(age)}.tar.gz"[-22:-7] for age in (20, 9, 8)
-    }
+    assert {
+        name.partition("/")[2][-22:-7]
+        for name in before - host.files()
+        if name.startswith("config/")
+    } == {f"config_{days_ago(age)}.tar.gz"[-22:-7] for age in (20, 9, 8)}
 
 
 def test_prune_removes_nothing_of_a_stranger(host: Sandbox) -> None:
@@ -160,14 +201,21 @@ def test_prune_removes_nothing_of_a_stranger(host: Sandbox) -> None:
         host.add_run(days_ago(14 - sequence), sequence)
     assert host.call("prune").code == 0
     left = host.files()
-    assert {*strangers, f"runs/{days_ago(98)}.json", f"config/config_{days_ago(98)}.tar.gz", f"runs/{days_ago(97)}.json"} <= left
+    assert {
+        *strangers,
+        f"runs/{days_ago(98)}.json",
+        f"config/config_{days_ago(98)}.tar.gz",
+        f"runs/{days_ago(97)}.json",
+    } <= left
     assert f"config/config_{days_ago(12)}.tar.gz" not in left
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "", "7 days", "1e3"])
 def test_a_retention_that_is_no_number_of_days_removes_nothing(host: Sandbox, days: str) -> None:
     conf = host.deploy / "backup/backup.conf"
-    conf.write_text(conf.read_text().replace("BACKUP_RETENTION_DAYS='7'", f"BACKUP_RETENTION_DAYS='{days}'"))
+    conf.write_text(
+        conf.read_text().replace("BACKUP_RETENTION_DAYS='7'", f"BACKUP_RETENTION_DAYS='{days}'")
+    )
     host.add_run(days_ago(100), 1)
     host.add_run(days_ago(1), 2)
     before = host.files()
@@ -189,15 +237,28 @@ def test_a_retention_that_is_not_configured_removes_nothing(host: Sandbox) -> No
     assert host.files() == before
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(runs=histories())
-def test_prune_on_disk_keeps_a_whole_newest_backup_and_every_stranger(host: Sandbox, runs: list[dict[str, Any]]) -> None:
-    for path in [*host.destination.rglob("*.*z"), *host.destination.glob("runs/*.json"), host.state / "retention.json"]:
+def test_prune_on_disk_keeps_a_whole_newest_backup_and_every_stranger(
+    host: Sandbox, runs: list[dict[str, Any]]
+) -> None:
+    for path in [
+        *host.destination.rglob("*.*z"),
+        *host.destination.glob("runs/*.json"),
+        host.state / "retention.json",
+    ]:
         path.unlink(missing_ok=True)
     stranger = host.destination / f"sqlite/sqlite_{days_ago(399.95)}.db.gz"
     stranger.write_text("precious")
     for run in runs:
-        host.add_run(run["id"], run["sequence"], result=run["result"], kinds=tuple(file["kind"] for file in run["files"]))
+        host.add_run(
+            run["id"],
+            run["sequence"],
+            result=run["result"],
+            kinds=tuple(file["kind"] for file in run["files"]),
+        )
     before = host.files()
     assert host.call("prune").code == 0
     removed = before - host.files()
@@ -206,7 +267,9 @@ def test_prune_on_disk_keeps_a_whole_newest_backup_and_every_stranger(host: Sand
         assert not removed, "retention while a run lies in the future"
     for kind in ("database", "config"):
         newest = next((run for run in reversed(runs) if files_of(run, kind)), None)
-        assert newest is None or not files_of(newest, kind) & removed, "the newest of a kind is removed"
+        assert newest is None or not files_of(newest, kind) & removed, (
+            "the newest of a kind is removed"
+        )
 
 
 # ---------------------------------------------------------------- suspension
@@ -235,7 +298,9 @@ def test_a_run_in_the_future_suspends_retention_until_it_is_acknowledged(host: S
     assert f"runs/{days_ago(13)}.json" not in left
 
 
-def test_half_the_rows_lost_suspend_retention_and_stay_pending_after_the_next_run(host: Sandbox) -> None:
+def test_half_the_rows_lost_suspend_retention_and_stay_pending_after_the_next_run(
+    host: Sandbox,
+) -> None:
     prunable(host)
     host.add_run(days_ago(0.5), 14, tables={"torrents": 49, "keys": 10})
     before = host.files()
@@ -269,7 +334,10 @@ def test_leaving_statistics_out_is_not_taken_for_lost_rows(host: Sandbox) -> Non
     host.add_run(days_ago(0.4), 15, tables={"torrents": 100, "keys": 10})
     assert "suspended" not in host.call("prune").out
     host.add_run(days_ago(0.3), 16, tables={"torrents": 1, "keys": 10}, scope="exclude-statistics")
-    assert f"the table torrents has 1 rows in {days_ago(0.3)} and had 3 in {days_ago(0.5)}" in host.call("prune").out
+    assert (
+        f"the table torrents has 1 rows in {days_ago(0.3)} and had 3 in {days_ago(0.5)}"
+        in host.call("prune").out
+    )
 
 
 def test_retention_removes_both_dumps_of_a_run(host: Sandbox) -> None:
@@ -308,20 +376,36 @@ NIGHTS = st.builds(
     Night,
     hours=st.one_of(st.just(24), st.integers(1, 100), st.integers(-90_000, 90_000).filter(bool)),
     success=st.sampled_from([True, True, True, False]),
-    kinds=st.sampled_from([("database", "config"), ("database", "config"), ("database",), ("config",)]),
+    kinds=st.sampled_from(
+        [("database", "config"), ("database", "config"), ("database",), ("config",)]
+    ),
     rows=st.sampled_from([1000, 1000, 900, 499, 0]),
     acknowledged=st.booleans(),
 )
-STRANGERS = ("config/notes.txt", "sqlite/sqlite_20010101_000000.db.gz", "runs/20010101_000000.txt", "runs/20010102_000000.json", "README")
+STRANGERS = (
+    "config/notes.txt",
+    "sqlite/sqlite_20010101_000000.db.gz",
+    "runs/20010101_000000.txt",
+    "runs/20010102_000000.json",
+    "README",
+)
 
 
 @given(nights=st.lists(NIGHTS, min_size=2, max_size=14), days=st.sampled_from([1, 7, 400]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_happens_over_the_years_the_good_backups_stay(host: Sandbox, nights: list[Night], days: int) -> None:
-    """Runs, gaps, clock jumps, failures, lost rows and strangers' files, with a pruning after each run as in real life."""
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_happens_over_the_years_the_good_backups_stay(
+    host: Sandbox, nights: list[Night], days: int
+) -> None:
+    """Runs, gaps, clock jumps, failures, lost rows and strangers' files, with a pruning after each
+    run as in real life.
+    """
     host.empty_destination()
     conf = host.deploy / "backup/backup.conf"
-    conf.write_text(re.sub("BACKUP_RETENTION_DAYS='.*'", f"BACKUP_RETENTION_DAYS='{days}'", conf.read_text()))
+    conf.write_text(
+        re.sub("BACKUP_RETENTION_DAYS='.*'", f"BACKUP_RETENTION_DAYS='{days}'", conf.read_text())
+    )
     for name in STRANGERS:
         (host.destination / name).write_text("precious")
     clock = NOW - datetime.timedelta(days=30)
@@ -349,20 +433,49 @@ def test_whatever_happens_over_the_years_the_good_backups_stay(host: Sandbox, ni
         assert set(STRANGERS) <= host.files()
         for kind in ("database", "config"):
             newest = next((run for run in reversed(runs) if files_of(run, kind)), None)
-            assert newest is None or files_of(newest, kind) <= host.files(), f"the newest {kind} is gone"
+            assert newest is None or files_of(newest, kind) <= host.files(), (
+                f"the newest {kind} is gone"
+            )
         limit = clock - datetime.timedelta(days=days)
         inside = {path for run in runs if moment(run) >= limit for path in files_of(run)}
         assert not gone & inside, "it removes what is inside the period"
         there = [run for run in runs if f"runs/{run['id']}.json" in before]
-        if any(moment(run) > NOW + datetime.timedelta(hours=1) for run in there if run["id"] not in acknowledged):
+        if any(
+            moment(run) > NOW + datetime.timedelta(hours=1)
+            for run in there
+            if run["id"] not in acknowledged
+        ):
             assert not gone, "a run lies in the future"
         good = [run for run in there if run["result"] == "success"]
-        if len(good) > 1 and good[-1]["id"] not in acknowledged and 2 * good[-1]["tables"]["torrents"] < good[-2]["tables"]["torrents"]:
+        if (
+            len(good) > 1
+            and good[-1]["id"] not in acknowledged
+            and 2 * good[-1]["tables"]["torrents"] < good[-2]["tables"]["torrents"]
+        ):
             assert not gone, "the database lost its rows"
         if gone:
             assert runs[-1]["result"] == "success"
-            assert {name.partition("/")[0] for name in gone} <= {"runs", *({"database": "sqlite", "config": "config"}[kind] for kind in night.kinds)}
+            assert {name.partition("/")[0] for name in gone} <= {
+                "runs",
+                *({"database": "sqlite", "config": "config"}[kind] for kind in night.kinds),
+            }
 
 
 def moment(run: dict[str, Any]) -> datetime.datetime:
-    return datetime.datetime.strptime(run["id"], "%Y%m%d_%H%M%S").replace(tzinfo=datetime.timezone.utc)
+    return datetime.datetime.strptime(run["id"], "%Y%m%d_%H%M%S").replace(
+        tzinfo=datetime.timezone.utc
+    )
+
+
+def test_a_table_that_is_gone_suspends_until_acknowledged_and_then_for_good(host: Sandbox) -> None:
+    """An empty table counts, too."""
+    host.add_run(days_ago(0.4), 1, tables={"torrents": 3, "empty": 0})
+    host.add_run(days_ago(0.3), 2, tables={"torrents": 3})
+    reason = f"the table empty is gone in {days_ago(0.3)}; it had 0 rows in {days_ago(0.4)}"
+    assert reason in host.call("prune").out
+    assert reason in host.call("acknowledge").out
+    host.add_run(days_ago(0.2), 3, tables={"torrents": 3})
+    outcome = host.call("prune")
+    assert outcome.code == 0
+    assert "suspended" not in outcome.out
+    assert "not suspended" in host.call("acknowledge").out

@@ -1,4 +1,6 @@
-"""Run manifests: which are ours, what a run records, what it teaches the next, and what list and status say of them."""
+"""Run manifests: which are ours, what a run records, what it teaches the next, and what list and
+status say of them.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 
 from unit.sandbox import Sandbox, manifest, mode
+
+SHA256 = "5a" * 32
 
 NOW = datetime.datetime.now(datetime.timezone.utc)
 
@@ -37,7 +41,9 @@ def strangers() -> dict[str, str | bytes]:
         "20260101_030004.json": "null",
         "20260101_030005.json": json.dumps(whole),  # not its name
         "20260101_030006.json": json.dumps({**whole, "id": 20260101030006}),
-        "20260101_030007.json": json.dumps({**manifest("20260101_030007", 99), "environment": "staging"}),
+        "20260101_030007.json": json.dumps(
+            {**manifest("20260101_030007", 99), "environment": "staging"}
+        ),
         "20260101_030008.json": json.dumps({**manifest("20260101_030008", 99), "sequence": "high"}),
         "20260101_030000.json": without("environment"),
         "notes.txt": "remember the milk",
@@ -46,7 +52,8 @@ def strangers() -> dict[str, str | bytes]:
     }
 
 
-# Manifests as an older or newer version, a careless hand or a bad disk could leave them: with the right id and environment.
+# Manifests as an older or newer version, a careless hand or a bad disk could leave them: with the
+# right id and environment.
 HALF_MANIFESTS: dict[str, dict[str, Any]] = {
     "no result": {"result": None},
     "files are no list": {"files": 7},
@@ -78,7 +85,9 @@ def test_runs_are_in_order_of_their_sequence_whatever_the_clock_said(host: Sandb
 
 def test_files_of_strangers_are_passed_over(host: Sandbox) -> None:
     for name, content in strangers().items():
-        (host.destination / "runs" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (host.destination / "runs" / name).write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
     (host.destination / "runs/20260101_030011.json").mkdir()
     host.add_run(hours_ago(1), 1)
     outcome = host.call("list")
@@ -99,7 +108,9 @@ def test_json_stays_json_beside_files_of_strangers(host: Sandbox, command: str) 
 
 
 @pytest.mark.parametrize("facts", HALF_MANIFESTS.values(), ids=HALF_MANIFESTS.keys())
-def test_half_a_manifest_stops_neither_status_nor_the_next_run(host: Sandbox, tmp_path: Path, facts: dict[str, Any]) -> None:
+def test_half_a_manifest_stops_neither_status_nor_the_next_run(
+    host: Sandbox, tmp_path: Path, facts: dict[str, Any]
+) -> None:
     host.add_run(hours_ago(2), 1)
     put_half_manifest(host, facts)
     assert host.call("list").code == 0
@@ -114,8 +125,10 @@ def test_a_name_that_is_not_utf8_stops_nothing(host: Sandbox) -> None:
     Path(os.fsdecode(os.fsencode(host.destination) + b"/runs/\xff.json")).write_text("{")
     done = subprocess.run(
         [sys.executable, str(host.bundle / "host/tracker-backup"), "status"],
-        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
-    )  # fmt: skip
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
 
 
@@ -133,18 +146,26 @@ def test_a_run_expects_what_the_last_good_one_had(host: Sandbox, tmp_path: Path)
     host.add_run(hours_ago(2), 2, tables={"torrents": 1, "it's a table": 2, "ключ": 0})
     host.add_run(hours_ago(1), 3, result="failed", tables={})
     assert host.call("expect", str(tmp_path)).code == 0
-    assert (tmp_path / "expected-tables").read_text(encoding="utf-8").splitlines() == ["torrents", "it's a table", "ключ"]
+    assert (tmp_path / "expected-tables").read_text(encoding="utf-8").splitlines() == [
+        "torrents",
+        "it's a table",
+        "ключ",
+    ]
     assert (tmp_path / "expected-bytes").read_text() == "12\n"
 
 
-def test_a_run_expects_what_the_last_good_one_of_its_scope_had(host: Sandbox, tmp_path: Path) -> None:
+def test_a_run_expects_what_the_last_good_one_of_its_scope_had(
+    host: Sandbox, tmp_path: Path
+) -> None:
     host.add_run(hours_ago(3), 1, tables={"torrents": 1, "old": 1}, kinds=("database",))
     host.add_run(hours_ago(2), 2, tables={"torrents": 1}, scope="exclude-statistics")
     assert host.call("expect", str(tmp_path)).code == 0
     assert (tmp_path / "expected-tables").read_text().splitlines() == ["torrents", "old"]
     assert (tmp_path / "expected-bytes").read_text() == "6\n"
     conf = host.deploy / "backup/backup.conf"
-    conf.write_text(conf.read_text().replace("BACKUP_SCOPE='full'", "BACKUP_SCOPE='exclude-statistics'"))
+    conf.write_text(
+        conf.read_text().replace("BACKUP_SCOPE='full'", "BACKUP_SCOPE='exclude-statistics'")
+    )
     assert host.call("expect", str(tmp_path)).code == 0
     assert (tmp_path / "expected-tables").read_text().splitlines() == ["torrents"]
     assert record(host, tmp_path).code == 0
@@ -164,11 +185,17 @@ def test_both_dumps_of_a_run_are_its_files(tool: ModuleType) -> None:
     run["files"] = [
         {"kind": "database", "path": f"{path}.gz", "bytes": 1, "sha256": ""}
         for path in (
-            "mysql/mysql_20260101_030000.sql", "mysql/mysql_20260101_030000.torrents.sql", "mysql/mysql_20260101_030000.keys.sql",
-            "mysql/mysql_20260102_030000.torrents.sql", "mysql/mysql_20260101_030000torrents.sql",
+            "mysql/mysql_20260101_030000.sql",
+            "mysql/mysql_20260101_030000.torrents.sql",
+            "mysql/mysql_20260101_030000.keys.sql",
+            "mysql/mysql_20260102_030000.torrents.sql",
+            "mysql/mysql_20260101_030000torrents.sql",
         )
-    ]  # fmt: skip
-    assert [path for _, path in tool.runs.run_files(run)] == ["mysql/mysql_20260101_030000.sql.gz", "mysql/mysql_20260101_030000.torrents.sql.gz"]
+    ]
+    assert [path for _, path in tool.runs.run_files(run)] == [
+        "mysql/mysql_20260101_030000.sql.gz",
+        "mysql/mysql_20260101_030000.torrents.sql.gz",
+    ]
 
 
 # ---------------------------------------------------------------- record
@@ -178,18 +205,33 @@ def record(host: Sandbox, work: Path, run_id: str | None = None, **facts: str) -
     """The facts that maintenance-backup.sh hands over, and what backup.sh leaves in staging."""
     run_id = run_id or hours_ago(0)
     (work / "result").write_text(
-        f"table\t3\ttorrents\ntable\t1\tit's a table\nduration\tcheck\t0.250\ntool\tsqlite3\t3.46.1\nwarning\toptional path missing: /data/x\n"
-        f"file\tdatabase\tsqlite/sqlite_{run_id}.db.gz\t7\tabc\nfile\tconfig\tconfig/config_{run_id}.tar.gz\t5\tdef\n"
+        "table\t3\ttorrents\ntable\t1\tit's a "
+        "table\nduration\tcheck\t0.250\ntool\tsqlite3\t3.46.1\nwarning\toptional path "
+        "missing: /data/x\n"
+        f"file\tdatabase\tsqlite/sqlite_{run_id}.db.gz\t7\t{SHA256}\n"
+        f"file\tconfig\tconfig/config_{run_id}.tar.gz\t5\t{SHA256}\n"
     )
     lines = {
-        "id": run_id, "started": "2026-01-01T03:00:00Z", "result": "success", "exit_code": "0", "reason": "", "quiesce": "stop",
-        "window_seconds": "1.250", **facts,
-    }  # fmt: skip
-    return host.call("record", str(work), stdin="".join(f"{key}={value}\n" for key, value in lines.items()) + "warning=of the host\n")
+        "id": run_id,
+        "started": "2026-01-01T03:00:00Z",
+        "result": "success",
+        "exit_code": "0",
+        "reason": "",
+        "quiesce": "stop",
+        "window_seconds": "1.250",
+        **facts,
+    }
+    return host.call(
+        "record",
+        str(work),
+        stdin="".join(f"{key}={value}\n" for key, value in lines.items()) + "warning=of the host\n",
+    )
 
 
 def recorded(host: Sandbox, run_id: str | None = None) -> dict[str, Any]:
-    run: dict[str, Any] = json.loads((host.destination / f"runs/{run_id or hours_ago(0)}.json").read_text())
+    run: dict[str, Any] = json.loads(
+        (host.destination / f"runs/{run_id or hours_ago(0)}.json").read_text()
+    )
     return run
 
 
@@ -197,12 +239,32 @@ def test_a_success_is_recorded_with_all_that_is_known_of_it(host: Sandbox, tmp_p
     host.add_run(hours_ago(9), 41)
     assert record(host, tmp_path).code == 0
     run = recorded(host)
-    assert (run["format"], run["id"], run["sequence"], run["environment"]) == (1, hours_ago(0), 42, "production")
+    assert (run["format"], run["id"], run["sequence"], run["environment"]) == (
+        1,
+        hours_ago(0),
+        42,
+        "production",
+    )
     assert (run["result"], run["exit_code"], run["reason"]) == ("success", 0, "")
-    assert (run["strategy"], run["quiesce"], run["scope"], run["window_seconds"]) == ("maintenance-window", "stop", "full", 1.25)
+    assert (run["strategy"], run["quiesce"], run["scope"], run["window_seconds"]) == (
+        "maintenance-window",
+        "stop",
+        "full",
+        1.25,
+    )
     assert run["files"] == [
-        {"kind": "database", "path": f"sqlite/sqlite_{hours_ago(0)}.db.gz", "bytes": 7, "sha256": "abc"},
-        {"kind": "config", "path": f"config/config_{hours_ago(0)}.tar.gz", "bytes": 5, "sha256": "def"},
+        {
+            "kind": "database",
+            "path": f"sqlite/sqlite_{hours_ago(0)}.db.gz",
+            "bytes": 7,
+            "sha256": SHA256,
+        },
+        {
+            "kind": "config",
+            "path": f"config/config_{hours_ago(0)}.tar.gz",
+            "bytes": 5,
+            "sha256": SHA256,
+        },
     ]
     assert run["tables"] == {"torrents": 3, "it's a table": 1}
     assert run["durations"] == {"check": 0.25}
@@ -212,28 +274,50 @@ def test_a_success_is_recorded_with_all_that_is_known_of_it(host: Sandbox, tmp_p
     assert run["finished"].endswith("Z")
 
 
-def test_owners_and_modes_of_mounted_directories_are_recorded(host: Sandbox, tmp_path: Path) -> None:
+def test_owners_and_modes_of_mounted_directories_are_recorded(
+    host: Sandbox, tmp_path: Path
+) -> None:
     mounted = host.deploy / "storage/tracker/etc"
     mounted.chmod(0o2750)
     record(host, tmp_path)
-    assert recorded(host)["directories"]["storage/tracker/etc"] == {"uid": mounted.stat().st_uid, "gid": mounted.stat().st_gid, "mode": "2750"}
+    assert recorded(host)["directories"]["storage/tracker/etc"] == {
+        "uid": mounted.stat().st_uid,
+        "gid": mounted.stat().st_gid,
+        "mode": "2750",
+    }
 
 
 def test_a_failure_is_recorded_without_files(host: Sandbox, tmp_path: Path) -> None:
-    assert record(host, tmp_path, result="failed", exit_code="143", reason="ended by a signal = really").code == 0
+    assert (
+        record(
+            host, tmp_path, result="failed", exit_code="143", reason="ended by a signal = really"
+        ).code
+        == 0
+    )
     run = recorded(host)
-    assert (run["result"], run["exit_code"], run["reason"], run["files"]) == ("failed", 143, "ended by a signal = really", [])
+    assert (run["result"], run["exit_code"], run["reason"], run["files"]) == (
+        "failed",
+        143,
+        "ended by a signal = really",
+        [],
+    )
 
 
-def test_a_failure_is_recorded_although_docker_and_staging_are_gone(host: Sandbox, tmp_path: Path) -> None:
+def test_a_failure_is_recorded_although_docker_and_staging_are_gone(
+    host: Sandbox, tmp_path: Path
+) -> None:
     (host.stub / "hooks/ps").write_text("exit 1\n")
-    lines = f"id={hours_ago(0)}\nstarted=x\nresult=failed\nexit_code=1\nreason=Docker is away\nquiesce=stop\nwindow_seconds=0\n"
+    lines = (
+        f"id={hours_ago(0)}\nstarted=x\nresult=failed\nexit_code=1\nreason=Docker is "
+        "away\nquiesce=stop\nwindow_seconds=0\n"
+    )
     assert host.call("record", str(tmp_path / "gone"), stdin=lines).code == 0
     assert recorded(host)["reason"] == "Docker is away"
 
 
 def test_a_success_without_files_is_refused(host: Sandbox, tmp_path: Path) -> None:
-    lines = f"id={hours_ago(0)}\nstarted=x\nresult=success\nexit_code=0\nreason=\nquiesce=stop\nwindow_seconds=0\n"
+    lines = f"id={hours_ago(0)}\nstarted=x\nresult=success\nexit_code=0\nreason=\nquiesce=stop\n"
+    lines += "window_seconds=0\n"
     outcome = host.call("record", str(tmp_path), stdin=lines)
     assert outcome.code == 1
     assert not list((host.destination / "runs").iterdir())
@@ -257,7 +341,9 @@ def test_a_reason_that_is_not_utf8_is_recorded(host: Sandbox, tmp_path: Path) ->
     assert recorded(host)["reason"].startswith("bad name: ")
 
 
-def test_a_run_manifest_is_written_before_it_has_its_name(host: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_manifest_is_written_before_it_has_its_name(
+    host: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     rename, fsync = Path.rename, os.fsync
 
@@ -297,10 +383,18 @@ def test_list_shows_size_of_successes_and_reasons_of_failures(host: Sandbox) -> 
 
 def test_list_and_status_change_nothing(host: Sandbox) -> None:
     host.add_run(hours_ago(3), 1)
-    before = {path: path.stat().st_mtime_ns for path in host.path.rglob("*") if path != host.stub / "calls"}
+    before = {
+        path: path.lstat().st_mtime_ns
+        for path in host.path.rglob("*")
+        if path != host.stub / "calls"
+    }
     host.call("list")
     host.call("status")
-    assert {path: path.stat().st_mtime_ns for path in host.path.rglob("*") if path != host.stub / "calls"} == before
+    assert {
+        path: path.lstat().st_mtime_ns
+        for path in host.path.rglob("*")
+        if path != host.stub / "calls"
+    } == before
 
 
 def test_status_without_a_success_fails(host: Sandbox) -> None:
@@ -325,7 +419,9 @@ def test_a_failed_run_after_a_fresh_success_is_shown(host: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(("hours", "code"), [(47.9, 0), (48.1, 1)])
-def test_status_fails_when_the_last_success_is_older_than_twice_the_longest_interval(host: Sandbox, hours: float, code: int) -> None:
+def test_status_fails_when_the_last_success_is_older_than_twice_the_longest_interval(
+    host: Sandbox, hours: float, code: int
+) -> None:
     host.add_run(hours_ago(hours), 1)
     outcome = host.call("status")
     assert outcome.code == code
@@ -345,7 +441,12 @@ def test_the_json_of_status_says_what_monitoring_needs(host: Sandbox) -> None:
     outcome = host.call("status", "--json")
     status = json.loads(outcome.out)
     assert outcome.code == 0
-    assert (status["environment"], status["ok"], status["problems"], status["schedule"]) == ("production", True, [], "0 3 * * *")
+    assert (status["environment"], status["ok"], status["problems"], status["schedule"]) == (
+        "production",
+        True,
+        [],
+        "0 3 * * *",
+    )
     assert status["last_run"]["id"] == hours_ago(2)
     assert status["last_run"]["result"] == "failed"
     assert status["last_success"]["id"] == hours_ago(3)
@@ -365,7 +466,9 @@ def test_status_tells_of_a_hold_and_of_what_is_unfinished(host: Sandbox) -> None
     assert "ON HOLD" in host.call("status").out
 
 
-DAYS, MONTHS, WEEKDAYS = (",".join(map(str, numbers)) for numbers in (range(1, 32), range(1, 13), range(7)))
+DAYS, MONTHS, WEEKDAYS = (
+    ",".join(map(str, numbers)) for numbers in (range(1, 32), range(1, 13), range(7))
+)
 
 
 @pytest.mark.parametrize(
@@ -375,13 +478,19 @@ DAYS, MONTHS, WEEKDAYS = (",".join(map(str, numbers)) for numbers in (range(1, 3
         (f"0 3 {DAYS} {MONTHS} {WEEKDAYS} both", "2026-01-01 03:00", "2026-01-02 03:00"),
         (f"0,30 3,15 {DAYS} {MONTHS} {WEEKDAYS} both", "2026-12-31 15:30", "2027-01-01 03:00"),
         (f"0 3 {DAYS} {MONTHS} 0 both", "2026-11-21 12:00", "2026-11-22 03:00"),  # a Sunday
-        (f"0 3 13 {MONTHS} 5 either", "2026-11-13 03:00", "2026-11-20 03:00"),  # the 13th or a Friday
+        (
+            f"0 3 13 {MONTHS} 5 either",
+            "2026-11-13 03:00",
+            "2026-11-20 03:00",
+        ),  # the 13th or a Friday
         (f"0 3 31 2,4,5 {WEEKDAYS} both", "2026-01-01 00:00", "2026-05-31 03:00"),
         (f"0 3 29 2 {WEEKDAYS} both", "2026-01-01 00:00", "2028-02-29 03:00"),
         (f"0 3 31 2 {WEEKDAYS} both", "2026-01-01 00:00", None),
     ],
 )
-def test_the_next_run_is_the_next_minute_of_the_calendar(host: Sandbox, calendar: str, after: str, expected: str | None) -> None:
+def test_the_next_run_is_the_next_minute_of_the_calendar(
+    host: Sandbox, calendar: str, after: str, expected: str | None
+) -> None:
     found = host.package.status.next_run(calendar, datetime.datetime.fromisoformat(after))
     assert (found.isoformat(" ", "minutes") if found else None) == expected
 
@@ -390,5 +499,10 @@ def test_the_json_of_a_failing_status_is_whole_and_the_exit_code_1(host: Sandbox
     outcome = host.call("status", "--json")
     assert outcome.code == 1
     status = json.loads(outcome.out)
-    assert (status["ok"], status["last_run"], status["last_success"], status["age_seconds"]) == (False, None, None, None)
+    assert (status["ok"], status["last_run"], status["last_success"], status["age_seconds"]) == (
+        False,
+        None,
+        None,
+        None,
+    )
     assert status["problems"]

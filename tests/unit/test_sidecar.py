@@ -1,4 +1,6 @@
-"""The sidecar as the host sees it: brought up once, brought back, told what it cannot see, and gone with its strategy."""
+"""The sidecar as the host sees it: brought up once, brought back, told what it cannot see, and gone
+with its strategy.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ import pytest
 from unit.sandbox import Sandbox
 
 NOW = datetime.datetime.now(datetime.timezone.utc)
-MINE = ("usr/local/lib/tracker-backup/sidecar-backup.sh", "usr/local/lib/tracker-backup/__main__.py", "var/lib/tracker-backup/stack.json")
+MINE = (
+    "usr/local/lib/tracker-backup/sidecar-backup.sh",
+    "usr/local/lib/tracker-backup/__main__.py",
+    "var/lib/tracker-backup/stack.json",
+)
 
 
 @pytest.fixture
@@ -80,7 +86,9 @@ def test_uninstalling_removes_it(sidecar: Sandbox) -> None:
     assert not sidecar.state.exists()
 
 
-def test_without_docker_it_is_not_uninstalled_by_half(sidecar: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_docker_it_is_not_uninstalled_by_half(
+    sidecar: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert sidecar.call("uninstall").code == 1
     assert sidecar.cron.exists()
@@ -118,8 +126,14 @@ def test_hold_keeps_it_away(sidecar: Sandbox) -> None:
 
 
 def test_it_is_not_replaced_under_a_run(sidecar: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sidecar.package.sidecar, "time", SimpleNamespace(sleep=lambda _seconds: None))
-    monkeypatch.setattr(sidecar.package.state, "time", SimpleNamespace(monotonic=iter(range(10**6)).__next__, sleep=lambda _seconds: None))
+    monkeypatch.setattr(
+        sidecar.package.sidecar, "time", SimpleNamespace(sleep=lambda _seconds: None)
+    )
+    monkeypatch.setattr(
+        sidecar.package.state,
+        "time",
+        SimpleNamespace(monotonic=iter(range(10**6)).__next__, sleep=lambda _seconds: None),
+    )
     state(sidecar, Status="exited")
     with (sidecar.state / "lock").open("a") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
@@ -139,7 +153,10 @@ def test_a_replaced_file_is_noticed(sidecar: Sandbox) -> None:
     new.write_text("")
 
     def sees(source: str) -> bool:
-        found = {"State": {"Pid": os.getpid()}, "Mounts": [{"Source": source, "Destination": str(old)}]}
+        found = {
+            "State": {"Pid": os.getpid()},
+            "Mounts": [{"Source": source, "Destination": str(old)}],
+        }
         return bool(sidecar.package.sidecar.sees_other_files(found))
 
     assert not sees(str(old))

@@ -2,13 +2,14 @@
 
 A module imports only from those before it in this list:
 
-    host, log, files, state                 this host, and how anything is written there
-    runs, docker                            what there is: run manifests and their files, containers and images
-    deployment, destination, secrets        what belongs to this deployment, and whether it is still as installed
-    retention, repository, remote           what is removed; the restic repository and the copies in it
-    run                                     what a run calls
-    workshop, server, verify                a backup, brought to life
-    fetch, restore                          and back
-    sidecar, status                         the container that stays up; what the operator asks
-    install, main                           the bundle put into its places; the command line
+    host, log, files, state, cron     this host, and how anything is written there
+    fault_points                      places at which the test suite stops a run
+    runs, answers, docker             run manifests and files, what containers answer, images
+    deployment, destination, secrets  what belongs to this deployment, as installed
+    retention, repository, remote     what is removed; the restic repository and its copies
+    run                               what a run calls
+    workshop, server, verify          a backup, brought to life
+    fetch, restore                    and back
+    sidecar, status                   the container that stays up; what the operator asks
+    install, main                     the bundle put into its places; the command line
 """

@@ -22,41 +22,70 @@ TOLD_SECONDS = 600
 def look_for_sidecar(host: Host) -> dict[str, Any]:
     """What only the host can see of the stack; the sidecar's runs go by it."""
     images, directories = stack_facts(host)
-    tracker = [found["State"]["Status"] for found in stack_containers(host) if service_of(found) == "tracker"]
-    refused, warnings = "", [f"the tracker is {status}" for status in tracker if status != "running"]
+    tracker = [
+        found["State"]["Status"]
+        for found in stack_containers(host)
+        if service_of(found) == "tracker"
+    ]
+    refused, warnings = (
+        "",
+        [f"the tracker is {status}" for status in tracker if status != "running"],
+    )
     try:
         warnings += check_deployment(host)
     except Refused as error:
         refused = str(error)
     if not tracker:
-        refused = f"there is no container of the service tracker in {host.deploy_dir}: what its database is nobody can tell"
-    return {"at": utc_now(), "images": images, "directories": directories, "refused": refused, "warnings": warnings}
+        refused = (
+            f"there is no container of the service tracker in {host.deploy_dir}: what its "
+            "database is nobody can tell"
+        )
+    return {
+        "at": utc_now(),
+        "images": images,
+        "directories": directories,
+        "refused": refused,
+        "warnings": warnings,
+    }
 
 
 def told_by_host() -> dict[str, Any]:
     """The same, in the sidecar."""
     told = read_state(TOLD, {})
     if not told:
-        raise Refused(f"{STATE / TOLD} is missing: cron on the host writes it every minute, by `tracker-backup sidecar`")
+        raise Refused(
+            f"{STATE / TOLD} is missing: cron on the host writes it every minute, by "
+            "`tracker-backup sidecar`"
+        )
     age = (datetime.datetime.now(datetime.timezone.utc) - parse_time(told["at"])).total_seconds()
     if age > TOLD_SECONDS:
-        told["warnings"] = [*told["warnings"], f"cron on the host has told nothing of the stack for {age / 60:.0f} minutes: does it run?"]
+        told["warnings"] = [
+            *told["warnings"],
+            (
+                f"cron on the host has told nothing of the stack for {age / 60:.0f} minutes: does "
+                "it run?"
+            ),
+        ]
     return told
 
 
 def stack_facts(host: Host) -> tuple[dict[str, str], dict[str, Any]]:
-    """Image ids by service, and owner and mode of each directory of the deployment that a service mounts."""
+    """Image ids by service, and owner and mode of each directory of the deployment that a service
+    mounts.
+    """
     if IN_SIDECAR:
         told = told_by_host()
         return told["images"], told["directories"]
+    # Docker keeps the spelling with which the stack was started, which may lead through a link.
+    deploy_dir = host.deploy_dir.resolve()
     images: dict[str, str] = {}
     directories: dict[str, Any] = {}
     for found in stack_containers(host):
         images[service_of(found)] = found["Image"]
         for mount in found["Mounts"]:
-            source = Path(mount.get("Source", ""))
-            if source.is_relative_to(host.deploy_dir) and source.is_dir():
-                directories[str(source.relative_to(host.deploy_dir))] = owner_and_mode(source)
+            source = Path(mount.get("Source", "")).resolve()
+            if source.is_relative_to(deploy_dir) and source.is_dir():
+                directories[str(source.relative_to(deploy_dir))] = owner_and_mode(source)
     for name in (".", "storage"):
         directories[name] = owner_and_mode(host.deploy_dir / name)
     return images, directories
@@ -76,28 +105,42 @@ def make_deploy_directory(host: Host, directories: Mapping[str, Any]) -> None:
 
 
 def tracker_database(host: Host, environment: Mapping[str, str]) -> tuple[str, str]:
-    """(driver, path) that the tracker uses: its environment first, then tracker.toml, as the tracker itself reads them."""
+    """(driver, path) that the tracker uses: its environment first, then tracker.toml, as the
+    tracker itself reads them.
+    """
     toml = environment.get("TORRUST_TRACKER_CONFIG_TOML", "")
     if not toml:
         toml = read_plain_file(host.deploy_dir / "storage/tracker/etc/tracker.toml")
-    section = re.search(r"^\s*\[core\.database\]\s*$(.*?)(?=^\s*\[|\Z)", toml, re.MULTILINE | re.DOTALL)
+    section = re.search(
+        r"^\s*\[core\.database\]\s*$(.*?)(?=^\s*\[|\Z)", toml, re.MULTILINE | re.DOTALL
+    )
 
     def value(key: str) -> str:
-        override = environment.get(f"TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__{key.upper()}", "")
-        found = re.search(rf"""^\s*{key}\s*=\s*(["'])(.*?)\1""", section[1] if section else "", re.MULTILINE)
+        override = environment.get(
+            f"TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__{key.upper()}", ""
+        )
+        found = re.search(
+            rf"""^\s*{key}\s*=\s*(["'])(.*?)\1""", section[1] if section else "", re.MULTILINE
+        )
         return override or (found[2] if found else "")
 
     return value("driver").lower(), value("path")
 
 
 def read_plain_file(path: Path) -> str:
-    """At most 1 MiB of a file that a service can replace: neither a link nor a pipe is followed; empty when it is not there."""
+    """At most 1 MiB of a file that a service can replace: neither a link nor a pipe is followed;
+    empty when it is not there.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return ""
     with open(descriptor, "rb") as file:
-        return file.read(1 << 20).decode(errors="replace") if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
+        return (
+            file.read(1 << 20).decode(errors="replace")
+            if stat.S_ISREG(os.fstat(descriptor).st_mode)
+            else ""
+        )
 
 
 def expected_database(settings: Mapping[str, str]) -> tuple[str, str]:
@@ -110,7 +153,9 @@ def expected_database(settings: Mapping[str, str]) -> tuple[str, str]:
 
 
 def check_deployment(host: Host) -> list[str]:
-    """The tracker's database is the one that backup.conf names, otherwise Refused; returns what else is not as installed."""
+    """The tracker's database is the one that backup.conf names, otherwise Refused; returns what
+    else is not as installed.
+    """
     if IN_SIDECAR:
         told = told_by_host()
         if told["refused"]:
@@ -125,23 +170,32 @@ def check_deployment(host: Host) -> list[str]:
         pairs = (pair.partition("=") for pair in container["Config"]["Env"] or [])
         driver, path = tracker_database(host, {key: value for key, _, value in pairs})
         if driver == "mysql":
-            uses = re.sub(r"^([^:/]+)/", r"\1:3306/", path.removeprefix("mysql://").rpartition("@")[2])
+            uses = re.sub(
+                r"^([^:/]+)/", r"\1:3306/", path.removeprefix("mysql://").rpartition("@")[2]
+            )
         else:
             uses = Path(path).name
         expected = expected_database(settings)
         if (driver and driver != expected[0]) or (path and uses != expected[1]):
             raise Refused(
-                f"the tracker uses {driver} {uses}, backup.conf says {' '.join(expected)}: correct the environment JSON, generate and install again"
+                f"the tracker uses {driver} {uses}, backup.conf says {' '.join(expected)}: "
+                "correct the environment JSON, generate and install again"
             )
         if not (driver and path):
-            warnings.append("what database the tracker uses cannot be read from its environment or tracker.toml")
+            warnings.append(
+                "what database the tracker uses cannot be read from its environment or tracker.toml"
+            )
         mounted = {mount.get("Destination"): mount.get("Source") for mount in container["Mounts"]}
-        library = str(host.deploy_dir.resolve() / "storage/tracker/lib")
-        if driver == "sqlite3" and mounted.get("/var/lib/torrust/tracker") not in (None, library):
-            raise Refused(f"the tracker's database directory is {mounted['/var/lib/torrust/tracker']}, not {library}")
+        library = (host.deploy_dir / "storage/tracker/lib").resolve()
+        found = mounted.get("/var/lib/torrust/tracker")
+        if driver == "sqlite3" and found is not None and Path(found).resolve() != library:
+            raise Refused(f"the tracker's database directory is {found}, not {library}")
     services = {service_of(container) for container in containers}
     listed = (host.deploy_dir / "backup/backup-paths.txt").read_text(encoding="utf-8")
     for service in ("prometheus", "grafana", "caddy"):
         if service in services and f"/data/storage/{service}/" not in listed:
-            warnings.append(f"the service {service} runs here, and nothing of it is in the backup: add it to the environment JSON")
+            warnings.append(
+                f"the service {service} runs here, and nothing of it is in the backup: add it "
+                "to the environment JSON"
+            )
     return warnings

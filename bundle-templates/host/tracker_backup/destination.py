@@ -16,27 +16,41 @@ def machine_id() -> str:
 
 
 def check_destination(host: Host) -> None:
-    """The destination is ours: neither an empty mount point, nor another environment's, nor another machine's."""
+    """The destination is ours: neither an empty mount point, nor another environment's, nor another
+    machine's.
+    """
     path = host.destination / IDENTITY
     try:
         owner = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise Refused(f"{path} is missing: is the destination mounted? When it is new, install the bundle again") from error
+        raise Refused(
+            f"{path} is missing: is the destination mounted? When it is new, install the "
+            "bundle again"
+        ) from error
     except (OSError, ValueError) as error:
         raise Refused(f"{path} cannot be read: {error}") from error
     if not isinstance(owner, dict):
-        raise Refused(f"{path} does not say whose backups these are: restore it from another copy, or remove it and install again")
+        raise Refused(
+            f"{path} does not say whose backups these are: restore it from another copy, or "
+            "remove it and install again"
+        )
     if owner.get("environment") != host.environment:
-        raise Refused(f"{host.destination} holds the backups of the environment {owner.get('environment')!r}, not of {host.environment!r}")
+        raise Refused(
+            f"{host.destination} holds the backups of the environment "
+            f"{owner.get('environment')!r}, not of {host.environment!r}"
+        )
     if owner.get("machine_id") != machine_id():
         raise Refused(
-            f"{host.destination} belongs to another machine of this environment; when that machine is gone, "
+            f"{host.destination} belongs to another machine of this environment; when that "
+            "machine is gone, "
             "take it over: ansible-playbook install-backup.yml -e take_over_destination=yes"
         )
 
 
 def check_restorable(host: Host) -> None:
-    """As `check_destination`; but another machine's of this environment will do: restoring takes it over."""
+    """As `check_destination`; but another machine's of this environment will do: restoring takes it
+    over.
+    """
     try:
         check_destination(host)
     except Refused:
@@ -54,10 +68,14 @@ def identity_environment(host: Host) -> str:
 
 def claim_destination(host: Host, take_over: bool) -> None:
     """Makes the destination's directories and its identity; refuses one that is somebody else's."""
-    if host.destination == host.deploy_dir / "storage/backup":
+    if host.destination.resolve() == (host.deploy_dir / "storage/backup").resolve():
         make_directory(host.destination, 0o700)
     elif not host.destination.is_dir():
-        raise Refused(f"the destination {host.destination} is not there: mount it or create it, then install again", 2)
+        raise Refused(
+            f"the destination {host.destination} is not there: mount it or create it, then "
+            "install again",
+            2,
+        )
     identity = host.destination / IDENTITY
     if identity.exists():
         try:

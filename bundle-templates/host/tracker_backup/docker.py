@@ -22,11 +22,21 @@ WORK_SECONDS = 43200  # for what works through a whole backup
 
 
 def docker(*arguments: str, seconds: int = DOCKER_SECONDS) -> str:
-    """What one Docker call printed; raises Refused with its message when it fails or does not answer."""
-    environment = os.environ | {"BUILDX_CONFIG": str(STATE / "buildx")}  # not in root's home, where it would stay for ever
+    """What one Docker call printed; raises Refused with its message when it fails or does not
+    answer.
+    """
+    environment = os.environ | {
+        "BUILDX_CONFIG": str(STATE / "buildx")
+    }  # not in root's home, where it would stay for ever
     try:
         done = subprocess.run(
-            ["docker", *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+            ["docker", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
     except FileNotFoundError as error:
         raise Refused("Docker is not installed on this host") from error
@@ -45,22 +55,45 @@ def without_values(message: str) -> str:
 
 
 def check_docker(host: Host, fragment: Path) -> None:
-    """The engine answers, Compose knows `!override`, and the stack's compose file goes together with ours."""
+    """The engine answers, Compose knows `!override`, and the stack's compose file goes together
+    with ours.
+    """
     docker("version")
     version = docker("compose", "version", "--short").strip().removeprefix("v")
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
     if numbers < COMPOSE_MINIMUM:
-        raise Refused(f"docker compose is {version}; {'.'.join(map(str, COMPOSE_MINIMUM))} or newer is needed")
+        raise Refused(
+            f"docker compose is {version}; {'.'.join(map(str, COMPOSE_MINIMUM))} or newer is needed"
+        )
     stack = host.deploy_dir / "docker-compose.yml"
     if not stack.is_file():
-        raise Refused(f"there is no {stack}: is backup.deploy_dir of the environment file right?", 2)
-    docker("compose", "--project-directory", str(host.deploy_dir), "--file", str(stack), "--file", str(fragment),
-           "--profile", "backup", "config", "--quiet")  # fmt: skip
+        raise Refused(
+            f"there is no {stack}: is backup.deploy_dir of the environment file right?", 2
+        )
+    docker(
+        "compose",
+        "--project-directory",
+        str(host.deploy_dir),
+        "--file",
+        str(stack),
+        "--file",
+        str(fragment),
+        "--profile",
+        "backup",
+        "config",
+        "--quiet",
+    )
 
 
 def stack_containers(host: Host) -> list[dict[str, Any]]:
-    """What `docker inspect` says of every container of the stack; not of one-off ones, nor of the sidecar."""
-    return [found for found in deployed_containers(host, "com.docker.compose.project.working_dir") if SIDECAR_LABEL not in found["Config"]["Labels"]]
+    """What `docker inspect` says of every container of the stack; not of one-off ones, nor of the
+    sidecar.
+    """
+    return [
+        found
+        for found in deployed_containers(host, "com.docker.compose.project.working_dir")
+        if SIDECAR_LABEL not in found["Config"]["Labels"]
+    ]
 
 
 def deployed_containers(host: Host, label: str) -> list[dict[str, Any]]:
@@ -70,7 +103,8 @@ def deployed_containers(host: Host, label: str) -> list[dict[str, Any]]:
         found
         for found in (json.loads(docker("inspect", "--type", "container", *ids)) if ids else [])
         if found["Config"]["Labels"].get("com.docker.compose.oneoff") != "True"
-        and Path(found["Config"]["Labels"]["com.docker.compose.project.working_dir"]).resolve() == host.deploy_dir.resolve()
+        and Path(found["Config"]["Labels"]["com.docker.compose.project.working_dir"]).resolve()
+        == host.deploy_dir.resolve()
     ]
 
 
@@ -85,9 +119,23 @@ def bind(source: Path, target: str, *options: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def container(name: str, image: str, *arguments: str, command: tuple[str, ...] = ()) -> Iterator[str]:
+def container(
+    name: str, image: str, *arguments: str, command: tuple[str, ...] = ()
+) -> Iterator[str]:
     """A container of ours, of an image that is there."""
-    docker("run", "--detach", "--pull", "never", "--name", name, "--label", f"{RUN_LABEL}={name}", *arguments, image, *command)
+    docker(
+        "run",
+        "--detach",
+        "--pull",
+        "never",
+        "--name",
+        name,
+        "--label",
+        f"{RUN_LABEL}={name}",
+        *arguments,
+        image,
+        *command,
+    )
     try:
         yield name
     finally:
@@ -95,26 +143,51 @@ def container(name: str, image: str, *arguments: str, command: tuple[str, ...] =
 
 
 def remove_dead_containers() -> None:
-    """Those of dead runs, verifications and restores, which may go on working; under the lock, where nobody else has one."""
+    """Those of dead runs, verifications and restores, which may go on working; under the lock,
+    where nobody else has one.
+    """
     for left in docker("ps", "--all", "--quiet", "--filter", f"label={RUN_LABEL}").split():
         docker("rm", "--force", "--volumes", left)
 
 
 def make_image(host: Host, context: Path, rebuild: bool) -> None:
     """Builds or pulls the image when it is not there, or again when asked to."""
-    known = docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
-    if host.image not in known or rebuild:
+    if rebuild or not has_image(host.image):
         if host.image_source == "pull":
             docker("pull", host.image, seconds=BUILD_SECONDS)
         else:
-            docker("build", *(["--no-cache"] if rebuild else []), "--tag", host.image, str(context), seconds=BUILD_SECONDS)
+            docker(
+                "build",
+                *(["--no-cache"] if rebuild else []),
+                "--tag",
+                host.image,
+                str(context),
+                seconds=BUILD_SECONDS,
+            )
         say(f"changed: image {host.image}")
 
 
+def image_id(image: str) -> str:
+    """The id of a local image, whatever the spelling of its name; empty if there is none."""
+    try:
+        return docker("image", "inspect", "--format", "{{.Id}}", image).strip() or image
+    except Refused as error:
+        if "no such image" in str(error).lower():
+            return ""
+        raise
+
+
+def has_image(image: str) -> bool:
+    return bool(image_id(image))
+
+
 def remove_images(keep: str) -> None:
-    """Removes the images that bundles were built into, but one; those that are in use stay, with a word."""
+    """Removes the images that bundles were built into, but one. An image in use stays, with a
+    warning.
+    """
+    kept = image_id(keep) if keep else ""
     for image in docker("images", "--format", "{{.Repository}}:{{.Tag}}").split():
-        if image.startswith("gen-backup-bundle/backup:") and image != keep:
+        if image.startswith("gen-backup-bundle/backup:") and image_id(image) != kept:
             try:
                 docker("image", "rm", image)
                 say(f"changed: image {image} (removed)")

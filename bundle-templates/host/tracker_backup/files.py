@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from .host import Refused
-from .log import say
+from .log import complain, say
 
 
 def write_durably(path: Path, text: str) -> None:
     """Writes a 0600 file so that after a power cut it is whole or not there."""
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        with open(
+            os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+        ) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -44,7 +47,11 @@ def make_directory(path: Path, mode: int) -> None:
     """One directory of root's with exactly this mode; its parent must be there."""
     if not path.is_dir():
         path.mkdir(mode=mode)
-    elif (path.stat().st_mode & 0o7777, path.stat().st_uid, path.stat().st_gid) == (mode, os.geteuid(), os.getegid()):
+    elif (path.stat().st_mode & 0o7777, path.stat().st_uid, path.stat().st_gid) == (
+        mode,
+        os.geteuid(),
+        os.getegid(),
+    ):
         return
     os.chown(path, os.geteuid(), os.getegid())
     path.chmod(mode)
@@ -56,7 +63,11 @@ def put(path: Path, content: bytes, mode: int) -> None:
     try:
         facts = path.lstat()
         same = path.read_bytes() == content and not path.is_symlink()
-        if same and facts.st_mode & 0o7777 == mode and (facts.st_uid, facts.st_gid) == (os.geteuid(), os.getegid()):
+        if (
+            same
+            and facts.st_mode & 0o7777 == mode
+            and (facts.st_uid, facts.st_gid) == (os.geteuid(), os.getegid())
+        ):
             return
     except FileNotFoundError:
         pass
@@ -71,9 +82,20 @@ def put(path: Path, content: bytes, mode: int) -> None:
     say(f"changed: {path}")
 
 
+def remove_tree(path: Path) -> None:
+    """Removes whatever is there, however deep: `rm` needs neither recursion nor long paths.
+
+    What cannot be removed stays, with a warning.
+    """
+    command = ["/bin/rm", "-rf", "--one-file-system", "--", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode != 0:
+        complain(f"warning: {path} could not be removed: {done.stderr.strip()[-300:]!r}")
+
+
 def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        remove_tree(path)
     elif path.exists() or path.is_symlink():
         path.unlink()
     else:

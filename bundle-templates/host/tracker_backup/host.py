@@ -12,7 +12,9 @@ from pathlib import Path
 CONFIG = Path(os.environ.get("TRACKER_BACKUP_CONFIG", "/etc/tracker-backup.conf"))
 STATE = Path(os.environ.get("TRACKER_BACKUP_STATE_DIR", "/var/lib/tracker-backup"))
 ROOT = Path(os.environ.get("TRACKER_BACKUP_ROOT", "/"))  # where the host's own files are, for tests
-IN_SIDECAR = "TRACKER_BACKUP_DEPLOY_DIR" in os.environ  # then places are the container's, and there is no Docker
+IN_SIDECAR = (
+    "TRACKER_BACKUP_DEPLOY_DIR" in os.environ
+)  # then places are the container's, and there is no Docker
 BUNDLE = Path(__file__).resolve().parents[2]  # the upload, when a command is run from it
 
 
@@ -21,7 +23,9 @@ def utc_now() -> str:
 
 
 def parse_time(text: str) -> datetime.datetime:
-    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
+    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(
+        tzinfo=datetime.timezone.utc
+    )
 
 
 class Refused(Exception):
@@ -51,7 +55,9 @@ def read_settings(path: Path) -> dict[str, str]:
 
 
 def config_path() -> Path:
-    """The installed configuration; the uploaded bundle's own where nothing is installed, or only half."""
+    """The installed configuration; the uploaded bundle's own where nothing is installed, or only
+    half.
+    """
     return CONFIG if CONFIG.exists() else BUNDLE / "host/tracker-backup.conf"
 
 
@@ -65,7 +71,8 @@ class Host:
     strategy: str
     schedule: str
     longest_interval: int
-    calendar: str  # the schedule as lists of numbers: minutes hours days months weekdays, then `both` or `either`
+    # the schedule as lists of numbers: minutes hours days months weekdays, then `both` or `either`
+    calendar: str
     image: str
     image_source: str
     restic_directory: Path | None = None  # the repository, when it is a directory of this host
@@ -77,19 +84,29 @@ class Host:
         try:
             return cls(
                 environment=settings["ENVIRONMENT"],
-                deploy_dir=Path(os.environ.get("TRACKER_BACKUP_DEPLOY_DIR", settings["DEPLOY_DIR"])),
-                destination=Path(os.environ.get("TRACKER_BACKUP_DESTINATION", settings["DESTINATION"])),
+                deploy_dir=Path(
+                    os.environ.get("TRACKER_BACKUP_DEPLOY_DIR", settings["DEPLOY_DIR"])
+                ),
+                destination=Path(
+                    os.environ.get("TRACKER_BACKUP_DESTINATION", settings["DESTINATION"])
+                ),
                 strategy=settings["STRATEGY"],
                 schedule=settings["SCHEDULE"],
                 longest_interval=int(settings["LONGEST_INTERVAL_SECONDS"]),
                 calendar=settings["CALENDAR"],
                 image=settings["IMAGE"],
                 image_source=settings["IMAGE_SOURCE"],
-                restic_directory=Path(settings["RESTIC_DIRECTORY"]) if "RESTIC_DIRECTORY" in settings else None,
-                database_ca_file=Path(settings["DATABASE_CA_FILE"]) if "DATABASE_CA_FILE" in settings else None,
+                restic_directory=Path(settings["RESTIC_DIRECTORY"])
+                if "RESTIC_DIRECTORY" in settings
+                else None,
+                database_ca_file=Path(settings["DATABASE_CA_FILE"])
+                if "DATABASE_CA_FILE" in settings
+                else None,
             )
         except KeyError as error:
-            raise Refused(f"{path}: {error.args[0]} is missing; install the bundle again", 2) from error
+            raise Refused(
+                f"{path}: {error.args[0]} is missing; install the bundle again", 2
+            ) from error
         except ValueError as error:
             raise Refused(f"{path}: {error}", 2) from error
 
@@ -100,7 +117,9 @@ class Host:
 
     @property
     def configuration(self) -> Path:
-        """The directory of backup.conf and the build context; the uploaded bundle's own where nothing is installed."""
+        """The directory of backup.conf and the build context; the uploaded bundle's own where
+        nothing is installed.
+        """
         installed = self.deploy_dir / "backup"
         return installed if (installed / "backup.conf").exists() else BUNDLE / "backup"
 
@@ -108,7 +127,11 @@ class Host:
     def retention_days(self) -> int:
         days = self.backup_settings.get("BACKUP_RETENTION_DAYS", "")
         if not re.fullmatch("[1-9][0-9]{0,3}", days):
-            raise Refused(f"{self.configuration}/backup.conf: BACKUP_RETENTION_DAYS='{days}'; a number of days from 1; nothing is removed", 2)
+            raise Refused(
+                f"{self.configuration}/backup.conf: BACKUP_RETENTION_DAYS='{days}'; a number "
+                "of days from 1; nothing is removed",
+                2,
+            )
         return int(days)
 
     @property

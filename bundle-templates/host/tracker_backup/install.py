@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from .cron import MISSING, REMEDY, cron_runs
 from .destination import claim_destination
 from .docker import check_docker, docker, make_image, remove_images, stack_containers
 from .files import make_directory, put, remove
@@ -27,7 +28,9 @@ LIBRARY = ROOT / "usr/local/lib/tracker-backup"
 
 
 def read_bundle(bundle: Path) -> dict[str, bytes]:
-    """Every file of the bundle, checked against its manifest; a torn upload is refused, strays are removed."""
+    """Every file of the bundle, checked against its manifest; a torn upload is refused, strays are
+    removed.
+    """
     try:
         listed = json.loads((bundle / "manifest.json").read_bytes())["files"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -38,17 +41,22 @@ def read_bundle(bundle: Path) -> dict[str, bytes]:
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise Refused(f"{bundle / name} is not as manifest.json says: upload the bundle again")
         files[name] = content
-    for stray in [path for path in bundle.rglob("*") if path.is_file() and str(path.relative_to(bundle)) not in {*files, "manifest.json"}]:
+    for stray in [
+        path
+        for path in bundle.rglob("*")
+        if path.is_file() and str(path.relative_to(bundle)) not in {*files, "manifest.json"}
+    ]:
         stray.unlink()
         say(f"changed: {stray} (removed)")
     return files
 
 
 def placed(host: Host, names: Iterable[str]) -> dict[str, tuple[Path, int]]:
-    """Where on the host each file of the bundle goes, with its mode; in the order in which they are put there.
+    """Where on the host each file of the bundle goes, with its mode; in the order in which they are
+    put there.
 
-    The schedule comes last: nothing runs before everything is in its place. Of `names`, the bundle's files, those of the
-    package are taken.
+    The schedule comes last: nothing runs before everything is in its place. Of `names`, the
+    bundle's files, those of the package are taken.
     """
     deploy = host.deploy_dir
     return {
@@ -60,10 +68,15 @@ def placed(host: Host, names: Iterable[str]) -> dict[str, tuple[Path, int]]:
         "backup/restic.sh": (deploy / "backup/restic.sh", 0o755),
         "backup/restore.sh": (deploy / "backup/restore.sh", 0o755),
         "backup/sqlite_database.py": (deploy / "backup/sqlite_database.py", 0o644),
+        "backup/restore_files.py": (deploy / "backup/restore_files.py", 0o644),
         "backup/backup.conf": (deploy / "backup/backup.conf", 0o644),
         "backup/backup-paths.txt": (deploy / "backup/backup-paths.txt", 0o644),
         "host/tracker-backup.conf": (CONFIG, 0o644),
-        **{name: (LIBRARY / name.removeprefix("host/"), 0o644) for name in names if name.startswith("host/tracker_backup/")},
+        **{
+            name: (LIBRARY / name.removeprefix("host/"), 0o644)
+            for name in names
+            if name.startswith("host/tracker_backup/")
+        },
         "host/run.sh": (LIBRARY / "run.sh", 0o644),
         "host/__main__.py": (LIBRARY / "__main__.py", 0o755),
         "host/sidecar-backup.sh": (LIBRARY / "sidecar-backup.sh", 0o755),
@@ -75,13 +88,17 @@ def placed(host: Host, names: Iterable[str]) -> dict[str, tuple[Path, int]]:
 
 
 def command_install(arguments: argparse.Namespace) -> int:
-    """Puts the bundle that this program lies in into its places; again, when it is there, changes nothing."""
+    """Puts the bundle that this program lies in into its places; again, when it is there, changes
+    nothing.
+    """
     files = read_bundle(BUNDLE)
     host = Host.read(BUNDLE / "host/tracker-backup.conf")
     secrets = read_secrets()
     needed = named_secrets(BUNDLE / "backup/backup.conf")
     require_secrets(host, needed, secrets)
     check_docker(host, BUNDLE / "docker-compose.backup.yml")
+    if not cron_runs():
+        raise Refused(f"{MISSING}: {REMEDY}, then install again; nothing was changed")
     places = placed(host, files)
     others = set().union(*OF_STRATEGY.values()) - OF_STRATEGY[host.strategy]
     with lock():
@@ -102,7 +119,9 @@ def command_install(arguments: argparse.Namespace) -> int:
             if foreign and path.exists():
                 say(f"info: {path} was there before and is replaced")
             put(path, files[name], mode)
-        strays = {*(LIBRARY / "tracker_backup").iterdir()} - {path for path, _mode in places.values()}
+        strays = {*(LIBRARY / "tracker_backup").iterdir()} - {
+            path for path, _mode in places.values()
+        }
         for stray in sorted(strays | {places[name][0] for name in others}):
             remove(stray)
         if host.strategy == "sidecar":
@@ -112,14 +131,17 @@ def command_install(arguments: argparse.Namespace) -> int:
         remove_images(keep=host.image)
     old = host.deploy_dir / "storage/backup/etc/backup.conf"
     if old.exists():
-        say(f"warning: {old} is of an older backup and may hold a password that every user can read: remove it")
+        say(
+            f"warning: {old} is of an older backup and may hold a password that every user "
+            "can read: remove it"
+        )
     if newest_success(read_runs(host)) is None:
         say("info: no backup yet")
     return 0
 
 
 def command_uninstall(_: argparse.Namespace) -> int:
-    """Leaves the backups, and nothing else of ours; also after an installation that ended half-way."""
+    """Removes everything of ours but the backups; also after an installation that ended early."""
     host = Host.read(config_path())
     with lock():
         if host.strategy == "sidecar":
@@ -134,9 +156,17 @@ def command_uninstall(_: argparse.Namespace) -> int:
             remove(path)
         try:
             remove_images(keep="")
-            for project in {found["Config"]["Labels"]["com.docker.compose.project"] for found in stack_containers(host)}:
-                ours = ("label=com.docker.compose.network=backup_network", f"label=com.docker.compose.project={project}")
-                for network in docker("network", "ls", "--quiet", "--filter", ours[0], "--filter", ours[1]).split():
+            for project in {
+                found["Config"]["Labels"]["com.docker.compose.project"]
+                for found in stack_containers(host)
+            }:
+                ours = (
+                    "label=com.docker.compose.network=backup_network",
+                    f"label=com.docker.compose.project={project}",
+                )
+                for network in docker(
+                    "network", "ls", "--quiet", "--filter", ours[0], "--filter", ours[1]
+                ).split():
                     docker("network", "rm", network)
         except Refused as error:
             say(f"warning: {error}")

@@ -23,9 +23,19 @@ def complain(text: str) -> None:
 
 
 def copy(text: str, descriptor: int) -> None:
-    """Into the log, unless this stream is the log already, as under cron; a log that cannot be written stops nothing."""
+    """Into the log, unless this stream is the log already, as under cron; a log that cannot be
+    written stops nothing.
+    """
     if not copying:
         return
-    with contextlib.suppress(OSError), open(os.open(LOG, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8", errors="backslashreplace") as log:
+    with (
+        contextlib.suppress(OSError),
+        open(
+            os.open(LOG, os.O_WRONLY | os.O_APPEND),
+            "a",
+            encoding="utf-8",
+            errors="backslashreplace",
+        ) as log,
+    ):
         if not os.path.sameopenfile(log.fileno(), descriptor):
             log.write(f"{utc_now()} tracker-backup[{os.getpid()}]: {text}\n")

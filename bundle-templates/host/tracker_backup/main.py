@@ -1,13 +1,14 @@
-"""Lists the backups of a Torrust Tracker, tells how they are, and installs or removes the backup itself.
+"""Lists the backups of a Torrust Tracker, tells how they are, and installs or removes the backup
+itself.
 
 For operators:      run, list, status, verify, restore, acknowledge, push
 For the playbooks:  install, uninstall
-For the run:        check, expect, record, prune, push, rollback (maintenance-backup.sh and sidecar-backup.sh call these)
+For the run:        check, expect, record, prune, push, rollback (the two *-backup.sh call these)
 For cron:           sidecar
 
-Exit codes: 0 success; 1 failed, or the backups are not as they should be; 2 configuration error; 75 another run holds
-the lock. Source of all names and rules: the bundle that is installed; the newest run is the one with the highest
-sequence, whatever the clock said.
+Exit codes: 0 success; 1 failed, or the backups are not as they should be; 2 configuration error; 75
+another run holds the lock. Source of all names and rules: the bundle that is installed; the newest
+run is the one with the highest sequence, whatever the clock said.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from .verify import command_verify
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tracker-backup", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="tracker-backup", description=(__doc__ or "").splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, call: Any, text: str) -> argparse.ArgumentParser:
@@ -39,30 +42,81 @@ def parse(words: list[str]) -> argparse.Namespace:
         command.set_defaults(call=call)
         return command
 
-    add("run", command_run, "back up now").add_argument("--dry-run", action="store_true", help="check everything, publish nothing")
-    add("list", command_list, "the runs, oldest first").add_argument("--json", action="store_true", help="their run manifests")
-    add("status", command_status, "last run, age, space; fails when backups are too old").add_argument("--json", action="store_true")
-    install = add("install", command_install, "put the uploaded bundle in its places; secrets as JSON on standard input")
-    install.add_argument("--take-over-destination", action="store_true", help="the machine that wrote there before is gone")
-    install.add_argument("--rebuild-image", action="store_true", help="build or pull the image again, for security updates")
-    verifying = add("verify", command_verify, "prove that a backup can be restored; touches nothing of the deployment")
-    verifying.add_argument("run", nargs="?", default="latest", metavar="RUN", help="a run's id, or latest")
-    verifying.add_argument("--image", default="", help="of an external MySQL server's kind, to import the dump into")
+    add("run", command_run, "back up now").add_argument(
+        "--dry-run", action="store_true", help="check everything, publish nothing"
+    )
+    add("list", command_list, "the runs, oldest first").add_argument(
+        "--json", action="store_true", help="their run manifests"
+    )
+    add(
+        "status", command_status, "last run, age, space; fails when backups are too old"
+    ).add_argument("--json", action="store_true")
+    install = add(
+        "install",
+        command_install,
+        "put the uploaded bundle in its places; secrets as JSON on standard input",
+    )
+    install.add_argument(
+        "--take-over-destination",
+        action="store_true",
+        help="the machine that wrote there before is gone",
+    )
+    install.add_argument(
+        "--rebuild-image",
+        action="store_true",
+        help="build or pull the image again, for security updates",
+    )
+    verifying = add(
+        "verify",
+        command_verify,
+        "prove that a backup can be restored; touches nothing of the deployment",
+    )
+    verifying.add_argument(
+        "run", nargs="?", default="latest", metavar="RUN", help="a run's id, or latest"
+    )
+    verifying.add_argument(
+        "--image", default="", help="of an external MySQL server's kind, to import the dump into"
+    )
     restoring = add("restore", command_restore, "put a backup back, here or onto an empty machine")
-    restoring.add_argument("run", nargs="?", default="", metavar="RUN", help="a run's id, or latest; with --from the default is latest")
-    restoring.add_argument("--from", dest="source", choices=["restic"], help="fetch it from the repository first")
+    restoring.add_argument(
+        "run",
+        nargs="?",
+        default="",
+        metavar="RUN",
+        help="a run's id, or latest; with --from the default is latest",
+    )
+    restoring.add_argument(
+        "--from", dest="source", choices=["restic"], help="fetch it from the repository first"
+    )
     restoring.add_argument("--only", choices=["database", "config"])
     restoring.add_argument("--dry-run", action="store_true", help="say what would be done")
     restoring.add_argument("--confirm", action="store_true", help="what is there now is replaced")
-    add("rollback", command_rollback, "undo a restore that died (maintenance-backup.sh --recover calls it)")
-    add("acknowledge", command_acknowledge, "let retention go on after you have looked at what suspended it")
-    add("sidecar", command_sidecar, "for cron: bring a sidecar back that is missing, and tell it what only the host knows")
+    add(
+        "rollback",
+        command_rollback,
+        "undo a restore that died (maintenance-backup.sh --recover calls it)",
+    )
+    add(
+        "acknowledge",
+        command_acknowledge,
+        "let retention go on after you have looked at what suspended it",
+    )
+    add(
+        "sidecar",
+        command_sidecar,
+        "for cron: bring a sidecar back that is missing, and tell it what only the host knows",
+    )
     add("uninstall", command_uninstall, "remove everything but the backups")
     check = add(
-        "check", command_check, "for the run: is the destination ours, is Docker fit, is the deployment as installed, is the last success recent"
+        "check",
+        command_check,
+        "for the run: is the destination ours, is Docker fit, is the deployment as installed, "
+        "is the last success recent",
     )
     check.add_argument("what", choices=["destination", "docker", "deployment", "freshness"])
-    add("expect", command_expect, "for the run: what the last good run teaches").add_argument("work")
+    add("expect", command_expect, "for the run: what the last good run teaches").add_argument(
+        "work"
+    )
     add("record", command_record, "for the run: write the run manifest").add_argument("work")
     add("prune", command_prune, "for the run: remove what is older than the retention")
     pushing = add("push", command_push, "copy to the restic repository what is not there yet")
@@ -76,7 +130,10 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    log.copying = arguments.command in ("restore", "verify")  # the rest shows, or is part of a run, whose output is there already
+    log.copying = arguments.command in (
+        "restore",
+        "verify",
+    )  # the rest shows, or is part of a run, whose output is there already
     try:
         return int(arguments.call(arguments))
     except Refused as error:

@@ -10,22 +10,31 @@ import sys
 from typing import Any
 
 from .docker import bind
-from .files import write_durably
+from .files import require_space, write_durably
 from .host import CONFIG, STATE, Host, Refused, utc_now
 from .log import say
-from .repository import NO_REPOSITORY, Repository, RepositoryFailure, address_digest, repository, uses_restic
+from .repository import (
+    NO_REPOSITORY,
+    Repository,
+    RepositoryFailure,
+    address_digest,
+    repository,
+    uses_restic,
+)
 from .retention import suspended
 from .runs import Manifest, check_files, newest_success, read_runs
 from .state import LockHeld, lock, read_state, write_state
 
 STATE_FILE = "remote.json"
+SCRATCH_BYTES = 256 << 20  # of packs that restic has on disk at one time, at most
 
 
 def nothing_yet() -> dict[str, Any]:
     return {
         "address": "",  # of the repository that the rest is about, as a digest
         "repository": "",  # its id; empty when there was none yet
-        "pushed": [],  # ids of this host's runs that are or were in it: the policy may have removed them there
+        # ids of this host's runs that are or were in it: the policy may have removed them there
+        "pushed": [],
         "checked": None,  # {"at", "problem"}
         "error": "",  # why the last push failed
         "tried": "",  # the newest run at the last push
@@ -39,11 +48,17 @@ def remembered() -> dict[str, Any]:
 
 def begin_anew(state: dict[str, Any], address: str) -> None:
     """For another repository: what was known of the one before does not count."""
-    state.update(nothing_yet(), address=address, **{name: state[name] for name in ("error", "tried", "sequence")})
+    state.update(
+        nothing_yet(),
+        address=address,
+        **{name: state[name] for name in ("error", "tried", "sequence")},
+    )
 
 
 def open_repository(host: Host, repo: Repository, state: dict[str, Any]) -> None:
-    """Makes the repository when there never was one at this address; one that is gone is not made anew without a word."""
+    """Makes the repository when there never was one at this address; one that is gone is not made
+    anew without a word.
+    """
     address = address_digest(host)
     if state["address"] != address:
         begin_anew(state, address)
@@ -54,7 +69,8 @@ def open_repository(host: Host, repo: Repository, state: dict[str, Any]) -> None
             raise
         if state["repository"]:
             raise Refused(
-                "the restic repository that had the copies is gone: is its disk mounted, is it the same server? "
+                "the restic repository that had the copies is gone: is its disk mounted, is "
+                "it the same server? "
                 f"To begin a new one there: rm {STATE / STATE_FILE}"
             ) from failure
         repo.call("init")
@@ -68,7 +84,11 @@ def open_repository(host: Host, repo: Repository, state: dict[str, Any]) -> None
 
 def pending(runs: list[Manifest], state: dict[str, Any]) -> list[Manifest]:
     """Successful runs that are not in the repository and never were, newest first."""
-    return [run for run in reversed(runs) if run["result"] == "success" and run["id"] not in state["pushed"]]
+    return [
+        run
+        for run in reversed(runs)
+        if run["result"] == "success" and run["id"] not in state["pushed"]
+    ]
 
 
 def push(host: Host, runs: list[Manifest], state: dict[str, Any]) -> None:
@@ -76,24 +96,41 @@ def push(host: Host, runs: list[Manifest], state: dict[str, Any]) -> None:
         open_repository(host, repo, state)
         repo.call("unlock")
         there = repo.snapshots()
-        state["pushed"] = [run["id"] for run in runs if run["id"] in there or run["id"] in state["pushed"]]
-        state["sequence"] = max(state["sequence"], *(one.sequence for one in there.values()), *(run["sequence"] for run in runs), 0)
+        state["pushed"] = [
+            run["id"] for run in runs if run["id"] in there or run["id"] in state["pushed"]
+        ]
+        state["sequence"] = max(
+            state["sequence"],
+            *(one.sequence for one in there.values()),
+            *(run["sequence"] for run in runs),
+            0,
+        )
         for run in pending(runs, state):
             if problems := check_files(host, run):
-                say(f"warning: {run['id']} is not copied to the restic repository: {'; '.join(problems)}")
+                say(
+                    f"warning: {run['id']} is not copied to the restic repository: "
+                    f"{'; '.join(problems)}"
+                )
                 continue
+            size = sum(int(file["bytes"]) for file in run["files"])
+            require_space(host.staging, min(size, SCRATCH_BYTES))
             repo.backup(run)
             state["pushed"].append(run["id"])
             write_state(STATE_FILE, state)
             say(f"copied {run['id']} to the restic repository")
         if suspended(host, runs) or (state["checked"] or {}).get("problem"):
-            say("warning: nothing is removed from the restic repository: retention is suspended, or its last check failed")
+            say(
+                "warning: nothing is removed from the restic repository: retention is "
+                "suspended, or its last check failed"
+            )
         else:
             repo.forget()
 
 
 def push_or_tell(host: Host) -> None:
-    """Copies what is pending; what fails stands in the state, in the newest run manifest and in the exception."""
+    """Copies what is pending; what fails stands in the state, in the newest run manifest and in the
+    exception.
+    """
     runs, state = read_runs(host), remembered()
     state["tried"] = run["id"] if (run := newest_success(runs)) else ""
     state["error"] = f"a copy that began at {utc_now()} did not end"
@@ -107,13 +144,21 @@ def push_or_tell(host: Host) -> None:
         newest = newest_success(runs)
         if newest in waiting:
             newest["warnings"].append(f"not copied to the restic repository: {failure}")
-            write_durably(host.destination / f"runs/{newest['id']}.json", json.dumps(newest, indent=2, ensure_ascii=False) + "\n")
-        raise Refused(f"copying to the restic repository failed, {len(waiting)} to be made up for by the next run: {failure}") from failure
+            write_durably(
+                host.destination / f"runs/{newest['id']}.json",
+                json.dumps(newest, indent=2, ensure_ascii=False) + "\n",
+            )
+        raise Refused(
+            f"copying to the restic repository failed, {len(waiting)} to be made up for by "
+            f"the next run: {failure}"
+        ) from failure
     write_state(STATE_FILE, state | {"error": ""})
 
 
 def push_what_is_new(host: Host) -> None:
-    """For the sidecar, which has neither restic's secrets nor Docker: its host pushes, once for each of its runs."""
+    """For the sidecar, which has neither restic's secrets nor Docker: its host pushes, once for
+    each of its runs.
+    """
     run = newest_success(read_runs(host)) if uses_restic(host) else None
     if run and run["id"] != remembered()["tried"]:
         with contextlib.suppress(LockHeld), lock(wait=0):
@@ -127,7 +172,9 @@ def command_push(arguments: argparse.Namespace) -> int:
         if not arguments.in_run:
             say("there is no restic repository: backup.restic is absent")
         return 0
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the container goes, too
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that the container goes, too
     try:
         with contextlib.nullcontext() if arguments.in_run else lock():
             push_or_tell(host)
@@ -159,8 +206,19 @@ def remote_status(host: Host, runs: list[Manifest]) -> tuple[dict[str, Any] | No
     waiting = [run["id"] for run in pending(runs, state)]
     problems = []
     if state["error"]:
-        problems.append(f"the last copy to the restic repository failed, {len(waiting)} to be made up for: {state['error']}")
+        problems.append(
+            f"the last copy to the restic repository failed, {len(waiting)} to be made up "
+            f"for: {state['error']}"
+        )
     if state["checked"] and state["checked"]["problem"]:
-        problems.append(f"checking the restic repository failed at {state['checked']['at']}: {state['checked']['problem']}")
+        problems.append(
+            f"checking the restic repository failed at {state['checked']['at']}: "
+            f"{state['checked']['problem']}"
+        )
     last = next((run["id"] for run in reversed(runs) if run["id"] in state["pushed"]), None)
-    return {"last_pushed": last, "pending": waiting, "error": state["error"], "checked": state["checked"]}, problems
+    return {
+        "last_pushed": last,
+        "pending": waiting,
+        "error": state["error"],
+        "checked": state["checked"],
+    }, problems

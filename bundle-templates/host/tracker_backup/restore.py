@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .deployment import make_deploy_directory
 from .destination import IDENTITY, check_restorable, claim_destination
-from .docker import BUILD_SECONDS, bind, docker, make_image, remove_dead_containers, service_of, stack_containers
+from .docker import (
+    BUILD_SECONDS,
+    bind,
+    docker,
+    make_image,
+    remove_dead_containers,
+    service_of,
+    stack_containers,
+)
 from .fetch import fetch, find_run
-from .files import make_directory, sync_directory
+from .files import make_directory, remove_tree, sync_directory
 from .host import STATE, Host, Refused, config_path
 from .log import say
 from .runs import Manifest, check_files, choose_run, read_runs
@@ -24,7 +31,9 @@ from .workshop import Workshop, compare_rows, workshop
 
 @dataclass
 class Journal:
-    """What a restore has begun, durable before each step, so that a dead one can be undone: by --recover, too."""
+    """What a restore has begun, durable before each step, so that a dead one can be undone: by
+    --recover, too.
+    """
 
     run: str
     work: str
@@ -50,31 +59,52 @@ class Journal:
 
 @contextlib.contextmanager
 def restore_workshop(host: Host) -> Iterator[Workshop]:
-    """As for verifying, with the deployment mounted to be written, and with a network when the server is external."""
+    """As for verifying, with the deployment mounted to be written, and with a network when the
+    server is external.
+    """
     server = []
     if "DB_HOST" in host.backup_settings and not host.in_stack:
-        server = ["--network", "bridge", *bind(host.deploy_dir / "backup/secrets", "/run/secrets", "readonly")]
+        server = [
+            "--network",
+            "bridge",
+            *bind(host.deploy_dir / "backup/secrets", "/run/secrets", "readonly"),
+        ]
     if host.database_ca_file:
         server += bind(host.database_ca_file, "/etc/backup/ca.pem", "readonly")
     with workshop(
-        host, "restore", "--cap-add", "CHOWN", "--cap-add", "FOWNER", "--cap-add", "FSETID", *server,
-        *bind(host.deploy_dir, "/data"), *bind(host.configuration / "backup.conf", "/etc/backup/backup.conf", "readonly"),
-    ) as shop:  # fmt: skip
+        host,
+        "restore",
+        "--cap-add",
+        "CHOWN",
+        "--cap-add",
+        "FOWNER",
+        "--cap-add",
+        "FSETID",
+        *server,
+        *bind(host.deploy_dir, "/data"),
+        *bind(host.configuration / "backup.conf", "/etc/backup/backup.conf", "readonly"),
+    ) as shop:
         yield shop
 
 
 def rollback(host: Host, journal: Journal) -> None:
-    """Puts everything back as it was before the restore that the journal tells of, then starts what it had stopped. Can die and be begun again."""
+    """Puts everything back as it was before the restore that the journal tells of, then starts what
+    it had stopped. Can die and be begun again.
+    """
     work = host.staging / journal.work
     if not journal.undone:
         say(f"rolling back the restore of {journal.run}")
         needed = [work / "targets", *([work / "before.sql"] if journal.importing else [])]
         if gone := [str(path) for path in needed if not path.exists()]:
-            raise Refused(f"cannot be rolled back: {', '.join(gone)} is gone. Restore by hand (docs/restore.md), then remove {STATE}/restore.json")
+            raise Refused(
+                f"cannot be rolled back: {', '.join(gone)} is gone. Restore by hand "
+                f"(docs/restore.md), then remove {STATE}/restore.json"
+            )
         remove_dead_containers()
         make_image(host, host.configuration, rebuild=False)
         if not journal.fresh:
-            # What runs now, too: a dead restore's last call may still be under way in Docker, and somebody may have started something.
+            # What runs now, too: a dead restore's last call may still be under way in Docker, and
+            # somebody may have started something.
             journal.running = list(dict.fromkeys([*journal.running, *running(host)]))
             journal.write()
             stop(users(host, config=journal.config))
@@ -91,36 +121,50 @@ def rollback(host: Host, journal: Journal) -> None:
             if journal.fresh:
                 take_down(host)
             Workshop(host, shop.container, work).step("rollback")
-            shutil.rmtree(shop.work)
+            remove_tree(shop.work)
         journal.undone = True
         journal.write()
         say("rolled back: files and database are as they were before the restore")
     failures = start(journal.running)
     if tracker_is_down(host, journal.running):
-        raise Refused("rolled back, but the tracker does not start; --recover tries again every minute: " + "; ".join(failures))
+        raise Refused(
+            "rolled back, but the tracker does not start; --recover tries again every minute: "
+            + "; ".join(failures)
+        )
     journal.end()
-    shutil.rmtree(work, ignore_errors=True)
+    remove_tree(work)
     if failures:
         raise Refused("rolled back, but not everything started again: " + "; ".join(failures))
 
 
 def running(host: Host) -> list[str]:
     """Ids of the stack's containers that run, of the tracker first, to come back first."""
-    return [one["Id"] for one in sorted(stack_containers(host), key=lambda one: service_of(one) != "tracker") if one["State"]["Running"]]
+    return [
+        one["Id"]
+        for one in sorted(stack_containers(host), key=lambda one: service_of(one) != "tracker")
+        if one["State"]["Running"]
+    ]
 
 
 def users(host: Host, *, config: bool) -> list[str]:
     """Ids of the containers, of running ones and of others, that use what a restore replaces."""
-    return [one["Id"] for one in stack_containers(host) if service_of(one) == "tracker" or (config and service_of(one) not in ("mysql", "backup"))]
+    return [
+        one["Id"]
+        for one in stack_containers(host)
+        if service_of(one) == "tracker" or (config and service_of(one) not in ("mysql", "backup"))
+    ]
 
 
 def tracker_is_down(host: Host, ids: list[str]) -> bool:
     """Whether the tracker is one of these containers, and does not run."""
-    return any(service_of(one) == "tracker" and one["Id"] in ids and not one["State"]["Running"] for one in stack_containers(host))
+    return any(
+        service_of(one) == "tracker" and one["Id"] in ids and not one["State"]["Running"]
+        for one in stack_containers(host)
+    )
 
 
 def stop(ids: list[str]) -> None:
-    """Stops those of these containers that are still there, also one that is being stopped already."""
+    """Stops those of these containers that still exist, also one that is already stopping."""
     for container_id in present(ids):
         if docker("inspect", "--format", "{{.State.Paused}}", container_id).strip() == "true":
             docker("unpause", container_id)
@@ -144,19 +188,34 @@ def present(ids: list[str]) -> list[str]:
 
 
 def compose(host: Host, *arguments: str) -> None:
-    docker("compose", "--project-directory", str(host.deploy_dir), "--file", str(host.deploy_dir / "docker-compose.yml"),
-           *arguments, seconds=BUILD_SECONDS)  # fmt: skip
+    docker(
+        "compose",
+        "--project-directory",
+        str(host.deploy_dir),
+        "--file",
+        str(host.deploy_dir / "docker-compose.yml"),
+        *arguments,
+        seconds=BUILD_SECONDS,
+    )
 
 
 def raise_server(host: Host, *, fresh: bool) -> None:
     """The stack's MySQL: not made yet on an empty machine, and taken down by a Docker that died."""
     if fresh:
         compose(host, "up", "--detach", "mysql")
-    start([one["Id"] for one in stack_containers(host) if service_of(one) == "mysql" and not one["State"]["Running"]])
+    start(
+        [
+            one["Id"]
+            for one in stack_containers(host)
+            if service_of(one) == "mysql" and not one["State"]["Running"]
+        ]
+    )
 
 
 def take_down(host: Host) -> None:
-    """What a restore onto an empty machine has started; the restored files may be what keeps Compose from it."""
+    """What a restore onto an empty machine has started; the restored files may be what keeps
+    Compose from it.
+    """
     with contextlib.suppress(Refused):
         compose(host, "down")
     for left in stack_containers(host):
@@ -164,7 +223,9 @@ def take_down(host: Host) -> None:
 
 
 def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
-    """Unpacks and checks first; then stops, swaps, imports and starts, each step in the journal before it is done."""
+    """Unpacks and checks first; then stops, swaps, imports and starts, each step in the journal
+    before it is done.
+    """
     database = host.backup_settings.get("DB_PATH", "").removeprefix("/data/")
     mysql = "database" in kinds and not database
     with restore_workshop(host) as shop:
@@ -178,9 +239,13 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
                 problems = shop.unpack(run, kinds)
             if problems:
                 raise Refused(f"{run['id']} is not restored: " + "; ".join(problems))
-            shop.step("prepare", "all" if len(kinds) == 2 else min(kinds), *([database] if database else []))
+            shop.step(
+                "prepare",
+                "all" if len(kinds) == 2 else min(kinds),
+                *([database] if database else []),
+            )
         except BaseException:
-            shutil.rmtree(shop.work)
+            remove_tree(shop.work)
             raise
         journal = Journal(run["id"], shop.work.name, fresh, "config" in kinds, running(host))
         journal.write()
@@ -205,18 +270,26 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
             raise
         journal.end()
         before = host.staging / "before-restore"
-        shutil.rmtree(before, ignore_errors=True)
+        remove_tree(before)
         (shop.work / "old").rename(before)
         if mysql:
             (shop.work / "before.sql").rename(before / "before.sql")
-        shutil.rmtree(shop.work)
-        say(f"changed: restored {' and '.join(sorted(kinds))} of {run['id']}; what was there before is in {before}, until the next restore")
-        if not any(service_of(one) == "tracker" and one["State"]["Running"] for one in stack_containers(host)):
+        remove_tree(shop.work)
+        say(
+            f"changed: restored {' and '.join(sorted(kinds))} of {run['id']}; what was there "
+            f"before is in {before}, until the next restore"
+        )
+        if not any(
+            service_of(one) == "tracker" and one["State"]["Running"]
+            for one in stack_containers(host)
+        ):
             say("the tracker does not run, as before the restore: docker compose up -d")
 
 
 def replace_database(server: Server, journal: Journal, shop: Workshop, run: Manifest) -> None:
-    """Saves the database as it is, an empty one, too: whatever else is in the server's volume of an empty machine is not lost."""
+    """Saves the database as it is, an empty one, too: whatever else is in the server's volume of an
+    empty machine is not lost.
+    """
     server.prove_rights()
     server.save(shop.work / "before.sql")
     sync_directory(shop.work)
@@ -234,25 +307,46 @@ def command_restore(arguments: argparse.Namespace) -> int:
     secrets = read_secrets()
     snapshot = None
     if not arguments.source and not arguments.run:
-        raise Refused("say which backup: latest, or the id of a run that `tracker-backup list` shows", 2)
-    if kinds == {"database"} and host.in_stack and not (host.deploy_dir / "docker-compose.yml").exists():
-        raise Refused(f"there is no {host.deploy_dir}/docker-compose.yml to start MySQL with: restore the configuration, too, without --only", 2)
+        raise Refused(
+            "say which backup: latest, or the id of a run that `tracker-backup list` shows", 2
+        )
+    if (
+        kinds == {"database"}
+        and host.in_stack
+        and not (host.deploy_dir / "docker-compose.yml").exists()
+    ):
+        raise Refused(
+            f"there is no {host.deploy_dir}/docker-compose.yml to start MySQL with: restore "
+            "the configuration, too, without --only",
+            2,
+        )
     if arguments.confirm and not arguments.dry_run:
-        command_rollback(arguments)  # of one that died before; an empty machine has no cron line for it
+        command_rollback(
+            arguments
+        )  # of one that died before; an empty machine has no cron line for it
     if not arguments.source or (host.destination / IDENTITY).exists():
         check_restorable(host)
     if arguments.source:
-        snapshot, run = find_run(host, arguments.run or "latest", secrets, may_make_image=arguments.confirm)
+        snapshot, run = find_run(
+            host, arguments.run or "latest", secrets, may_make_image=arguments.confirm
+        )
     else:
         run = choose_run(read_runs(host), arguments.run)
-    say(f"restore of {run['id']} ({run['started']}, {run['scope']}): {' and '.join(sorted(kinds))} into {host.deploy_dir}")
+    say(
+        f"restore of {run['id']} ({run['started']}, {run['scope']}): "
+        f"{' and '.join(sorted(kinds))} into {host.deploy_dir}"
+    )
     for name, rows in run["tables"].items() if "database" in kinds else ():
         say(f"  table {name}: {rows} rows")
     if arguments.dry_run:
         say("dry run: nothing was done")
         return 0
     if not arguments.confirm:
-        raise Refused("nothing was done: what is there now would be replaced. Confirm: --confirm (-e confirm_restore=yes)", 2)
+        raise Refused(
+            "nothing was done: what is there now would be replaced. Confirm: --confirm (-e "
+            "confirm_restore=yes)",
+            2,
+        )
     with lock():
         there = (host.deploy_dir / "docker-compose.yml").exists()
         if not there:  # an empty machine, whatever was made there for the destination

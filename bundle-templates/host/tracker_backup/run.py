@@ -1,13 +1,15 @@
-"""For the run: what is checked before it, what it should expect, and the run manifest that it leaves."""
+"""For the run: what is checked before it, what it should expect, and the run manifest that it
+leaves.
+"""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from pathlib import Path
 
+from .answers import BadAnswer, Result, printable, read_result
 from .deployment import check_deployment, stack_facts
 from .destination import check_destination
 from .docker import check_docker
@@ -39,18 +41,22 @@ def command_check(arguments: argparse.Namespace) -> int:
 
 
 def command_expect(arguments: argparse.Namespace) -> int:
-    """Leaves in the run's staging what the last good run of this scope teaches: the tables it had, the bytes that it took."""
+    """Leaves in the run's staging what the last good run of this scope teaches: the tables it had,
+    the bytes that it took.
+    """
     host = Host.read(CONFIG)
     last = newest_success(read_runs(host), host.scope) or {}
     work = Path(arguments.work)
-    (work / "expected-tables").write_text("".join(f"{table}\n" for table in last.get("tables", {})), encoding="utf-8")
+    (work / "expected-tables").write_text(
+        "".join(f"{table}\n" for table in last.get("tables", {})), encoding="utf-8"
+    )
     size = sum(file["bytes"] for file in last.get("files", []))
     (work / "expected-bytes").write_text(f"{size}\n" if size else "", encoding="ascii")
     return 0
 
 
 def command_record(arguments: argparse.Namespace) -> int:
-    """Writes the run manifest from the facts on standard input and what backup.sh left in staging."""
+    """Writes the run manifest from standard input and from what backup.sh left in staging."""
     host = Host.read(CONFIG)
     facts: dict[str, str] = {}
     warnings: list[str] = []
@@ -60,12 +66,13 @@ def command_record(arguments: argparse.Namespace) -> int:
             warnings.append(value)
         else:
             facts[key] = value
-    results: dict[str, list[list[str]]] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for line in (Path(arguments.work) / "result").read_text(encoding="utf-8", errors="replace").strip("\n").split("\n"):
-            kind, *fields = line.split("\t")
-            results.setdefault(kind, []).append(fields)
     success = facts["result"] == "success"
+    try:
+        result = read_result(Path(arguments.work), facts["id"])
+    except BadAnswer as error:
+        if success:
+            raise
+        result = Result(warnings=[str(error)])
     images, directories = stack_facts(host) if success else ({}, {})
     runs = read_runs(host)
     manifest: Manifest = {
@@ -77,24 +84,25 @@ def command_record(arguments: argparse.Namespace) -> int:
         "finished": utc_now(),
         "result": facts["result"],
         "exit_code": int(facts["exit_code"]),
-        "reason": facts["reason"],
+        "reason": printable(facts["reason"], 2000),
         "strategy": host.strategy,
         "quiesce": facts["quiesce"],
         "scope": host.scope,
-        "files": [
-            {"kind": kind, "path": path, "bytes": int(size), "sha256": sha256} for kind, path, size, sha256 in results.get("file", []) if success
-        ],
-        "paths": [fields[0] for fields in results.get("path", [])],
-        "tables": {name: int(rows) for rows, name in results.get("table", [])},
+        "files": result.files if success else [],
+        "paths": result.paths,
+        "tables": result.tables,
         "window_seconds": float(facts["window_seconds"]),
-        "durations": {name: float(seconds) for name, seconds in results.get("duration", [])},
+        "durations": result.durations,
         "directories": directories,
         "images": images,
-        "warnings": warnings + [fields[0] for fields in results.get("warning", [])],
-        "tools": dict(results.get("tool", [])),
+        "warnings": warnings + result.warnings,
+        "tools": result.tools,
     }
     if success and not manifest["files"]:
         raise Refused("a successful run without files: nothing was recorded")
     fault_point("writing-the-run-manifest", host)
-    write_durably(host.destination / "runs" / f"{facts['id']}.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_durably(
+        host.destination / "runs" / f"{facts['id']}.json",
+        json.dumps(manifest, indent=2, ensure_ascii=False) + "\n",
+    )
     return 0

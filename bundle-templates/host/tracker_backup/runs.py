@@ -14,13 +14,18 @@ from .log import complain
 
 FUTURE_SECONDS = 60  # by which a clock may go back without a word
 RUN_ID = re.compile(r"[0-9]{8}_[0-9]{6}")
-BACKUP_FILE = re.compile(r"(sqlite|mysql|config)/(sqlite|mysql|config)_([0-9]{8}_[0-9]{6})\.(db|sql|torrents\.sql|tar)\.(gz|zst)")
+BACKUP_FILE = re.compile(
+    r"(sqlite|mysql|config)/(sqlite|mysql|config)_([0-9]{8}_[0-9]{6})"
+    r"\.(db|sql|torrents\.sql|tar)\.(gz|zst)"
+)
 
 Manifest = dict[str, Any]  # a run manifest as it stands in runs/ID.json
 
 
 def read_runs(host: Host) -> list[Manifest]:
-    """This environment's run manifests, oldest first by sequence; what is none of ours is passed over with a word."""
+    """This environment's run manifests, oldest first by sequence; what is none of ours is passed
+    over with a word.
+    """
     runs = []
     for path in sorted((host.destination / "runs").glob("*.json")):
         try:
@@ -35,7 +40,7 @@ def read_runs(host: Host) -> list[Manifest]:
 
 
 def checked_run(run: Any) -> Manifest:
-    """A run manifest that holds all that is read of one, of the right types; anything else raises."""
+    """A run manifest with every field that is read, of the right type; anything else raises."""
     run_time(run["id"])
     good = (
         RUN_ID.fullmatch(run["id"])
@@ -47,7 +52,11 @@ def checked_run(run: Any) -> Manifest:
         and isinstance(run["reason"], str)
         and isinstance(run["scope"], str)
         and isinstance(run["window_seconds"], (int, float))
-        and all(isinstance(file[key], str) for file in run["files"] for key in ("kind", "path", "sha256"))
+        and all(
+            isinstance(file[key], str)
+            for file in run["files"]
+            for key in ("kind", "path", "sha256")
+        )
         and all(type(file["bytes"]) is int for file in run["files"])
         and all(type(rows) is int for rows in run["tables"].values())
         and all(isinstance(run[key], dict) for key in ("tables", "images", "directories"))
@@ -60,7 +69,14 @@ def checked_run(run: Any) -> Manifest:
 
 def newest_success(runs: list[Manifest], scope: str | None = None) -> Manifest | None:
     """The one with the highest sequence; with a scope, the newest of that scope."""
-    return next((run for run in reversed(runs) if run["result"] == "success" and scope in (None, run["scope"])), None)
+    return next(
+        (
+            run
+            for run in reversed(runs)
+            if run["result"] == "success" and scope in (None, run["scope"])
+        ),
+        None,
+    )
 
 
 def too_old(host: Host, runs: list[Manifest]) -> tuple[float | None, str]:
@@ -71,8 +87,19 @@ def too_old(host: Host, runs: list[Manifest]) -> tuple[float | None, str]:
     age = (datetime.datetime.now(datetime.timezone.utc) - run_time(success["id"])).total_seconds()
     limit = host.age_limit
     if age < -FUTURE_SECONDS:
-        return age, f"the last success, {success['id']}, lies {-age / 3600:.1f} hours in the future: the host's clock was wrong then, or is now"
-    return age, f"the last success is {age / 3600:.1f} hours old; the limit is {limit / 3600:.1f}" if age > limit else ""
+        return (
+            age,
+            (
+                f"the last success, {success['id']}, lies {-age / 3600:.1f} hours in the future: "
+                "the host's clock was wrong then, or is now"
+            ),
+        )
+    return (
+        age,
+        f"the last success is {age / 3600:.1f} hours old; the limit is {limit / 3600:.1f}"
+        if age > limit
+        else "",
+    )
 
 
 def run_time(run_id: str) -> datetime.datetime:
@@ -81,11 +108,15 @@ def run_time(run_id: str) -> datetime.datetime:
 
 
 def run_files(run: Manifest) -> list[tuple[str, str]]:
-    """(kind, path below the destination) of a run's files; a name that is not one of ours is never returned."""
+    """(kind, path below the destination) of a run's files; a name that is not one of ours is never
+    returned.
+    """
     return [
         (str(file["kind"]), str(file["path"]))
         for file in run.get("files", [])
-        if (match := BACKUP_FILE.fullmatch(str(file["path"]))) and match[1] == match[2] and match[3] == run["id"]
+        if (match := BACKUP_FILE.fullmatch(str(file["path"])))
+        and match[1] == match[2]
+        and match[3] == run["id"]
     ]
 
 
@@ -98,11 +129,15 @@ def choose_run(runs: list[Manifest], wanted: str) -> Manifest:
     for run in runs:
         if run["id"] == wanted and run["result"] == "success":
             return run
-    raise Refused(f"there is no successful run {wanted!r}; `tracker-backup list` shows those that are there")
+    raise Refused(
+        f"there is no successful run {wanted!r}; `tracker-backup list` shows those that are there"
+    )
 
 
 def check_files(host: Host, run: Manifest, directory: Path | None = None) -> list[str]:
-    """What is wrong with the run's files, by size and hash: those of the destination, or of a directory like it."""
+    """What is wrong with the run's files, by size and hash: those of the destination, or of a
+    directory like it.
+    """
     problems = []
     for file in run["files"]:
         path = (directory or host.destination) / file["path"]

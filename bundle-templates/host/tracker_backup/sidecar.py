@@ -1,4 +1,6 @@
-"""The sidecar, seen from the host: that it is there, and told what only the host knows; a run now, whatever the strategy."""
+"""The sidecar, seen from the host: that it is there, and told what only the host knows; a run now,
+whatever the strategy.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from .deployment import TOLD, look_for_sidecar
-from .docker import BUILD_SECONDS, SIDECAR_LABEL, deployed_containers, docker, make_image, stack_containers
+from .docker import (
+    BUILD_SECONDS,
+    SIDECAR_LABEL,
+    deployed_containers,
+    docker,
+    make_image,
+    stack_containers,
+)
 from .files import put, remove
 from .host import CONFIG, ROOT, STATE, Host, Refused
 from .log import say
@@ -29,19 +38,28 @@ def time_zone() -> str:
     if zone.is_symlink() and (name := str(zone.readlink()).rpartition("zoneinfo/")[2]):
         return name
     with contextlib.suppress(OSError):
-        if re.fullmatch(r"[\w+/-]+", name := (ROOT / "etc/timezone").read_text(encoding="ascii").strip()):
+        if re.fullmatch(
+            r"[\w+/-]+", name := (ROOT / "etc/timezone").read_text(encoding="ascii").strip()
+        ):
             return name
     with contextlib.suppress(OSError):
-        rule = zone.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2].decode("ascii", "replace")
+        rule = (
+            zone.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2].decode("ascii", "replace")
+        )
         if re.fullmatch(r"[\w<>+,./:-]+", rule):
             return rule
     return "UTC"
 
 
 def environment(host: Host) -> list[str]:
-    """Of the sidecar, beside what its compose file says; with the file's digest, so that another one makes another container."""
+    """Of the sidecar, beside what its compose file says; with the file's digest, so that another
+    one makes another container.
+    """
     fragment = (host.deploy_dir / "docker-compose.backup.yml").read_bytes()
-    return [f"TZ={time_zone()}", f"TRACKER_BACKUP_FRAGMENT={hashlib.sha256(fragment).hexdigest()[:12]}"]
+    return [
+        f"TZ={time_zone()}",
+        f"TRACKER_BACKUP_FRAGMENT={hashlib.sha256(fragment).hexdigest()[:12]}",
+    ]
 
 
 def find_sidecar(host: Host) -> dict[str, Any] | None:
@@ -49,10 +67,17 @@ def find_sidecar(host: Host) -> dict[str, Any] | None:
 
 
 def sees_other_files(found: dict[str, Any]) -> bool:
-    """Whether a file that is mounted there was replaced since, or a disk mounted: a bind mount goes on showing the old one."""
+    """Whether a file that is mounted there was replaced since, or a disk mounted: a bind mount goes
+    on showing the old one.
+    """
     root = Path(f"/proc/{found['State']['Pid']}/root")
     try:
-        return not all(os.path.samestat(Path(one["Source"]).stat(), (root / one["Destination"].lstrip("/")).stat()) for one in found["Mounts"])
+        return not all(
+            os.path.samestat(
+                Path(one["Source"]).stat(), (root / one["Destination"].lstrip("/")).stat()
+            )
+            for one in found["Mounts"]
+        )
     except OSError:
         return True
 
@@ -81,21 +106,49 @@ def sidecar_state(host: Host) -> str:
 
 
 def bring_up_sidecar(host: Host) -> None:
-    """Starts or replaces the sidecar when it is not as it should be; no other container is touched."""
+    """Starts or replaces the sidecar if it is not as wanted; touches no other container."""
     if not (STATE / TOLD).exists():
         write_state(TOLD, look_for_sidecar(host))
     before = find_sidecar(host)
-    put(host.deploy_dir / "backup/sidecar.env", "".join(f"{line}\n" for line in environment(host)).encode(), 0o644)
-    projects = sorted({found["Config"]["Labels"]["com.docker.compose.project"] for found in stack_containers(host)})
+    put(
+        host.deploy_dir / "backup/sidecar.env",
+        "".join(f"{line}\n" for line in environment(host)).encode(),
+        0o644,
+    )
+    projects = sorted(
+        {
+            found["Config"]["Labels"]["com.docker.compose.project"]
+            for found in stack_containers(host)
+        }
+    )
     project = ["--project-name", projects[0]] if projects else []
-    other_files = before is not None and before["State"]["Status"] == "running" and sees_other_files(before)
-    docker("compose", *project, "--project-directory", str(host.deploy_dir), "--file", str(host.deploy_dir / "docker-compose.yml"),
-           "--file", str(host.deploy_dir / "docker-compose.backup.yml"), "up", "--detach", "--no-deps", "--no-build",
-           *(["--force-recreate"] if other_files else []), "backup", seconds=BUILD_SECONDS)  # fmt: skip
+    other_files = (
+        before is not None and before["State"]["Status"] == "running" and sees_other_files(before)
+    )
+    docker(
+        "compose",
+        *project,
+        "--project-directory",
+        str(host.deploy_dir),
+        "--file",
+        str(host.deploy_dir / "docker-compose.yml"),
+        "--file",
+        str(host.deploy_dir / "docker-compose.backup.yml"),
+        "up",
+        "--detach",
+        "--no-deps",
+        "--no-build",
+        *(["--force-recreate"] if other_files else []),
+        "backup",
+        seconds=BUILD_SECONDS,
+    )
     after = find_sidecar(host)
     if after is None:
         raise Refused("docker compose has not started the sidecar")
-    if before is None or (before["Id"], before["State"]["StartedAt"]) != (after["Id"], after["State"]["StartedAt"]):
+    if before is None or (before["Id"], before["State"]["StartedAt"]) != (
+        after["Id"],
+        after["State"]["StartedAt"],
+    ):
         say(f"changed: sidecar {after['Name'].lstrip('/')} (started)")
 
 
@@ -109,7 +162,9 @@ def remove_sidecar(host: Host) -> None:
 
 
 def command_sidecar(arguments: argparse.Namespace) -> int:
-    """Every minute: undoes a restore that died, tells the sidecar of the stack, brings it back when it is not there, and pushes its runs."""
+    """Every minute: undoes a restore that died, tells the sidecar of the stack, brings it back when
+    it is not there, and pushes its runs.
+    """
     if (STATE / "hold").exists():
         return 0
     if (STATE / "restore.json").exists():

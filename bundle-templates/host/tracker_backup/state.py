@@ -1,4 +1,6 @@
-"""What outlives a command in /var/lib/tracker-backup: facts, and the lock of all that changes anything."""
+"""What outlives a command in /var/lib/tracker-backup: facts, and the lock of all that changes
+anything.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class LockHeld(Refused):
 
 @contextlib.contextmanager
 def lock(wait: float = LOCK_SECONDS, *, recovering: bool = False) -> Iterator[None]:
-    """The one lock of all that changes anything; a run that holds it is waited for, for so many seconds. Refused while a dead one is to be recovered."""
+    """The one lock of all that changes anything; a run that holds it is waited for, for so many
+    seconds. Refused while a dead one is to be recovered.
+    """
     make_directory(STATE, 0o700)
     deadline = time.monotonic() + wait
     while True:
@@ -42,10 +46,14 @@ def lock(wait: float = LOCK_SECONDS, *, recovering: bool = False) -> Iterator[No
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    raise LockHeld("a backup is running; nothing was changed: try again when it is over", 75) from error
+                    raise LockHeld(
+                        "a backup is running; nothing was changed: try again when it is over", 75
+                    ) from error
                 time.sleep(0.5)
                 continue
-            if (STATE / "lock").exists() and os.path.samestat(os.fstat(file.fileno()), (STATE / "lock").stat()):
+            if (STATE / "lock").exists() and os.path.samestat(
+                os.fstat(file.fileno()), (STATE / "lock").stat()
+            ):
                 if not recovering:
                     refuse_while_unfinished()
                 yield
@@ -54,10 +62,18 @@ def lock(wait: float = LOCK_SECONDS, *, recovering: bool = False) -> Iterator[No
 
 
 def refuse_while_unfinished() -> None:
-    """Nothing is taken from under a run or a restore that died, nor is its recovery kept waiting."""
+    """Refuses while a dead run or restore has not been recovered."""
     for name, dead, command, by_hand in (
         ("window", "run", "maintenance-backup.sh --recover", "start or unpause the tracker"),
-        ("restore.json", "restore", "tracker-backup rollback", "see docs/restore.md, for the next run clears away what was there before"),
+        (
+            "restore.json",
+            "restore",
+            "tracker-backup rollback",
+            "see docs/restore.md, for the next run clears away what was there before",
+        ),
     ):
         if (STATE / name).exists():
-            raise Refused(f"a {dead} died and left {STATE / name}: run `{command}` first. Should that fail for good: {by_hand}; then remove the file")
+            raise Refused(
+                f"a {dead} died and left {STATE / name}: run `{command}` first. Should that "
+                f"fail for good: {by_hand}; then remove the file"
+            )

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from .cron import MISSING, REMEDY, cron_runs
 from .deployment import check_deployment
 from .destination import check_destination
 from .host import CONFIG, STATE, Host, Refused
@@ -27,7 +28,11 @@ def command_list(arguments: argparse.Namespace) -> int:
         return 0
     for run in runs:
         size = sum(file["bytes"] for file in run["files"])
-        what = f"{size:>14,} bytes  window {run['window_seconds']:.1f} s  {run['scope']}" if run["files"] else run["reason"]
+        what = (
+            f"{size:>14,} bytes  window {run['window_seconds']:.1f} s  {run['scope']}"
+            if run["files"]
+            else run["reason"]
+        )
         say(f"{run['sequence']:>5}  {run['id']}  {run['result']:<7}  {what}")
     if not runs:
         say("no run yet")
@@ -35,13 +40,19 @@ def command_list(arguments: argparse.Namespace) -> int:
 
 
 def next_run(calendar: str, after: datetime.datetime) -> datetime.datetime | None:
-    """The first minute later than `after`, host's wall-clock time, that the calendar names; None when there is none in 40 years."""
+    """The first minute later than `after`, host's wall-clock time, that the calendar names; None
+    when there is none in 40 years.
+    """
     *fields, days_taken = calendar.split()
-    minutes, hours, days, months, weekdays = ([int(number) for number in field.split(",")] for field in fields)
+    minutes, hours, days, months, weekdays = (
+        [int(number) for number in field.split(",")] for field in fields
+    )
     for offset in range(40 * 366):
         day = after.date() + datetime.timedelta(days=offset)
         in_days, in_weekdays = day.day in days, day.isoweekday() % 7 in weekdays
-        if day.month in months and (in_days and in_weekdays if days_taken == "both" else in_days or in_weekdays):
+        if day.month in months and (
+            in_days and in_weekdays if days_taken == "both" else in_days or in_weekdays
+        ):
             for hour in hours:
                 for minute in minutes:
                     time_of_day = datetime.datetime.combine(day, datetime.time(hour, minute))
@@ -68,11 +79,17 @@ def command_status(arguments: argparse.Namespace) -> int:
     last, success = (runs[-1] if runs else None), newest_success(runs)
     age, problem = too_old(host, runs)
     problems += [problem] if problem else []
+    cron = cron_runs()
+    problems += [] if cron else [f"{MISSING}: {REMEDY}"]
     sidecar = sidecar_state(host)
     if sidecar and not sidecar.startswith("running"):
-        problems.append(f"the sidecar is {sidecar}: no backup is made; `tracker-backup sidecar` brings it back")
+        problems.append(
+            f"the sidecar is {sidecar}: no backup is made; `tracker-backup sidecar` brings it back"
+        )
     elif sidecar.endswith("unhealthy"):
-        problems.append("the sidecar is unhealthy; `docker logs` of its container tells what its runs said")
+        problems.append(
+            "the sidecar is unhealthy; `docker logs` of its container tells what its runs said"
+        )
     suspension = list(suspended(host, runs).values())
     if suspension:
         problems.append("retention is suspended until `tracker-backup acknowledge`")
@@ -86,8 +103,12 @@ def command_status(arguments: argparse.Namespace) -> int:
         "problems": problems,
         "schedule": host.schedule,
         "next_run": upcoming.isoformat(timespec="minutes") if upcoming else None,
-        "last_run": {key: last[key] for key in ("id", "result", "exit_code", "reason", "warnings")} if last else None,
-        "last_success": {key: success[key] for key in ("id", "files", "tables", "window_seconds")} if success else None,
+        "last_run": {key: last[key] for key in ("id", "result", "exit_code", "reason", "warnings")}
+        if last
+        else None,
+        "last_success": {key: success[key] for key in ("id", "files", "tables", "window_seconds")}
+        if success
+        else None,
         "last_verify": read_state("verified.json", {}) or None,
         "remote": remote,
         "age_seconds": age,
@@ -96,6 +117,7 @@ def command_status(arguments: argparse.Namespace) -> int:
         "bytes": sum(file["bytes"] for run in runs for file in run["files"]),
         "free_bytes": free,
         "sidecar": sidecar or None,
+        "cron": cron,
         "hold": (STATE / "hold").exists(),
         "unfinished": unfinished,
         "retention_suspended": suspension,
@@ -111,22 +133,40 @@ def command_status(arguments: argparse.Namespace) -> int:
 def show_status(host: Host, status: Mapping[str, Any]) -> None:
     last, success, verified = status["last_run"], status["last_success"], status["last_verify"]
     say(f"environment   {host.environment}, destination {host.destination}")
-    say(f"schedule      {host.schedule}, next {status['next_run'] or 'never'}{', ON HOLD' if status['hold'] else ''}")
+    say(
+        f"schedule      {host.schedule}, next "
+        f"{status['next_run'] or 'never'}{', ON HOLD' if status['hold'] else ''}"
+    )
     if status["sidecar"]:
         say(f"sidecar       {status['sidecar']}")
     if last:
-        say(f"last run      {last['id']} {last['result']}" + (f": {last['reason']}" if last["reason"] else ""))
+        say(
+            f"last run      {last['id']} {last['result']}"
+            + (f": {last['reason']}" if last["reason"] else "")
+        )
         for warning in last["warnings"]:
             say(f"  warning     {warning}")
     if success:
-        say(f"last success  {success['id']}, {status['age_seconds'] / 3600:.1f} hours ago, window {success['window_seconds']:.1f} s")
+        say(
+            f"last success  {success['id']}, {status['age_seconds'] / 3600:.1f} hours ago, "
+            f"window {success['window_seconds']:.1f} s"
+        )
     if verified:
-        say(f"last verify   {verified['at']}, run {verified['run']}: {'; '.join(verified['problems']) or 'can be restored'}")
+        say(
+            f"last verify   {verified['at']}, run {verified['run']}: "
+            f"{'; '.join(verified['problems']) or 'can be restored'}"
+        )
     if remote := status["remote"]:
-        say(f"restic        last copied {remote['last_pushed'] or 'nothing yet'}, {len(remote['pending'])} to be copied")
+        say(
+            f"restic        last copied {remote['last_pushed'] or 'nothing yet'}, "
+            f"{len(remote['pending'])} to be copied"
+        )
     if remote and remote["checked"]:
         say(f"  checked     {remote['checked']['at']}: {remote['checked']['problem'] or 'whole'}")
-    say(f"backups       {status['runs']} runs, {status['bytes']:,} bytes; {status['free_bytes'] or 0:,} bytes free")
+    say(
+        f"backups       {status['runs']} runs, {status['bytes']:,} bytes; "
+        f"{status['free_bytes'] or 0:,} bytes free"
+    )
     for reason in status["retention_suspended"]:
         say(f"  suspended   {reason}")
     for text in status["drift"]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .answers import read_members, read_reason, read_result, read_sizes
 from .docker import WORK_SECONDS, bind, container, docker
 from .files import require_space
 from .host import Host, Refused
@@ -25,25 +26,42 @@ class Workshop:
     @property
     def dumps(self) -> list[Path]:
         """The MySQL dumps that `unpack` left, in the order in which they are imported."""
-        return [dump for name in ("database.sql", "torrents.sql") if (dump := self.work / name).exists()]
+        return [
+            dump for name in ("database.sql", "torrents.sql") if (dump := self.work / name).exists()
+        ]
 
     def step(self, name: str, *arguments: str) -> None:
         """One step of restore.sh; raises Refused with the reason that it gives."""
         try:
-            docker("exec", self.container, "/usr/local/bin/restore.sh", name, self.work.name, *arguments, seconds=WORK_SECONDS)
+            docker(
+                "exec",
+                self.container,
+                "/usr/local/bin/restore.sh",
+                name,
+                self.work.name,
+                *arguments,
+                seconds=WORK_SECONDS,
+            )
         except Refused as error:
-            with contextlib.suppress(FileNotFoundError):
-                raise Refused((self.work / "reason").read_text(encoding="utf-8").strip()) from error
+            if reason := read_reason(self.work):
+                raise Refused(reason) from error
             raise
 
     def require_space(self, run: Manifest, kinds: set[str]) -> None:
-        """Refuses a run for which staging has no room: the configuration is there as archive and as files, of MySQL two dumps when one is saved."""
+        """Refuses a run for which staging has no room: the configuration is there as archive and as
+        files, of MySQL two dumps when one is saved.
+        """
         self.step("measure", *(path for kind, path in run_files(run) if kind in kinds))
-        sizes = [line.split("\t") for line in (self.work / "sizes").read_text(encoding="utf-8").splitlines()]
-        require_space(self.host.staging, sum(int(size) * (1 if path.startswith("sqlite/") else 2) for size, path in sizes))
+        sizes = read_sizes(self.work)
+        require_space(
+            self.host.staging,
+            sum(size * (1 if path.startswith("sqlite/") else 2) for size, path in sizes),
+        )
 
     def unpack(self, run: Manifest, kinds: set[str]) -> list[str]:
-        """Unpacks the run's files of these kinds, checked; returns what differs from the run manifest."""
+        """Unpacks the run's files of these kinds, checked; returns what differs from the run
+        manifest.
+        """
         files = [path for kind, path in run_files(run) if kind in kinds]
         try:
             self.step("unpack", *files)
@@ -51,18 +69,19 @@ class Workshop:
             return [str(error)]
         problems = []
         if "database" in kinds:
-            lines = (self.work / "result").read_text(encoding="utf-8", errors="replace").split("\n")
-            rows = {name: int(count) for _, count, name in (line.split("\t") for line in lines if line.startswith("table\t"))}
-            problems += compare_rows(run["tables"], rows)
+            problems += compare_rows(run["tables"], read_result(self.work, run["id"]).tables)
         if "config" in kinds:
-            members = {line.removeprefix("./").rstrip("/") for line in (self.work / "members").read_text("utf-8", "replace").split("\n")}
-            problems += [f"the configuration archive lacks {path}" for path in run["paths"] if path not in members]
+            missing = dict.fromkeys(run["paths"])
+            for member in read_members(self.work):
+                missing.pop(member, None)
+            problems += [f"the configuration archive lacks {path}" for path in missing]
         return problems
 
 
 def compare_rows(expected: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
     return [
-        f"table {name}: {found.get(name, 'no')} rows, {expected.get(name, 'no')} in the run manifest"
+        f"table {name}: {found.get(name, 'no')} rows, {expected.get(name, 'no')} in the run "
+        "manifest"
         for name in sorted({*expected, *found})
         if expected.get(name) != found.get(name)
     ]
@@ -70,13 +89,30 @@ def compare_rows(expected: Mapping[str, int], found: Mapping[str, int]) -> list[
 
 @contextlib.contextmanager
 def workshop(host: Host, purpose: str, *arguments: str) -> Iterator[Workshop]:
-    """No network unless the arguments give one; the destination read-only; nothing of the deployment but staging."""
+    """No network unless the arguments give one; the destination read-only; nothing of the
+    deployment but staging.
+    """
     work = host.staging / f"{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}.{purpose}"
     work.mkdir(mode=0o700)
     network = [] if "--network" in arguments else ["--network", "none"]
     with container(
-        f"tracker-backup-{work.name}", host.image, "--init", "--user", "0:0", "--read-only", "--cap-drop", "ALL",
-        "--cap-add", "DAC_OVERRIDE", "--security-opt", "no-new-privileges", "--tmpfs", "/tmp:mode=0700,size=16m", *network,
-        *bind(host.destination, "/backups", "readonly"), *bind(host.staging, "/staging"), *arguments,
-    ) as name:  # fmt: skip
+        f"tracker-backup-{work.name}",
+        host.image,
+        "--init",
+        "--user",
+        "0:0",
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--cap-add",
+        "DAC_OVERRIDE",
+        "--security-opt",
+        "no-new-privileges",
+        "--tmpfs",
+        "/tmp:mode=0700,size=16m",
+        *network,
+        *bind(host.destination, "/backups", "readonly"),
+        *bind(host.staging, "/staging"),
+        *arguments,
+    ) as name:
         yield Workshop(host, name, work)

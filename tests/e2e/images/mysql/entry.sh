@@ -1,5 +1,6 @@
 #!/bin/bash
-# First start: initialises the data directory, makes the accounts and the database of MYSQL_*; then runs the server as its own user.
+# First start: initialises the data directory, and makes the accounts and the database of MYSQL_*.
+# Then runs the server as its own user.
 # Every value is escaped as an SQL string, so any password works.
 set -euo pipefail
 
@@ -22,19 +23,23 @@ initialise() {
     mysqld --initialize-insecure --user=mysql --datadir="$DATA"
     local accounts="$DATA/accounts.sql"
     {
-        printf "ALTER USER root@localhost IDENTIFIED BY %s;\n" "$(sql_string "$MYSQL_ROOT_PASSWORD")"
+        printf "ALTER USER root@localhost IDENTIFIED BY %s;\n" \
+            "$(sql_string "$MYSQL_ROOT_PASSWORD")"
         printf "CREATE USER root@'%%' IDENTIFIED BY %s;\n" "$(sql_string "$MYSQL_ROOT_PASSWORD")"
         printf "GRANT ALL ON *.* TO root@'%%' WITH GRANT OPTION;\n"
         if [[ -n ${MYSQL_DATABASE:-} ]]; then
             printf 'CREATE DATABASE %s;\n' "$(sql_name "$MYSQL_DATABASE")"
         fi
         if [[ -n $MYSQL_USER ]]; then
-            printf "CREATE USER %s@'%%' IDENTIFIED BY %s;\n" "$(sql_string "$MYSQL_USER")" "$(sql_string "$MYSQL_PASSWORD")"
-            printf "GRANT ALL ON %s.* TO %s@'%%';\n" "$(sql_name "${MYSQL_DATABASE//_/\\_}")" "$(sql_string "$MYSQL_USER")"
+            printf "CREATE USER %s@'%%' IDENTIFIED BY %s;\n" \
+                "$(sql_string "$MYSQL_USER")" "$(sql_string "$MYSQL_PASSWORD")"
+            printf "GRANT ALL ON %s.* TO %s@'%%';\n" \
+                "$(sql_name "${MYSQL_DATABASE//_/\\_}")" "$(sql_string "$MYSQL_USER")"
         fi
     } >"$accounts"
     # Not over the network, so that nobody meets a server without its accounts.
-    mysqld --user=mysql --datadir="$DATA" --socket="$SOCKET" --skip-networking --daemonize --pid-file="$DATA/setup.pid" --log-error="$DATA/setup.err"
+    mysqld --user=mysql --datadir="$DATA" --socket="$SOCKET" --skip-networking --daemonize \
+        --pid-file="$DATA/setup.pid" --log-error="$DATA/setup.err"
     mysql --socket="$SOCKET" --user=root --default-character-set=utf8mb4 <"$accounts"
     mysqladmin --socket="$SOCKET" --user=root --password="$MYSQL_ROOT_PASSWORD" shutdown
     rm -f "$accounts"

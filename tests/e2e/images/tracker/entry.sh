@@ -1,6 +1,6 @@
 #!/bin/sh
-# Gives the mounted directories to USER_ID (2770, as the published image does at every start) and becomes that user for good:
-# the tracker itself is PID 1, so it ignores TERM as it does in production.
+# Gives the mounted directories to USER_ID (2770, as the published image does at every start), and
+# becomes that user for good. The tracker itself is PID 1, so it ignores TERM as in production.
 set -eu
 : "${USER_ID:=1000}"
 state='/var/lib/torrust /var/log/torrust /etc/torrust'

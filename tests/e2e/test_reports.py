@@ -1,0 +1,177 @@
+"""Cases from public reports of other backup tools, on a real host; each test names its case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from e2e.bundle import Bundle, Outcome
+from e2e.deployment import DESTINATION, RUN_SECONDS, STAGING, Deployment
+from e2e.host import Host
+from e2e.stack import DEPLOY_DIR
+
+pytestmark = pytest.mark.only("sqlite3")
+
+CRON = "/etc/cron.d/tracker-backup"
+REPOSITORY = "/srv/restic"
+PLANTED = f"{DEPLOY_DIR}/storage/tracker/etc/large.bin"
+LARGE = 200 << 20
+REAL = "/srv/torrust-real"
+
+
+def tool(host: Host, *words: str) -> Outcome:
+    done = host.run("tracker-backup", *words, check=False, seconds=600)
+    return Outcome(done.returncode, done.stdout + done.stderr)
+
+
+def status(deployment: Deployment) -> dict[str, Any]:
+    """What `status --json` says, whether something is wrong or not."""
+    done = deployment.host.run("tracker-backup", "status", "--json", check=False)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+@contextmanager
+def installed(deployment: Deployment, section: dict[str, Any]) -> Iterator[Bundle]:
+    """A bundle with another section `backup`, for as long as the block lasts."""
+    folder = deployment.bundle.directory.parent / "reports"
+    folder.mkdir(exist_ok=True)
+    address = deployment.host.address
+    environment = deployment.stack.environment(deployment.key, section)
+    bundle = Bundle.generate(environment, folder / "bundle", address)
+    try:
+        bundle.playbook("install-backup", "-e", "backup_on_install=false").succeeded()
+        yield bundle
+    finally:
+        deployment.bundle.playbook("install-backup", "-e", "backup_on_install=false").succeeded()
+
+
+def sha256(host: Host, path: str) -> str:
+    return host.run("sha256sum", path, seconds=120).stdout.split()[0]
+
+
+def test_p01_restic_copies_a_backup_of_200_mb(deployment: Deployment) -> None:
+    host = deployment.host
+    section = {"quiesce": "none", "restic": {"repository": REPOSITORY, "password": "restic's own"}}
+    host.run("mkdir", "--parents", REPOSITORY)
+    host.sh(f"head -c {LARGE} /dev/urandom >{PLANTED}; chmod 0644 {PLANTED}")
+    try:
+        with installed(deployment, section):
+            made = deployment.run().succeeded()
+            run = deployment.last_run()
+            assert f"copied {run['id']} to the restic repository" in made.output
+            assert host.sh(f"ls -A {STAGING}") == ""
+            archive = deployment.file(run, "config")
+            assert int(host.run("stat", "--format=%s", archive).stdout) >= LARGE
+            before = sha256(host, archive)
+            host.sh(f"rm {archive} {DESTINATION}/runs/{run['id']}.json")
+            restored = tool(
+                host, "restore", run["id"], "--from", "restic", "--only", "config", "--confirm"
+            ).succeeded()
+            assert f"fetched {run['id']} from the restic repository" in restored.output
+            assert sha256(host, archive) == before
+            assert host.sh(f"ls -A {STAGING}") == "before-restore\n"
+    finally:
+        host.run("rm", "-rf", PLANTED, REPOSITORY, f"{STAGING}/before-restore")
+    tool(host, "acknowledge")
+
+
+def test_p02_an_image_is_there_under_any_spelling(deployment: Deployment) -> None:
+    """The local network has no registry: a pull would fail. One spelling is installed, too."""
+    host = deployment.host
+    spellings = ("mybackup", "registry:5000/x:1", "localhost/a_b.c", "me/mybackup:1")
+    section: dict[str, Any] = {
+        "quiesce": "none",
+        "restic": {"repository": REPOSITORY, "password": "restic's own"},
+    }
+    host.run("mkdir", "--parents", REPOSITORY)
+    try:
+        with installed(deployment, section):
+            image = host.sh(". /etc/tracker-backup.conf; echo $IMAGE").strip()
+            for spelling in spellings:
+                host.run("docker", "tag", image, spelling)
+                with deployment.configured(IMAGE=spelling, IMAGE_SOURCE="pull"):
+                    deployment.run().succeeded()
+                    tool(host, "push").succeeded()
+                    tool(host, "verify").succeeded()
+        spelling = "docker.io/me/mybackup:1"
+        with installed(deployment, section | {"image": spelling}) as bundle:
+            assert bundle.playbook("install-backup", "--check").succeeded().changed == 0
+            assert spelling in host.read("/etc/tracker-backup.conf")
+            deployment.run().succeeded()
+            tool(host, "push").succeeded()
+    finally:
+        host.run("docker", "rmi", *spellings, check=False)
+        host.run("rm", "-rf", REPOSITORY)
+
+
+def test_p03_the_deploy_directory_is_a_link(deployment: Deployment) -> None:
+    """The stack was started through one path, and the backup is configured with the other."""
+    host = deployment.host
+    compose = f"docker compose --project-directory {DEPLOY_DIR} --project-name torrust"
+    script = (
+        f"{compose} stop && mv {DEPLOY_DIR} {REAL} && ln -s {REAL} {DEPLOY_DIR} && {compose} up -d"
+    )
+    try:
+        host.sh(script, seconds=RUN_SECONDS)
+        deployment.wait_for_tracker()
+        deployment.bundle.playbook("install-backup", "-e", "backup_on_install=false").succeeded()
+        deployment.run().succeeded()
+        run = deployment.last_run()
+        assert run["directories"]["storage/tracker/lib"]["uid"] == 1000
+        assert status(deployment)["problems"] == []
+        tool(host, "verify").succeeded()
+        tool(host, "restore", run["id"], "--confirm").succeeded()
+        deployment.wait_for_tracker()
+        assert host.run("test", "-L", DEPLOY_DIR, check=False).returncode == 0
+    finally:
+        host.sh(
+            f"{compose} stop; rm {DEPLOY_DIR} && mv {REAL} {DEPLOY_DIR}; {compose} up -d; "
+            f"rm -rf {STAGING}/before-restore",
+            seconds=RUN_SECONDS,
+        )
+        deployment.wait_for_tracker()
+
+
+def test_p04_without_a_cron_daemon_installing_is_refused(deployment: Deployment) -> None:
+    host = deployment.host
+    listing = f"sha256sum {CRON} /etc/tracker-backup.conf {DEPLOY_DIR}/backup/*.sh; ls -l {CRON}"
+    before = host.sh(listing)
+    host.sh("systemctl stop cron && systemctl mask --runtime cron")
+    try:
+        refused = deployment.bundle.playbook("install-backup")
+        assert refused.code != 0
+        assert "no cron daemon runs on this host" in refused.output
+        assert "apt-get install cron" in refused.output
+        assert host.sh(listing) == before
+        told = status(deployment)
+        assert told["cron"] is False
+        assert any("no cron daemon runs" in problem for problem in told["problems"])
+    finally:
+        host.sh("systemctl unmask --runtime cron && systemctl start cron")
+    assert status(deployment)["cron"] is True
+
+
+def test_p20_a_table_that_is_gone_suspends_retention_and_no_backup(
+    deployment: Deployment,
+) -> None:
+    deployment.query("CREATE TABLE further (id INTEGER)")
+    with deployment.configured(QUIESCE="none"):
+        try:
+            deployment.run().succeeded()
+            before = deployment.last_run()["id"]
+        finally:
+            deployment.query("DROP TABLE further")
+        deployment.run().succeeded()
+        run = deployment.last_run()
+        assert any("further" in warning for warning in run["warnings"])
+        gone = f"the table further is gone in {run['id']}; it had 0 rows in {before}"
+        assert gone in status(deployment)["retention_suspended"]
+        tool(deployment.host, "acknowledge").succeeded()
+        deployment.run().succeeded()
+        assert not any("further" in warning for warning in deployment.last_run()["warnings"])
+    assert status(deployment)["retention_suspended"] == []

@@ -1,0 +1,111 @@
+"""A cron daemon, an image, a directory: found whatever their spelling or their kind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from unit.sandbox import IMAGE, Sandbox
+
+OTHER = "pid:[4026532999]"
+
+
+def without_cron(host: Sandbox) -> None:
+    shutil.rmtree(host.root / "proc/310")
+
+
+@pytest.mark.parametrize("strategy", ["maintenance-window", "sidecar"])
+def test_without_a_cron_daemon_nothing_is_installed(sandbox: Sandbox, strategy: str) -> None:
+    sandbox.make_bundle(STRATEGY=strategy, QUIESCE="none")
+    without_cron(sandbox)
+    sandbox.add_process("400", "/usr/sbin/cron", "-f", namespace=OTHER)  # in a container
+    sandbox.add_process("401", "python3", "/usr/sbin/cron.py")
+    outcome = sandbox.install()
+    assert outcome.code == 1
+    assert "no cron daemon runs on this host" in outcome.err
+    assert "apt-get install cron" in outcome.err
+    assert outcome.changes == []
+    assert not sandbox.config.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["/usr/sbin/cron", "-f"],
+        ["crond", "-n"],
+        ["/usr/sbin/cronie"],
+        ["/usr/sbin/bcron-sched"],
+    ],
+)
+def test_every_cron_that_reads_cron_d_counts(sandbox: Sandbox, words: list[str]) -> None:
+    without_cron(sandbox)
+    sandbox.add_process("400", *words)
+    assert sandbox.install().code == 0
+
+
+@pytest.mark.parametrize("words", [["fcron"], ["/bin/busybox", "crond", "-f"], ["crond", "-f"]])
+def test_a_cron_that_does_not_read_cron_d_does_not_count(
+    sandbox: Sandbox, words: list[str]
+) -> None:
+    without_cron(sandbox)
+    sandbox.add_process("400", *words)
+    (sandbox.root / "proc/400/exe").symlink_to("/bin/busybox")
+    assert sandbox.install().code == 1
+
+
+def test_systemd_cron_counts(sandbox: Sandbox) -> None:
+    without_cron(sandbox)
+    stub = sandbox.stub / "bin"
+    stub.mkdir()
+    (stub / "systemctl").write_text(f'#!/bin/sh\necho "$*" >{sandbox.stub}/asked\n')
+    (stub / "systemctl").chmod(0o755)
+    sandbox.monkeypatch.setenv("PATH", str(stub), prepend=":")
+    assert sandbox.install().code == 0
+    assert (sandbox.stub / "asked").read_text() == "is-active --quiet cron.target\n"
+
+
+def test_status_says_that_no_cron_daemon_runs(host: Sandbox) -> None:
+    assert json.loads(host.call("status", "--json").out)["cron"] is True
+    without_cron(host)
+    told = json.loads(host.call("status", "--json").out)
+    assert told["cron"] is False
+    assert any("no cron daemon runs on this host" in problem for problem in told["problems"])
+
+
+@pytest.mark.parametrize(
+    "image", ["mybackup", "docker.io/me/x:1", "registry:5000/x", "me/x@sha256:" + "5a" * 32]
+)
+def test_an_image_is_there_when_docker_says_so(sandbox: Sandbox, image: str) -> None:
+    """`docker images` prints none of these as they are written."""
+    sandbox.make_bundle(IMAGE=image, IMAGE_SOURCE="pull")
+    with (sandbox.stub / "images").open("a") as file:
+        file.write(image + "\n")
+    assert sandbox.install().code == 0
+    assert not [call for call in sandbox.calls if call.startswith("docker pull")]
+    assert f"docker image inspect --format {{{{.Id}}}} {image}" in sandbox.calls
+
+
+def test_a_docker_that_does_not_answer_is_no_missing_image(sandbox: Sandbox) -> None:
+    (sandbox.stub / "hooks/image-inspect").write_text("fail 'Cannot connect to the daemon'\n")
+    outcome = sandbox.install()
+    assert outcome.code == 1
+    assert "Cannot connect to the daemon" in outcome.err
+    assert not [call for call in sandbox.calls if call.startswith("docker build")]
+    assert IMAGE in (sandbox.stub / "images").read_text()
+
+
+@pytest.mark.parametrize("started_through", ["link", "real"])
+def test_the_deploy_directory_may_be_a_link(host: Sandbox, started_through: str) -> None:
+    real = host.path / "real"
+    host.deploy.rename(real)
+    host.deploy.symlink_to(real)
+    (real / "storage/tracker/lib").mkdir()
+    spelt = host.deploy if started_through == "link" else real
+    host.monkeypatch.setenv("STUB_DEPLOY", str(spelt))
+    assert host.call("check", "deployment").code == 0
+    package = host.package
+    _images, directories = package.deployment.stack_facts(package.host.Host.read(host.config))
+    assert "storage/tracker/etc" in directories
+    assert host.install().code == 0

@@ -1,0 +1,221 @@
+"""backup/restore_files.py: names of any length, and what stays when a step dies."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unit.sandbox import TEMPLATES
+
+LONG = "雪" * 83 + "x"  # 250 bytes
+DEEP = "d" * 200
+
+
+@pytest.fixture(scope="module")
+def program() -> Any:
+    spec = importlib.util.spec_from_file_location(
+        "restore_files", TEMPLATES / "backup/restore_files.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["one file system", "two file systems"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """(deploy directory, work directory)."""
+    data = tmp_path / "data"
+    data.mkdir()
+    if request.param == "one file system":
+        yield data, tmp_path
+        return
+    other = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    assert other.stat().st_dev != tmp_path.stat().st_dev
+    yield data, other
+    shutil.rmtree(other)
+
+
+def plant(base: Path, names: list[str], text: str) -> None:
+    """A file whose whole path may be longer than a system call takes."""
+    base.mkdir(parents=True, exist_ok=True)
+    parent = os.open(base, os.O_RDONLY)
+    for name in names[:-1]:
+        if not os.access(name, os.F_OK, dir_fd=parent):
+            os.mkdir(name, dir_fd=parent)
+        child = os.open(name, os.O_RDONLY, dir_fd=parent)
+        os.close(parent)
+        parent = child
+    with open(os.open(names[-1], os.O_WRONLY | os.O_CREAT, 0o640, dir_fd=parent), "w") as file:
+        file.write(text)
+    os.close(parent)
+
+
+def look(program: Any, base: Path) -> dict[bytes, bytes]:
+    """Content by path, of everything below."""
+    tree, found = program.Tree(base), {}
+    for parts, directory in tree.walk():
+        if directory:
+            continue
+        parent = tree.open(parts[:-1])
+        try:
+            with open(os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW, dir_fd=parent), "rb") as file:
+                found[b"/".join(parts)] = file.read()
+        except OSError:
+            found[b"/".join(parts)] = b"link to " + os.readlink(parts[-1], dir_fd=parent)
+    return found
+
+
+def pack(source: Path, work: Path) -> None:
+    assert os.system(f"tar -C '{source}' --create --file '{work}/config.tar' .") == 0
+
+
+@pytest.mark.parametrize("levels", [19, 20, 40])
+def test_long_names_and_deep_paths_are_restored_and_rolled_back(
+    program: Any, places: tuple[Path, Path], tmp_path: Path, levels: int
+) -> None:
+    """19 levels make 4079 bytes, 20 and 40 are more than any path of a system call."""
+    data, work = places
+    for name in (LONG, "y" * 255):
+        plant(data / "storage", [name], "now")
+        plant(tmp_path / "then/storage", [name], "then")
+    for base, text in ((data, "now"), (tmp_path / "then", "then")):
+        plant(base / "storage", [*[DEEP] * levels, LONG], text)
+    plant(tmp_path / "then/storage", ["made", *[DEEP] * levels, LONG], "then")
+    before = look(program, data)
+    pack(tmp_path / "then", work)
+    assert program.main(["prepare", str(data), str(work), "config"]) == 0
+    assert program.main(["apply", str(data), str(work)]) == 0
+    assert look(program, data) == look(program, tmp_path / "then")
+    assert sorted(look(program, work / "old").values()) == [b"now"] * 3
+    assert program.main(["rollback", str(data), str(work)]) == 0
+    assert look(program, data) == before
+    assert not (data / "storage/made").exists()
+
+
+def test_no_journal_is_looked_for_beside_a_name_that_has_no_room_for_it(
+    program: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    plant(tmp_path / "then", ["s" * 250], "SQLite format 3\0 and more")
+    pack(tmp_path / "then", tmp_path)
+    assert program.main(["prepare", str(data), str(tmp_path), "config"]) == 0
+    assert (
+        len((tmp_path / "targets").read_bytes().split(b"\0")) == 4
+    )  # itself, -wal, -shm: 254 bytes
+    assert program.main(["apply", str(data), str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("stop", range(1, 5))
+def test_a_copy_that_dies_leaves_nothing_and_replaces_nothing(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    data = tmp_path / "data"
+    for name in ("a", "b", LONG):
+        plant(data, [name], "now")
+        plant(tmp_path / "then", [name], "then")
+    pack(tmp_path / "then", tmp_path)
+    assert program.main(["prepare", str(data), str(tmp_path), "config"]) == 0
+
+    def no_link(*_: Any, **__: Any) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    calls = []
+
+    def die(source: Any, target: Any, *_: Any) -> None:
+        calls.append(1)
+        target.write(b"cut")
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        target.seek(0)
+        target.write(source.read())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(program.os, "link", no_link)
+        patched.setattr(program.shutil, "copyfileobj", die)
+        with pytest.raises(KeyboardInterrupt):
+            program.main(["apply", str(data), str(tmp_path)])
+    assert program.main(["rollback", str(data), str(tmp_path)]) == 0
+    assert set(look(program, data).values()) == {b"now"}
+    assert len(look(program, data)) == 3
+
+
+@pytest.mark.parametrize("planted", ["link", "file"])
+def test_nothing_is_restored_through_a_link_or_a_file(
+    program: Any, tmp_path: Path, planted: str
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    plant(tmp_path / "then/storage/grafana", ["x"], "then")
+    (data / "storage").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    if planted == "link":
+        (data / "storage/grafana").symlink_to(tmp_path / "elsewhere")
+    else:
+        (data / "storage/grafana").write_text("mine")
+    pack(tmp_path / "then", tmp_path)
+    assert program.main(["prepare", str(data), str(tmp_path), "config"]) == 0
+    assert program.main(["apply", str(data), str(tmp_path)]) == 1
+    reason = (tmp_path / "reason").read_text()
+    assert f"storage/grafana is a {'symlink' if planted == 'link' else 'file'}; " in reason
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert not (tmp_path / "begun").exists()
+
+
+def test_a_rollback_is_not_kept_by_a_file_in_the_place_of_a_directory(
+    program: Any, places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, work = places
+    plant(data / "storage", ["grafana", "x"], "now")
+    plant(tmp_path / "then/storage", ["grafana", "x"], "then")
+    pack(tmp_path / "then", work)
+    assert program.main(["prepare", str(data), str(work), "config"]) == 0
+    assert program.main(["apply", str(data), str(work)]) == 0
+    shutil.rmtree(data / "storage/grafana")
+    (data / "storage/grafana").write_text("in the way")
+    assert program.main(["rollback", str(data), str(work)]) == 0
+    assert (data / "storage/grafana/x").read_text() == "now"
+
+
+def test_an_archive_is_extracted_as_tar_does_it(program: Any, tmp_path: Path) -> None:
+    source, data = tmp_path / "then", tmp_path / "data"
+    data.mkdir()
+    plant(source / "a", ["file"], "text")
+    os.chown(source / "a/file", 1000, 1001)
+    (source / "a/file").chmod(0o2751)
+    os.utime(source / "a/file", (1000000000, 1000000000))
+    (source / "a/link").symlink_to("/etc/passwd")
+    os.chown(source / "a/link", 1000, 1001, follow_symlinks=False)
+    os.link(source / "a/file", source / "a/twin")
+    os.mkfifo(source / "a/pipe")
+    (source / "a").chmod(0o711)
+    (source / os.fsdecode(b"\xff\n")).write_text("no text")
+    pack(source, tmp_path)
+    assert program.main(["prepare", str(data), str(tmp_path), "config"]) == 0
+    new = tmp_path / "new"
+    facts = (new / "a/file").stat()
+    assert (facts.st_uid, facts.st_gid, facts.st_mode & 0o7777) == (1000, 1001, 0o2751)
+    assert (facts.st_mtime, facts.st_nlink) == (1000000000, 2)
+    assert (new / "a/link").readlink() == Path("/etc/passwd")
+    assert (new / "a/link").lstat().st_uid == 1000
+    assert (new / "a").stat().st_mode & 0o7777 == 0o711
+    assert not (new / "a/pipe").exists()
+    assert (new / os.fsdecode(b"\xff\n")).read_text() == "no text"
+
+
+def test_a_member_with_dots_is_refused(program: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "config.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a/../../x"))
+    assert program.main(["prepare", str(tmp_path / "data"), str(tmp_path), "config"]) == 1
+    assert "'..'" in (tmp_path / "reason").read_text()
