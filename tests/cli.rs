@@ -377,9 +377,10 @@ fn a_writing_cut_short_is_seen_by_check_and_mended_by_running_again() {
                 };
                 // The manifest comes last, so it is never among the first files. Nor is the final record of
                 // the secrets.
+                let last = ["manifest.json", "secrets/.written"];
                 for path in files
                     .iter()
-                    .filter(|path| !["manifest.json", "secrets/.written"].contains(&path.as_str()))
+                    .filter(|path| !last.contains(&path.as_str()))
                     .take(cut)
                 {
                     let target = scratch.path("out").join(path);
