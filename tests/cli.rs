@@ -375,8 +375,8 @@ fn a_writing_cut_short_is_seen_by_check_and_mended_by_running_again() {
                 } else {
                     Scratch::generated(first)
                 };
-                // The manifest comes last, so it is never among the first files. Nor is the final record of
-                // the secrets.
+                // The manifest and the final record of the secrets come last, so they are never
+                // among the first files.
                 let last = ["manifest.json", "secrets/.written"];
                 for path in files
                     .iter()
