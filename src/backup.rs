@@ -47,6 +47,7 @@ macro_rules! checked_text {
             type Error = Refusal;
             fn try_from(text: String) -> Result<Self, Refusal> {
                 no_control_characters(&text)?;
+                no_invisible_characters(&text)?;
                 $check(&text)?;
                 Ok(Self(text))
             }
@@ -103,6 +104,31 @@ pub fn no_control_characters(text: &str) -> Result<(), Refusal> {
                 format!("remove character {} (U+{found:04X})", at + 1),
             )
         }
+    }
+}
+
+/// Characters that take no room, or change the order of others, are refused: people review bundles.
+///
+/// Not in secrets, which nobody reviews.
+fn no_invisible_characters(text: &str) -> Result<(), Refusal> {
+    let is_invisible = |c: &char| {
+        matches!(
+            c,
+            '\u{ad}'
+                | '\u{61c}'
+                | '\u{180e}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{202a}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+        )
+    };
+    match text.chars().enumerate().find(|(_, c)| is_invisible(c)) {
+        None => Ok(()),
+        Some((at, found)) => refuse(
+            "text without zero-width characters and without those that change the direction",
+            format!("remove character {} (U+{:04X})", at + 1, u32::from(found)),
+        ),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Reads an environment file: JSON, schema, domain types, rules across keys; all problems at once.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -11,13 +12,14 @@ use crate::backup::{
     BackupConfig, Database, DatabaseName, HostName, HostPath, ImageReference, KeyPath, Line,
     Refusal, Secret, UserName, no_control_characters,
 };
-use crate::error::{Error, Problem};
+use crate::error::{Error, MOST_BYTES, Problem};
 use crate::json;
 use crate::restic::{Repository, Restic, VariableName};
 use crate::rules::contradictions;
 use crate::schedule::{CronSchedule, ScheduleError};
-use crate::schema::{Schema, nearest};
+use crate::schema::{self, nearest};
 use crate::shown;
+use crate::syntax::SyntaxProblem;
 use crate::topology::{EnabledServices, Service};
 
 /// What we take from the deployer's file, checked.
@@ -65,10 +67,17 @@ struct Document {
     environment: Identity,
     ssh_credentials: SshCredentials,
     tracker: Tracker,
+    mysql: Option<MysqlSection>,
     prometheus: Option<Value>,
     grafana: Option<Proxied>,
     https: Option<Value>,
     backup: BackupConfig,
+}
+
+/// The deployer's settings for the stack's own MySQL server.
+#[derive(Deserialize)]
+struct MysqlSection {
+    root_password: Option<Secret>,
 }
 
 #[derive(Deserialize)]
@@ -76,7 +85,6 @@ struct Tracker {
     core: Core,
     http_trackers: Option<Vec<Proxied>>,
     http_api: Option<Proxied>,
-    health_check_api: Option<Proxied>,
 }
 
 #[derive(Deserialize)]
@@ -86,16 +94,28 @@ struct Core {
 
 #[derive(Deserialize)]
 struct Proxied {
+    domain: Option<String>,
     use_tls_proxy: Option<bool>,
+}
+
+impl Proxied {
+    /// Whether the deployer starts Caddy for it.
+    fn is_behind_caddy(&self) -> bool {
+        self.use_tls_proxy == Some(true)
+            && self
+                .domain
+                .as_ref()
+                .is_some_and(|domain| !domain.is_empty())
+    }
 }
 
 impl Document {
     fn services(&self) -> EnabledServices {
+        // Without `health_check_api`: it alone does not start Caddy.
         let proxied = (self.tracker.http_trackers.iter().flatten())
             .chain(&self.tracker.http_api)
-            .chain(&self.tracker.health_check_api)
             .chain(&self.grafana)
-            .any(|service| service.use_tls_proxy == Some(true));
+            .any(Proxied::is_behind_caddy);
         let others = [
             (
                 self.tracker.core.database.service() == Some(Service::Mysql),
@@ -113,6 +133,18 @@ impl Document {
     }
 }
 
+/// The database, with the root password of the stack's own server from where the deployer keeps it.
+fn with_root_password(mut database: Database, mysql: Option<MysqlSection>) -> Database {
+    let is_own = database.service() == Some(Service::Mysql);
+    if let Database::Mysql(server) = &mut database
+        && is_own
+        && server.root_password.is_none()
+    {
+        server.root_password = mysql.and_then(|section| section.root_password);
+    }
+    database
+}
+
 impl Environment {
     /// Name and value of each secret that a backup needs, sorted by name.
     #[must_use]
@@ -124,10 +156,34 @@ impl Environment {
 
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = fs::read(path).map_err(|source| Error::Read {
-            path: path.into(),
-            source,
-        })?;
+        let (document, duplicates) = Self::parse(path)?;
+        Self::check(document, duplicates).map_err(|problems| Error::Invalid {
+            path: shown_path(path).into(),
+            problems,
+        })
+    }
+
+    /// Checks a file. If `allow_disabled`, it needs no section `backup`.
+    pub fn validate(path: &Path, allow_disabled: bool) -> Result<(), Error> {
+        let (mut document, duplicates) = Self::parse(path)?;
+        if allow_disabled && let Some(sections) = document.as_object_mut() {
+            let is_meant = nearest("backup", sections.keys()).is_some_and(|key| key != "backup")
+                || holder(sections, "backup").is_some();
+            if !is_meant && sections.get("backup").is_none_or(Value::is_null) {
+                sections.insert("backup".to_owned(), serde_json::json!({}));
+            }
+        }
+        let checked = Self::check(document, duplicates);
+        checked.map(drop).map_err(|problems| Error::Invalid {
+            path: shown_path(path).into(),
+            problems,
+        })
+    }
+
+    /// The document of a file, and the paths of the keys that stand in it twice.
+    fn parse(path: &Path) -> Result<(Value, Vec<String>), Error> {
+        let bytes = read_bytes(path)?;
+        let path = shown_path(path);
         let text = std::str::from_utf8(&bytes).map_err(|error| {
             let line = bytes[..error.valid_up_to()].split(|&b| b == b'\n').count();
             Error::NotUtf8 {
@@ -137,24 +193,24 @@ impl Environment {
         })?;
         // Some editors put a byte order mark first; it is no part of the JSON.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let (document, duplicates) = json::parse(text).map_err(|source| Error::Syntax {
+        let (document, duplicates) = json::parse(text).map_err(|error| Error::Syntax {
             path: path.into(),
-            source,
+            problem: SyntaxProblem::new(text, &error),
         })?;
-        Self::check(document, duplicates).map_err(|problems| Error::Invalid {
-            path: path.into(),
-            problems,
-        })
+        if is_state_file(path, &document) {
+            return Err(Error::StateFile { path: path.into() });
+        }
+        Ok((document, duplicates))
     }
 
     /// Checks a parsed file, and goes on after a problem to find the others.
     fn check(mut document: Value, duplicates: Vec<String>) -> Result<Self, Vec<Problem>> {
+        put_on_one_line(&mut document, "environment.description");
         let mut problems: Vec<Problem> = duplicates.into_iter().map(duplicate).collect();
         problems.extend(not_enabled(&document));
         problems.extend(control_characters(&document));
         problems.extend(not_yet(&document));
-        let schema = Schema::published();
-        problems.extend(schema.problems(&document));
+        problems.extend(schema::problems(&document));
         problems.extend(malformed_texts(&document));
         problems.extend(malformed_variables(&document));
         let mut seen = BTreeSet::new();
@@ -162,7 +218,7 @@ impl Environment {
 
         // Examples replace the wrong values, so that the rules across other keys can be checked.
         for path in &seen {
-            json::replace(&mut document, path, schema.example(path));
+            json::replace(&mut document, path, schema::example(path));
         }
         match serde_json::from_value::<Document>(document) {
             Ok(document) => {
@@ -176,7 +232,10 @@ impl Environment {
                         services: document.services(),
                         identity: document.environment,
                         ssh: document.ssh_credentials,
-                        database: document.tracker.core.database,
+                        database: with_root_password(
+                            document.tracker.core.database,
+                            document.mysql,
+                        ),
                         backup: document.backup,
                     });
                 }
@@ -196,6 +255,65 @@ impl Environment {
     }
 }
 
+/// Reads the file, or standard input for `-`. What is too large is not read.
+fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
+    let fail = |source| Error::Read {
+        path: shown_path(path).into(),
+        source,
+    };
+    let too_large = || Error::TooLarge {
+        path: shown_path(path).into(),
+    };
+    let file: Box<dyn Read> = if path == Path::new(STANDARD_INPUT) {
+        Box::new(io::stdin().lock())
+    } else {
+        let file = File::open(path).map_err(fail)?;
+        if file.metadata().map_err(fail)?.len() > MOST_BYTES {
+            return Err(too_large());
+        }
+        Box::new(file)
+    };
+    // A device and a pipe have no length.
+    let mut bytes = Vec::new();
+    file.take(MOST_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(fail)?;
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(too_large());
+    }
+    Ok(bytes)
+}
+
+/// What stands for standard input where a file is asked for.
+pub const STANDARD_INPUT: &str = "-";
+
+fn shown_path(path: &Path) -> &Path {
+    if path == Path::new(STANDARD_INPUT) {
+        Path::new("standard input")
+    } else {
+        path
+    }
+}
+
+/// Whether this is what the deployer keeps in `data/NAME/environment.json`: the name of a state,
+/// and in it the context.
+fn is_state_file(path: &Path, document: &Value) -> bool {
+    let Some(sections) = document.as_object() else {
+        return false;
+    };
+    let has_its_shape = sections.len() == 1
+        && sections
+            .values()
+            .all(|state| json::get(state, "context.user_inputs").is_some());
+    let mut names = path.iter().rev().map(|name| name.to_string_lossy());
+    let has_its_name = names.next().is_some_and(|name| name == "environment.json")
+        && names.nth(1).is_some_and(|name| name == "data");
+    let is_environment = ["environment", "ssh_credentials", "tracker", "backup"]
+        .iter()
+        .any(|section| sections.contains_key(*section));
+    has_its_shape || (has_its_name && !is_environment)
+}
+
 fn duplicate(path: String) -> Problem {
     Problem {
         path,
@@ -206,22 +324,52 @@ fn duplicate(path: String) -> Problem {
 }
 
 fn not_enabled(document: &Value) -> Option<Problem> {
+    const ADD: &str =
+        "add \"backup\": {} beside \"environment\" to enable backups with every default";
     let sections = document.as_object()?;
-    let found = match sections.get("backup") {
-        Some(Value::Null) => "null: backups are not enabled".to_owned(),
+    let (found, fix) = match sections.get("backup") {
+        Some(Value::Null) => ("null: backups are not enabled".to_owned(), ADD),
         Some(_) => return None,
-        None => match nearest("backup", sections.keys()) {
-            Some(other) => format!("nothing, but a section {}", shown::key("", other)),
-            None => "nothing: backups are not enabled".to_owned(),
+        None => match (
+            nearest("backup", sections.keys()),
+            holder(sections, "backup"),
+        ) {
+            (Some(other), _) => (
+                format!("nothing, but a section {}", shown::key("", other)),
+                ADD,
+            ),
+            (None, Some(other)) => (
+                format!("nothing, but it stands in {}", shown::key("", other)),
+                "move it out of there, beside \"environment\"",
+            ),
+            (None, None) => ("nothing: backups are not enabled".to_owned(), ADD),
         },
     };
     Some(Problem {
         path: "backup".to_owned(),
         found,
         allowed: "an object".to_owned(),
-        fix: "add \"backup\": {} beside \"environment\" to enable backups with every default"
-            .to_owned(),
+        fix: fix.to_owned(),
     })
+}
+
+/// Line breaks of a text for people become spaces.
+fn put_on_one_line(document: &mut Value, path: &str) {
+    let Some(text) = json::get(document, path).and_then(Value::as_str) else {
+        return;
+    };
+    if text.contains('\n') {
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let line = Value::from(lines.join(" ").trim());
+        json::replace(document, path, Some(&line));
+    }
+}
+
+/// The section that holds a key which belongs beside it.
+fn holder<'a>(sections: &'a serde_json::Map<String, Value>, key: &str) -> Option<&'a str> {
+    let holds = |(_, section): &(&String, &Value)| section.get(key).is_some();
+    let (name, _) = sections.iter().find(holds)?;
+    Some(name)
 }
 
 fn control_characters(document: &Value) -> Vec<Problem> {
@@ -265,7 +413,7 @@ fn not_yet(document: &Value) -> Vec<Problem> {
 type Check = fn(&str) -> Result<(), Refusal>;
 
 /// The texts that have rules of their own, each with the type that knows them.
-const TEXTS: [(&str, Check); 22] = [
+const TEXTS: [(&str, Check); 23] = [
     ("environment.name", check::<Line>),
     ("environment.instance_name", check::<Line>),
     ("environment.description", check::<Line>),
@@ -288,13 +436,15 @@ const TEXTS: [(&str, Check); 22] = [
     ("tracker.core.database.username", check::<Line>),
     ("tracker.core.database.password", check::<Secret>),
     ("tracker.core.database.root_password", check::<Secret>),
+    ("mysql.root_password", check::<Secret>),
 ];
 
 /// Those of them that are schedules.
 const SCHEDULES: [&str; 2] = ["backup.schedule", "backup.verify_schedule"];
 
 /// Those that nobody reads when the database is a file.
-const SERVER: [&str; 4] = [
+const SERVER: [&str; 5] = [
+    "mysql.root_password",
     "tracker.core.database.host",
     "tracker.core.database.username",
     "tracker.core.database.password",

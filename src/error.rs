@@ -5,6 +5,15 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use serde::Serialize;
+
+use crate::syntax::SyntaxProblem;
+
+/// The largest environment file that is read.
+pub const MOST_BYTES: u64 = 1 << 20;
+/// The most problems that a message lists.
+const MOST_PROBLEMS: usize = 20;
+
 /// Every failure of the library, each with the path that it is about.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
@@ -18,11 +27,20 @@ pub enum Error {
     )]
     NotUtf8 { path: PathBuf, line: usize },
 
-    #[error("{path} is not valid JSON", path = path.display())]
+    #[error("{path} is larger than {MOST_BYTES} bytes", path = path.display())]
+    TooLarge { path: PathBuf },
+
+    #[error("{path} is not valid JSON: {problem}", path = path.display())]
     Syntax {
         path: PathBuf,
-        source: serde_json::Error,
+        problem: SyntaxProblem,
     },
+
+    #[error(
+        "{path} is the deployer's own record of a deployment, not its environment file",
+        path = path.display()
+    )]
+    StateFile { path: PathBuf },
 
     #[error("{path} has {problems}", path = path.display(), problems = Problems(problems))]
     Invalid {
@@ -146,8 +164,10 @@ impl Error {
             Self::Differs { .. } => 1,
             Self::TwoHosts { .. } => 2,
             Self::Read { .. }
+            | Self::TooLarge { .. }
             | Self::NotUtf8 { .. }
             | Self::Syntax { .. }
+            | Self::StateFile { .. }
             | Self::Invalid { .. } => 3,
             Self::Refused { .. } => 4,
             Self::Render { .. }
@@ -169,7 +189,14 @@ impl Error {
             }
             Self::Read { .. } => "make the file readable for this user".to_owned(),
             Self::NotUtf8 { .. } => "save the file as UTF-8".to_owned(),
-            Self::Syntax { .. } => "fix the file there, or just before it".to_owned(),
+            Self::TooLarge { .. } => {
+                "give the environment JSON file; a real one has a few kilobytes".to_owned()
+            }
+            Self::Syntax { problem, .. } => problem.fix.to_owned(),
+            Self::StateFile { .. } => {
+                "give the file that the deployer was given with `create environment --env-file`"
+                    .to_owned()
+            }
             Self::Invalid { .. } => {
                 "docs/configuration.md lists every key; nothing was written".to_owned()
             }
@@ -214,7 +241,7 @@ impl Error {
 }
 
 /// One mistake in the environment file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// Where, such as `backup.retention_days`.
     pub path: String,
@@ -248,7 +275,12 @@ impl fmt::Display for Problems<'_> {
         write!(f, "{} {}:", self.0.len(), noun(self.0.len(), "problem"))?;
         self.0
             .iter()
-            .try_for_each(|problem| write!(f, "\n{problem}"))
+            .take(MOST_PROBLEMS)
+            .try_for_each(|problem| write!(f, "\n{problem}"))?;
+        match self.0.len().saturating_sub(MOST_PROBLEMS) {
+            0 => Ok(()),
+            more => write!(f, "\n  ... and {more} more"),
+        }
     }
 }
 

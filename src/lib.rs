@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod environment;
 pub mod error;
 pub mod explain;
+pub mod init;
 mod json;
 pub mod output;
 pub mod plan;
@@ -19,7 +20,10 @@ mod rules;
 pub mod schedule;
 mod schema;
 mod shown;
+mod syntax;
 pub mod topology;
+
+pub use schema::TEXT as SCHEMA;
 
 use std::path::Path;
 
@@ -68,9 +72,12 @@ pub fn check(environment: &Path, out: &Path, host: Option<&HostName>) -> Result<
     if files == 0 {
         return Ok(());
     }
-    let words = [environment, out].map(bundle::shell_path).join(" ");
+    let file = match environment.to_str() {
+        Some(environment::STANDARD_INPUT) => environment::STANDARD_INPUT.to_owned(),
+        _ => bundle::shell_path(environment),
+    };
     let host = host.map_or_else(String::new, |host| format!("--host {} ", host.as_str()));
-    let command = format!("gen-backup-bundle {host}{words}");
+    let command = format!("gen-backup-bundle {host}{file} {}", bundle::shell_path(out));
     Err(Error::Differs {
         out: out.to_owned(),
         files,
@@ -78,6 +85,13 @@ pub fn check(environment: &Path, out: &Path, host: Option<&HostName>) -> Result<
         notes,
         command,
     })
+}
+
+/// Finds every problem of the environment file at `environment`.
+///
+/// A file without a section `backup` is a problem too, unless `allow_disabled`.
+pub fn validate(environment: &Path, allow_disabled: bool) -> Result<(), Error> {
+    Environment::validate(environment, allow_disabled)
 }
 
 /// What the bundle of the environment file at `environment` would mean.

@@ -4,96 +4,345 @@ mod cli;
 
 use std::error::Error as _;
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Write as _};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use chrono::Local;
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
+use gen_backup_bundle::backup::HostName;
 use gen_backup_bundle::error::Error;
 use gen_backup_bundle::output::Permitted;
-use gen_backup_bundle::{bundle, check, explain, generate};
+use gen_backup_bundle::{SCHEMA, bundle, check, explain, generate, init, validate};
+use serde_json::{Value, json};
 
-use crate::cli::{Cli, Command, Format, Generate};
+use crate::cli::{Check, Cli, Color, Command, Driver, Format, Generate, Output, VerdictFormat};
+
+/// What a run prints, and its exit status.
+#[derive(Default)]
+struct Printed {
+    stdout: String,
+    stderr: String,
+    status: u8,
+}
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(message) => match print(&message) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => report(&error),
+    let printed = run(Cli::parse());
+    let written = print(io::stdout(), &printed.stdout);
+    let _ = print(io::stderr(), &printed.stderr);
+    match written {
+        // A reader that went away (`| head`) changes nothing about the result.
+        Err(source) if source.kind() != ErrorKind::BrokenPipe => {
+            let error = Error::StandardOutput { source };
+            let _ = print(io::stderr(), &in_words(&error, Color::Never));
+            ExitCode::from(error.exit_code())
+        }
+        _ => ExitCode::from(printed.status),
+    }
+}
+
+fn run(cli: Cli) -> Printed {
+    let out = |stdout| Printed {
+        stdout,
+        ..Printed::default()
+    };
+    match cli.command {
+        None => generating(&cli.generate.expect("clap asks for ENVIRONMENT and OUT")),
+        Some(Command::Generate(generate)) => generating(&generate),
+        Some(Command::Check(Check {
+            paths,
+            format,
+            output,
+        })) => checking(
+            &paths.environment,
+            &paths.out,
+            paths.host.as_ref(),
+            format,
+            &output,
+        ),
+        Some(Command::Explain {
+            environment,
+            format,
+        }) => match (explain(&environment, Local::now().naive_local()), format) {
+            (Ok(explanation), Format::Text) => out(explanation.to_string()),
+            (Ok(explanation), Format::Json) => out(bundle::json(&explanation)),
+            (Err(error), _) => failed(&error, Format::Text, Color::Auto),
         },
-        Err(error) => {
-            if let Error::Differs { diff, .. } = &error
-                && let Err(error) = print(diff)
-            {
-                return report(&error);
-            }
-            report(&error)
+        Some(Command::Init { driver, quiet }) => Printed {
+            stdout: init::environment(match driver {
+                Driver::Sqlite3 => init::Driver::Sqlite3,
+                Driver::Mysql => init::Driver::Mysql,
+            }),
+            stderr: if quiet { String::new() } else { init::help() },
+            status: 0,
+        },
+        Some(Command::Validate {
+            files,
+            format,
+            allow_disabled,
+            output,
+        }) => {
+            let verdicts = files
+                .iter()
+                .map(|file| (file.as_path(), validate(file, allow_disabled).err()))
+                .collect::<Vec<_>>();
+            validated(&verdicts, format, &output)
+        }
+        Some(Command::Schema) => out(SCHEMA.to_owned()),
+        Some(Command::Completions { shell }) => {
+            let mut script = Vec::new();
+            let mut command = Cli::command();
+            let name = command.get_name().to_owned();
+            clap_complete::generate(shell, &mut command, name, &mut script);
+            out(String::from_utf8_lossy(&script).into_owned())
+        }
+        Some(Command::Man) => {
+            let mut page = Vec::new();
+            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+            rendered.expect("memory can be written to");
+            out(String::from_utf8_lossy(&page).into_owned())
         }
     }
 }
 
-/// Prints an error with its causes and its hint to standard error.
-fn report(error: &Error) -> ExitCode {
-    let mut text = format!("error: {error}\n");
+fn generating(arguments: &Generate) -> Printed {
+    let output = &Output {
+        quiet: arguments.quiet,
+        color: arguments.color,
+    };
+    let format = arguments.format;
+    let Generate {
+        environment,
+        out,
+        host,
+        ..
+    } = arguments;
+    let host = host.as_ref();
+    if arguments.check {
+        return checking(environment, out, host, format.into(), output);
+    }
+    let permitted = Permitted {
+        force: arguments.force,
+        replace_secrets: arguments.replace_secrets,
+    };
+    let (written, how_to_apply) = match generate(environment, out, host, permitted) {
+        Ok(done) => done,
+        Err(error) => return failed(&error, format, output.color),
+    };
+    let shown = out.display();
+    let (files, changed, removed) = (written.files, written.changed, written.removed);
+    let mut text = format!("{shown}: {files} files, {changed} written, {removed} removed\n");
+    for note in &written.notes {
+        let _ = writeln!(text, "  {note}");
+    }
+    text.push_str(&how_to_apply);
+    let object = json!({
+        "out": shown.to_string(), "files": files, "written": changed, "removed": removed,
+        "notes": written.notes, "how_to_apply": how_to_apply,
+    });
+    succeeded(text, &object, format, output)
+}
+
+fn checking(
+    environment: &Path,
+    out: &Path,
+    host: Option<&HostName>,
+    format: VerdictFormat,
+    output: &Output,
+) -> Printed {
+    let shown = out.display();
+    let as_text_or_json = match format {
+        VerdictFormat::Human | VerdictFormat::Github => Format::Text,
+        VerdictFormat::Json => Format::Json,
+    };
+    let error = match check(environment, out, host) {
+        Ok(()) => {
+            let object = json!({"out": shown.to_string(), "up_to_date": true});
+            let text = format!("{shown} is up to date\n");
+            return succeeded(text, &object, as_text_or_json, output);
+        }
+        Err(error) => error,
+    };
+    let mut printed = failed(&error, as_text_or_json, output.color);
+    if let Error::Differs { diff, files, .. } = &error {
+        printed.stdout = match format {
+            VerdictFormat::Json => bundle::json(&json!({
+                "out": shown.to_string(), "up_to_date": false, "differing_files": files,
+                "diff": diff, "hint": error.hint(),
+            })),
+            _ if output.quiet => String::new(),
+            _ if is_coloured(output.color, &io::stdout()) => coloured(diff),
+            _ => diff.clone(),
+        };
+    }
+    if format == VerdictFormat::Github {
+        let annotations = annotations(&environment.display().to_string(), &error);
+        printed.stdout.push_str(&annotations);
+        printed.stderr.clear();
+    }
+    printed
+}
+
+fn succeeded(text: String, object: &Value, format: Format, output: &Output) -> Printed {
+    let stdout = match format {
+        Format::Json => bundle::json(object),
+        Format::Text if output.quiet => String::new(),
+        Format::Text => text,
+    };
+    Printed {
+        stdout,
+        ..Printed::default()
+    }
+}
+
+/// An error as text on standard error, or as an object on standard output.
+fn failed(error: &Error, format: Format, color: Color) -> Printed {
+    let (stdout, stderr) = match format {
+        Format::Text => (String::new(), in_words(error, color)),
+        Format::Json => (bundle::json(&as_object(error)), String::new()),
+    };
+    Printed {
+        stdout,
+        stderr,
+        status: error.exit_code(),
+    }
+}
+
+fn in_words(error: &Error, color: Color) -> String {
+    let (red, cyan, plain) = if is_coloured(color, &io::stderr()) {
+        (BOLD_RED, CYAN, PLAIN)
+    } else {
+        ("", "", "")
+    };
+    let mut text = format!("{red}error:{plain} {error}\n");
     let mut cause = error.source();
     while let Some(source) = cause {
         let _ = writeln!(text, "  because: {source}");
         cause = source.source();
     }
     for line in error.hint().lines() {
-        let _ = writeln!(text, "hint: {line}");
+        let _ = writeln!(text, "{cyan}hint:{plain} {line}");
     }
-    let _ = std::io::stderr().write_all(text.as_bytes());
-    ExitCode::from(error.exit_code())
+    text
 }
 
-fn run(cli: Cli) -> Result<String, Error> {
-    if let Some(Command::Explain {
-        environment,
-        format,
-    }) = cli.command
-    {
-        let explanation = explain(&environment, Local::now().naive_local())?;
-        return Ok(match format {
-            Format::Text => explanation.to_string(),
-            Format::Json => bundle::json(&explanation),
-        });
+fn as_object(error: &Error) -> Value {
+    let text = error.to_string();
+    let mut object = json!({"exit_status": error.exit_code(), "hint": error.hint()});
+    if let Error::Invalid { problems, .. } = error {
+        let first_line = text.lines().next().unwrap_or_default();
+        object["error"] = first_line.trim_end_matches(':').into();
+        object["problems"] = json!(problems);
+    } else {
+        object["error"] = text.into();
+        object["because"] = error.source().map(ToString::to_string).into();
     }
-    let Generate {
-        environment,
-        out,
-        check: only_check,
-        host,
-        force,
-        replace_secrets,
-    } = cli.generate.expect("clap asks for ENVIRONMENT and OUT");
-    let shown = out.display();
-    let permitted = Permitted {
-        force,
-        replace_secrets,
-    };
-    if only_check {
-        check(&environment, &out, host.as_ref())?;
-        return Ok(format!("{shown} is up to date\n"));
-    }
-    let (written, how_to_apply) = generate(&environment, &out, host.as_ref(), permitted)?;
-    let notes = written.notes.iter().map(|note| format!("  {note}\n"));
-    Ok(format!(
-        "{shown}: {} files, {} written, {} removed\n{}{how_to_apply}",
-        written.files,
-        written.changed,
-        written.removed,
-        notes.collect::<String>()
-    ))
+    object
 }
 
-/// Prints to standard output. A reader that went away (`| head`) is no failure.
-fn print(text: &str) -> Result<(), Error> {
-    let mut stdout = std::io::stdout();
-    match (stdout.write_all(text.as_bytes())).and_then(|()| stdout.flush()) {
-        Err(source) if source.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::StandardOutput { source })
+/// The verdict over each file. The exit status is 3 when any has a problem.
+fn validated(
+    verdicts: &[(&Path, Option<Error>)],
+    format: VerdictFormat,
+    output: &Output,
+) -> Printed {
+    let mut printed = Printed::default();
+    let mut objects = Vec::new();
+    for (file, error) in verdicts {
+        let file = file.display().to_string();
+        let Some(error) = error else {
+            if format == VerdictFormat::Human && !output.quiet {
+                let _ = writeln!(printed.stdout, "{file}: no problem");
+            }
+            objects.push(json!({"file": file, "valid": true}));
+            continue;
+        };
+        printed.status = error.exit_code();
+        match format {
+            VerdictFormat::Human => printed.stderr.push_str(&in_words(error, output.color)),
+            VerdictFormat::Github => printed.stdout.push_str(&annotations(&file, error)),
+            VerdictFormat::Json => {
+                let mut object = as_object(error);
+                object["file"] = file.into();
+                object["valid"] = false.into();
+                objects.push(object);
+            }
         }
-        _ => Ok(()),
     }
+    if format == VerdictFormat::Json {
+        printed.stdout = bundle::json(&objects);
+    }
+    printed
+}
+
+/// One line for each problem, as GitHub's runner reads it.
+fn annotations(file: &str, error: &Error) -> String {
+    let data = |text: &str| {
+        let text = text.replace('%', "%25").replace('\r', "%0D");
+        text.replace('\n', "%0A")
+    };
+    let property = |text: &str| data(text).replace(':', "%3A").replace(',', "%2C");
+    let file = property(file);
+    let place = match error {
+        Error::Syntax { problem, .. } => problem.position(),
+        _ => None,
+    };
+    let place = place.map_or_else(String::new, |(line, column)| {
+        format!(",line={line},col={column}")
+    });
+    let mut text = String::new();
+    if let Error::Invalid { problems, .. } = error {
+        for problem in problems {
+            let (found, allowed, fix) = (&problem.found, &problem.allowed, &problem.fix);
+            let title = property(&problem.path);
+            let what = data(&format!("found: {found}\nallowed: {allowed}\nfix: {fix}"));
+            let _ = writeln!(text, "::error file={file},title={title}::{what}");
+        }
+    } else {
+        let what = data(&format!("{error}\n{}", error.hint()));
+        let _ = writeln!(text, "::error file={file}{place}::{what}");
+    }
+    text
+}
+
+const BOLD_RED: &str = "\x1b[1;31m";
+const RED: &str = "\x1b[31m";
+const GREEN: &str = "\x1b[32m";
+const CYAN: &str = "\x1b[36m";
+const BOLD: &str = "\x1b[1m";
+const PLAIN: &str = "\x1b[0m";
+
+fn is_coloured(color: Color, stream: &impl IsTerminal) -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => {
+            let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+            stream.is_terminal() && !is_set("NO_COLOR") && !is_dumb
+        }
+    }
+}
+
+/// A unified diff with the colours that people know.
+fn coloured(diff: &str) -> String {
+    let color = |line: &str| match line {
+        _ if line.starts_with("+++") || line.starts_with("---") => Some(BOLD),
+        _ if line.starts_with('+') => Some(GREEN),
+        _ if line.starts_with('-') => Some(RED),
+        _ if line.starts_with("@@") => Some(CYAN),
+        _ => None,
+    };
+    diff.lines().fold(String::new(), |mut text, line| {
+        let _ = match color(line) {
+            Some(color) => writeln!(text, "{color}{line}{PLAIN}"),
+            None => writeln!(text, "{line}"),
+        };
+        text
+    })
+}
+
+fn print(mut stream: impl Write, text: &str) -> io::Result<()> {
+    stream.write_all(text.as_bytes())?;
+    stream.flush()
 }

@@ -10,21 +10,31 @@ use crate::shown;
 
 /// Directories of the host that a backup must neither lie in nor contain: the destination is made
 /// 0700 for root, and these belong to others or do not outlive a restart.
-const SYSTEM: [&str; 11] = [
+const SYSTEM: [&str; 19] = [
     "/bin",
     "/boot",
     "/dev",
     "/etc",
     "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
     "/proc",
     "/run",
     "/sbin",
     "/sys",
     "/usr",
+    "/var/lib/containerd",
+    "/var/lib/docker",
     "/var/lib/tracker-backup",
+    "/var/log",
+    "/var/run",
+    "/var/spool",
 ];
 /// Directories that it must not be, although it may lie in them.
-const SHARED: [&str; 7] = ["/home", "/media", "/mnt", "/opt", "/root", "/srv", "/tmp"];
+const SHARED: [&str; 8] = [
+    "/home", "/media", "/mnt", "/opt", "/root", "/srv", "/tmp", "/var/tmp",
+];
 /// What lies in the deploy directory and is not the backups' place.
 const TAKEN: [&str; 7] = [
     "backup",
@@ -126,41 +136,56 @@ pub fn capture_seconds(window_timeout_seconds: u32) -> u32 {
 
 fn places(backup: &BackupConfig, rules: &mut Rules<'_>) {
     let deploy_dir = backup.deploy_dir.as_str();
-    if let Some(system) = SYSTEM.iter().find(|system| overlap(deploy_dir, system)) {
+    if let Some(why) = reserved(deploy_dir) {
         rules.refuse(
             &[DEPLOY_DIR],
-            format!(
-                "{}, which overlaps {system}",
-                shown::directory(DEPLOY_DIR, deploy_dir)
-            ),
+            format!("{}, which {why}", shown::directory(DEPLOY_DIR, deploy_dir)),
             "a directory of the deployment's own",
             "write the directory that holds docker-compose.yml, for example \"/opt/torrust\"",
         );
+        if backup.destination.is_none() {
+            return;
+        }
     }
     let destination = backup.destination();
     let destination = destination.as_str();
-    let system = SYSTEM.map(str::to_owned).into_iter();
-    let other = system
-        .chain(TAKEN.map(|taken| format!("{deploy_dir}/{taken}")))
-        .find(|other| overlap(destination, other))
-        .or_else(|| {
-            SHARED
-                .contains(&destination)
-                .then(|| destination.to_owned())
-        });
-    if let Some(other) = other {
+    let taken = || {
+        TAKEN
+            .iter()
+            .map(|taken| format!("{deploy_dir}/{taken}"))
+            .find(|taken| overlap(destination, taken))
+            .map(|taken| format!("overlaps {}, used by others", unquoted(&taken)))
+    };
+    if let Some(why) = reserved(destination).or_else(taken) {
         rules.refuse(
             &[DESTINATION, DEPLOY_DIR],
             format!(
-                "{}, which overlaps {}, used by others",
-                shown::directory(DESTINATION, destination),
-                unquoted(&other)
+                "{}, which {why}",
+                shown::directory(DESTINATION, destination)
             ),
             "a directory for the backups alone: only root can look into it afterwards",
             "write for example \"/mnt/backup/torrust\", or leave the key out for \
              <deploy_dir>/storage/backup",
         );
     }
+}
+
+/// Why a directory of the host belongs to others, as the end of "which ...".
+fn reserved(directory: &str) -> Option<String> {
+    if let Some(system) = SYSTEM.iter().find(|system| overlap(directory, system)) {
+        return Some(format!("overlaps {system}, used by others"));
+    }
+    let is_home = directory
+        .strip_prefix("/home/")
+        .is_some_and(|name| !name.contains('/'));
+    if is_home {
+        return Some("is the home directory of a user".to_owned());
+    }
+    if directory.split('/').any(|part| part == ".ssh") {
+        return Some("has a part `.ssh`, where SSH keeps its keys".to_owned());
+    }
+    let is_shared = SHARED.contains(&directory);
+    is_shared.then(|| "is shared with others".to_owned())
 }
 
 /// A directory of the system, or one that the keys of the directories name, for the middle of a
@@ -204,14 +229,12 @@ fn remote(backup: &BackupConfig, restic: &Restic, rules: &mut Rules<'_>) {
     if let Some(directory) = restic.repository.directory() {
         let (directory, destination) = (directory.as_str(), backup.destination());
         let taken = [destination.as_str(), backup.deploy_dir.as_str()];
-        let other = SYSTEM
-            .iter()
-            .chain(&taken)
-            .find(|other| overlap(directory, other));
-        if let Some(other) = other.or_else(|| SHARED.iter().find(|shared| **shared == directory)) {
+        let other = taken.iter().find(|other| overlap(directory, other));
+        let other = other.map(|other| format!("overlaps {}", unquoted(other)));
+        if let Some(why) = reserved(directory).or(other) {
             rules.refuse(
                 &[REPOSITORY, DESTINATION, DEPLOY_DIR],
-                format!("a directory that overlaps {}", unquoted(other)),
+                format!("a directory that {why}"),
                 "a directory for the repository alone, best on another disk",
                 "write for example \"/mnt/restic/torrust\"",
             );

@@ -1,5 +1,7 @@
 //! The published schema, and its verdicts in our words.
 
+use std::sync::LazyLock;
+
 use jsonschema::error::{ValidationError, ValidationErrorKind};
 use serde_json::Value;
 
@@ -8,70 +10,96 @@ use crate::json;
 use crate::shown;
 
 /// What keys there are, of which type and range; written for users.
-const SCHEMA: &str = include_str!("../schemas/environment.schema.json");
+pub const TEXT: &str = include_str!("../schemas/environment.schema.json");
 
-/// The schema, parsed.
-pub struct Schema(Value);
+/// The same, parsed for the explanation of a bad file. A good file never needs it.
+static SCHEMA: LazyLock<Value> =
+    LazyLock::new(|| serde_json::from_str(TEXT).expect("the published schema is JSON"));
 
-impl Schema {
-    /// The published one.
-    pub fn published() -> Self {
-        Self(serde_json::from_str(SCHEMA).expect("the published schema is JSON"))
+/// The schema, compiled at build time. A run then costs no compilation of a schema.
+#[jsonschema::validator(path = "schemas/environment.schema.json")]
+struct Validator;
+
+/// Everything that the schema has against a document.
+pub fn problems(document: &Value) -> Vec<Problem> {
+    if Validator::is_valid(document) {
+        return Vec::new();
     }
+    Validator::iter_errors(document)
+        .flat_map(|error| in_our_words(&error, document))
+        .collect()
+}
 
-    /// Everything that it has against a document.
-    pub fn problems(&self, document: &Value) -> Vec<Problem> {
-        let validator = jsonschema::validator_for(&self.0).expect("the published schema is valid");
-        validator
-            .iter_errors(document)
-            .flat_map(|error| self.in_our_words(&error))
-            .collect()
-    }
+/// The keys of the section `backup` that are supported, each with its description.
+pub fn backup_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let keys = SCHEMA["properties"]["backup"]["properties"].as_object();
+    keys.into_iter().flatten().filter_map(|(key, property)| {
+        let description = property["description"].as_str()?;
+        let is_supported = !description.starts_with("Not supported yet");
+        is_supported.then_some((key.as_str(), description))
+    })
+}
 
-    /// A good value for a place in the file, when the schema gives one.
-    pub fn example(&self, path: &str) -> Option<&Value> {
-        let pointer = format!("/{}", path.replace('.', "/"));
-        self.at(&pointer).get("examples")?.get(0)
-    }
+/// Whether a word is a key that the schema describes, wherever.
+pub fn knows_key(word: &str) -> bool {
+    TEXT.contains(&format!("\"{word}\": {{"))
+}
 
-    /// The part of the schema that describes a place in the file.
-    fn at(&self, pointer: &str) -> &Value {
-        pointer.split('/').skip(1).fold(&self.0, |fragment, key| {
-            let part = match fragment.get("items") {
-                Some(items) => items,
-                None => property(fragment, key),
-            };
-            let definition = part["$ref"]
-                .as_str()
-                .and_then(|name| self.0.pointer(name.trim_start_matches('#')));
-            definition.unwrap_or(part)
-        })
-    }
+/// A good value for a place in the file, when the schema gives one.
+pub fn example(path: &str) -> Option<&'static Value> {
+    let pointer = format!("/{}", path.replace('.', "/"));
+    at(&pointer).get("examples")?.get(0)
+}
 
-    fn in_our_words(&self, error: &ValidationError<'_>) -> Vec<Problem> {
-        let path = json::dotted(error.instance_path().as_str());
-        let child = |key: &str| shown::child(&path, key);
-        let fragment = self.at(error.instance_path().as_str());
-        match error.kind() {
-            ValidationErrorKind::AdditionalProperties { unexpected } => unexpected
-                .iter()
-                .map(|key| unknown_key(child(key), key, fragment))
-                .collect(),
-            ValidationErrorKind::Required { property: missing } => {
-                let key = missing.as_str().unwrap_or_default();
-                vec![missing_key(child(key), key, property(fragment, key))]
-            }
-            _ => vec![Problem {
-                found: shown::value(&path, error.instance()),
-                allowed: describe(fragment),
-                fix: advice(&path, error.instance(), fragment),
-                path: if path.is_empty() {
-                    "(the whole file)".to_owned()
-                } else {
-                    path
+/// The part of the schema that describes a place in the file.
+fn at(pointer: &str) -> &'static Value {
+    pointer.split('/').skip(1).fold(&SCHEMA, |fragment, key| {
+        let part = match fragment.get("items") {
+            Some(items) => items,
+            None => property(fragment, key),
+        };
+        let definition = part["$ref"]
+            .as_str()
+            .and_then(|name| SCHEMA.pointer(name.trim_start_matches('#')));
+        definition.unwrap_or(part)
+    })
+}
+
+fn in_our_words(error: &ValidationError<'_>, document: &Value) -> Vec<Problem> {
+    let path = json::dotted(error.instance_path().as_str());
+    let child = |key: &str| shown::child(&path, key);
+    let fragment = at(error.instance_path().as_str());
+    match error.kind() {
+        ValidationErrorKind::AdditionalProperties { unexpected } => unexpected
+            .iter()
+            .map(|key| unknown_key(child(key), key, fragment))
+            .collect(),
+        ValidationErrorKind::Required { property: missing } => {
+            let key = missing.as_str().unwrap_or_default();
+            let wanted = property(fragment, key);
+            let problem = missing_key(child(key), key, wanted);
+            let neighbour = misspelt(&path, key, error.instance(), fragment)
+                .or_else(|| without_section(key, wanted, error.instance(), fragment))
+                .or_else(|| misplaced(&path, key, wanted, document));
+            vec![match neighbour {
+                Some((found, fix)) => Problem {
+                    found,
+                    fix,
+                    ..problem
                 },
-            }],
+                None => problem,
+            }]
         }
+        _ => vec![Problem {
+            found: shown::value(&path, error.instance()),
+            allowed: describe(fragment),
+            fix: advice(&path, error.instance(), fragment),
+            path: if path.is_empty() {
+                "(the whole file)".to_owned()
+            } else {
+                path
+            },
+        }],
     }
 }
 
@@ -80,6 +108,76 @@ fn property<'a>(fragment: &'a Value, key: &str) -> &'a Value {
         .into_iter()
         .find_map(|properties| properties.get(key))
         .unwrap_or(&fragment["additionalProperties"])
+}
+
+/// A key beside a missing one that was probably meant to be it: what was found, and how to fix it.
+fn misspelt(path: &str, key: &str, parent: &Value, fragment: &Value) -> Option<(String, String)> {
+    let is_unknown = |other: &&String| property(fragment, other).is_null();
+    let others: Vec<&String> = parent.as_object()?.keys().filter(is_unknown).collect();
+    let is_near = |other: &&&String| {
+        let other = other.to_lowercase().replace('-', "_");
+        strsim::jaro_winkler(&other, key) > 0.8 || key.ends_with(&format!("_{other}"))
+    };
+    let other = others.iter().find(is_near)?;
+    let shown = shown::key(path, other);
+    Some((
+        format!("nothing, but a key {shown}"),
+        format!("write `{key}` instead of it"),
+    ))
+}
+
+/// A missing section whose own keys stand beside it.
+fn without_section(
+    key: &str,
+    wanted: &Value,
+    parent: &Value,
+    fragment: &Value,
+) -> Option<(String, String)> {
+    let belongs_there =
+        |inner: &&str| parent.get(inner).is_some() && property(fragment, inner).is_null();
+    let mut inner = wanted["required"]
+        .as_array()?
+        .iter()
+        .filter_map(Value::as_str);
+    let inner = inner.find(belongs_there)?;
+    Some((
+        format!("nothing, but its key `{inner}` stands beside it"),
+        format!("write \"{key}\": {{ ... }} around `{inner}`"),
+    ))
+}
+
+/// A missing key that stands somewhere else, where no such key belongs.
+fn misplaced(path: &str, key: &str, wanted: &Value, document: &Value) -> Option<(String, String)> {
+    /// Other sections have keys of these names, too, which mean something else.
+    const COMMON: [&str; 4] = ["host", "name", "password", "username"];
+    fn search(value: &Value, key: &str, wanted: &Value, pointer: &str) -> Option<String> {
+        let map = value.as_object()?;
+        let is_right = |value: &Value| {
+            let kind = match value {
+                Value::Object(_) => "object",
+                Value::String(_) => "string",
+                _ => kind(value),
+            };
+            wanted["enum"].is_array() || types(wanted).contains(&kind)
+        };
+        if map.get(key).is_some_and(is_right) && property(at(pointer), key).is_null() {
+            return Some(pointer.to_owned());
+        }
+        map.iter()
+            .find_map(|(name, value)| search(value, key, wanted, &format!("{pointer}/{name}")))
+    }
+    if COMMON.contains(&key) {
+        return None;
+    }
+    let elsewhere = json::dotted(&search(document, key, wanted, "")?);
+    let place = |path: &str| match path {
+        "" => "the top level".to_owned(),
+        _ => format!("`{path}`"),
+    };
+    Some((
+        format!("nothing, but it stands in {}", place(&elsewhere)),
+        format!("move it from {} to {}", place(&elsewhere), place(path)),
+    ))
 }
 
 fn missing_key(path: String, key: &str, wanted: &Value) -> Problem {
@@ -171,7 +269,33 @@ fn describe(fragment: &Value) -> String {
     }
 }
 
+/// Drivers that trackers have and backups do not have yet, in the spellings that people write.
+const NOT_YET: [&str; 4] = ["postgresql", "postgres", "pgsql", "psql"];
+
+/// What to write instead of a word that is not among the allowed ones.
+fn another_word(path: &str, word: &str, fragment: &Value) -> Option<String> {
+    if !shown::is_public(path, word) {
+        return None;
+    }
+    if path.ends_with(".driver") && NOT_YET.contains(&word.to_lowercase().as_str()) {
+        return Some("PostgreSQL is not supported yet".to_owned());
+    }
+    let allowed = fragment["enum"].as_array()?.iter();
+    let allowed: Vec<String> = allowed
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
+    let near = nearest(word, allowed.iter())?;
+    Some(format!("did you mean {near:?}?"))
+}
+
 fn advice(path: &str, value: &Value, fragment: &Value) -> String {
+    if let Some(fix) = value
+        .as_str()
+        .and_then(|word| another_word(path, word, fragment))
+    {
+        return fix;
+    }
     let default = &fragment["default"];
     let example = if default.is_null() {
         &fragment["examples"][0]

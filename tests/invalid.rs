@@ -215,3 +215,80 @@ fn sections_and_keys_of_others_are_not_looked_at() {
     environment["tracker"]["core"]["database"]["host"] = json!("a b");
     assert_eq!(Scratch::new(&environment).run(&[]).status, 0);
 }
+
+#[test]
+fn a_directory_of_the_system_or_of_a_user_is_refused() {
+    let sqlite = Case::new("sqlite-minimal");
+    for directory in [
+        "/var/log",
+        "/var/log/backup",
+        "/var/lib/docker/volumes/x",
+        "/lib64",
+        "/home/torrust",
+        "/root",
+        "/opt",
+        "/tmp",
+        "/mnt/.ssh",
+        "/home/torrust/.ssh/backup",
+    ] {
+        sqlite.refuses("/backup/destination", directory);
+        sqlite.refuses("/backup/deploy_dir", directory);
+    }
+    let restic = |directory: &str| json!({"repository": directory, "password": "x"});
+    let mut environment = example("sqlite-minimal");
+    for directory in ["/var/log/restic", "/home/torrust", "/root/.ssh/restic"] {
+        environment["backup"]["restic"] = restic(directory);
+        let outcome = Scratch::new(&environment).run(&[]);
+        assert_eq!(outcome.status, 3, "{directory}");
+    }
+    for directory in ["/tmp/backup", "/home/torrust/backup", "/opt/backup"] {
+        environment["backup"] = json!({"destination": directory});
+        let outcome = Scratch::new(&environment).run(&[]);
+        assert_eq!(outcome.status, 0, "{directory}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn characters_that_cannot_be_seen_are_refused_but_not_in_a_password() {
+    let mysql = Case::new("mysql-minimal");
+    for invisible in [
+        '\u{200b}', '\u{200f}', '\u{202e}', '\u{2066}', '\u{feff}', '\u{ad}',
+    ] {
+        let text = format!("a{invisible}b");
+        mysql.refuses("/environment/name", text.as_str());
+        mysql.refuses("/tracker/core/database/username", text.as_str());
+        mysql.refuses("/tracker/core/database/database_name", text.as_str());
+        let mut environment = example("mysql-minimal");
+        environment["tracker"]["core"]["database"]["password"] = json!(text);
+        let scratch = Scratch::new(&environment);
+        scratch.generate();
+        assert_eq!(scratch.read("out/secrets/db_password"), text);
+    }
+}
+
+/// A message about a broken line shows no word of it, except known keys.
+#[test]
+fn a_syntax_error_shows_the_line_without_its_values() {
+    for (text, shown) in [
+        (
+            "{\"a\": \"pass\"word\"}",
+            "    {\"x\": \"xxxx\"xxxx\"}\n                ^",
+        ),
+        (
+            "{\"password\": 'hunter2'}",
+            "    {\"password\": 'xxxxxxx'}\n                 ^",
+        ),
+        ("{\n\tpassword: hunter2}", "    xxxxxxxx: xxxxxxx}\n    ^"),
+        (
+            "{\"é\": \"ü\" \"x\"}",
+            "    {\"x\": \"x\" \"x\"}\n              ^",
+        ),
+    ] {
+        let scratch = Scratch::of("sqlite-minimal");
+        fs::write(scratch.path("env.json"), text).unwrap();
+        let outcome = scratch.run(&[]);
+        assert_eq!(outcome.status, 3);
+        assert!(outcome.stderr.contains(shown), "{}", outcome.stderr);
+        assert!(!outcome.stderr.contains("hunter2"), "{}", outcome.stderr);
+    }
+}

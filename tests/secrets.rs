@@ -130,7 +130,7 @@ fn a_secret_under_a_wrong_key_or_in_a_wrong_shape_is_not_shown() {
         ("/ssh_credentials/private_key_path", with("")),
         ("/ssh_credentials/private_key_path", with("\nx")),
         ("/ssh_credentials/username", with(" x")),
-        ("/environment/description", with("\n")),
+        ("/environment/description", with("\t")),
         ("/environment/name", json!(format!("{address}\n"))),
         ("/backup/pasword", with("\n")),
         ("/backup/schedule", json!(address)),

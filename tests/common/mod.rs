@@ -151,7 +151,7 @@ pub const HOSTILE: [&str; 18] = [
     "null",
     "-n --help",
     "ñ 密码 🦀 \u{301}",
-    "\u{2028}line\u{2029}separators\u{feff}\u{a0}\u{fffe}",
+    "\u{2028}line\u{2029}separators\u{a0}\u{fffe}",
     " !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`\
      abcdefghijklmnopqrstuvwxyz{|}~",
 ];
