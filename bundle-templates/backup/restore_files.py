@@ -41,7 +41,7 @@ from typing import Any, cast
 Parts = tuple[bytes, ...]  # a path relative to a tree, as its components
 
 NAME_BYTES = 255
-LEVELS = 4096  # deeper members of an archive are skipped
+LEVELS = 256  # deeper members of an archive are skipped
 SQLITE_HEADER = b"SQLite format 3\0"
 JOURNALS = (b"-journal", b"-wal", b"-shm")
 OLD_PARTIAL = b".restore-partial"  # the suffix that restores of earlier versions used
@@ -261,6 +261,9 @@ def extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, new: Tree, par
     source = -1
     if member.islnk():
         linked = member_parts(member.linkname)
+        if not new.facts(linked):  # that member was skipped
+            log(f"skipped, a link to a skipped file: {printable(b'/'.join(parts))}")
+            return
         source = os.dup(new.open(linked[:-1]))
     parent = new.open(parts[:-1], make=True)
     if not (member.isreg() or member.issym() or member.islnk()):

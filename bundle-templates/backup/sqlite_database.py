@@ -41,6 +41,7 @@ MAPPED_BYTES = 2147418112
 JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 JOURNALS = ("-journal", "-wal", "-shm")
 PROGRESS_STEPS = 100_000
+MORE_PAGES = 1000  # what an excerpt may have beyond twice the pages of the live database
 
 FORBIDDEN_FUNCTIONS = {"load_extension", "fts3_tokenizer", "readfile", "writefile", "edit", "fsdir"}
 FORBIDDEN_ALWAYS = {
@@ -146,7 +147,7 @@ def copies_rows(action: int, name: str, database: str | None, accessor: str | No
         return database == "main" and name == "sqlite_sequence"
     if action == sqlite3.SQLITE_PRAGMA:
         return name == "table_xinfo"
-    return action == sqlite3.SQLITE_SELECT
+    return action == sqlite3.SQLITE_SELECT and accessor is None
 
 
 def analyzes(action: int, _name: str, database: str | None, _accessor: str | None) -> bool:
@@ -158,7 +159,7 @@ def analyzes(action: int, _name: str, database: str | None, _accessor: str | Non
 
 def queries(action: int, _name: str, _database: str | None, accessor: str | None) -> bool:
     """The rule for our own queries. Virtual tables need more than reading, views nothing."""
-    return action != sqlite3.SQLITE_READ or accessor is None
+    return action not in (sqlite3.SQLITE_READ, sqlite3.SQLITE_SELECT) or accessor is None
 
 
 # ---------------------------------------------------------------- opening
@@ -311,6 +312,9 @@ def build_excerpt(
     if pragma(target, "live.schema_version") != version:
         raise Failed("the schema was changed meanwhile")
     require_own_files(live, open_files() - before)
+    # Values of a hostile schema, such as stored columns, must not fill the disk.
+    most = 2 * int(str(pragma(target, "live.page_count"))) + MORE_PAGES
+    target.execute(f"PRAGMA main.max_page_count={most}")
     for name in ("user_version", "application_id"):
         target.execute(f"PRAGMA main.{name}={literal(pragma(target, f'live.{name}'))}")
     entries = schema(target, "live")

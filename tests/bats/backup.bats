@@ -950,6 +950,39 @@ sqlite_program() { run python3 -I -B "${BACKUP%/*}/sqlite_database.py" "$@"; }
     [[ $(<"$victim") == precious && ! -e $BATS_TEST_TMPDIR/pwned ]]
 }
 
+@test "rows of a view are not read, and an excerpt cannot fill the disk" {
+    local hostile=$BATS_TEST_TMPDIR/hostile.db excerpt=$BATS_TEST_TMPDIR/excerpt.db case values
+    values="(VALUES (1)$(printf ', (1)%.0s' {1..399}))"
+    for case in sequence twin stored; do
+        rm -f "$hostile"
+        make_database "$hostile"
+        CROSS="$values, $values, $values, $values, $values, $values" python3 - "$hostile" "$case" \
+            <<'END'
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA writable_schema=ON")
+def row(*values):
+    database.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", values)
+select = "SELECT hex(zeroblob(500)) AS name, 1 AS seq FROM " + os.environ["CROSS"]
+if sys.argv[2] == "sequence":
+    row("view", "sqlite_sequence", "sqlite_sequence", 0, "CREATE VIEW sqlite_sequence AS " + select)
+elif sys.argv[2] == "twin":
+    row("view", "v", "v", 0, "CREATE VIEW v AS " + select)
+    row("table", "v", "v", 2, "CREATE TABLE IF NOT EXISTS v (name, seq)")
+else:
+    database.execute("CREATE TABLE g (a)")
+    database.executemany("INSERT INTO g VALUES (?)", [(number,) for number in range(100)])
+    stored = "CREATE TABLE g (a, b AS (zeroblob(20000000)) STORED)"
+    database.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'g'", (stored,))
+END
+        run "$TIMEOUT" 20 bash -c "ulimit -f 200000; python3 -I -B \
+            '${BACKUP%/*}/sqlite_database.py' excerpt '$hostile' '$excerpt'"
+        [[ $status == [13] ]] || fail "$case ended with $status: $output"
+    done
+    # The last database is the one with stored columns; the one before is a view with a twin.
+    [[ ! -e $excerpt || $(stat -c %s "$excerpt") -lt 100000000 ]]
+}
+
 @test "no name of a table makes a second line, and names are short" {
     local long
     long=$(printf 'x%.0s' {1..3000})

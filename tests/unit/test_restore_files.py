@@ -76,7 +76,7 @@ def look(program: Any, base: Path) -> dict[bytes, bytes]:
 
 
 def pack(source: Path, work: Path) -> None:
-    assert os.system(f"tar -C '{source}' --create --file '{work}/config.tar' .") == 0
+    assert os.system(f"tar -C '{source}' --sort=name --create --file '{work}/config.tar' .") == 0
 
 
 @pytest.mark.parametrize("levels", [19, 20, 40])
@@ -100,6 +100,19 @@ def test_long_names_and_deep_paths_are_restored_and_rolled_back(
     assert program.main(["rollback", str(data), str(work)]) == 0
     assert look(program, data) == before
     assert not (data / "storage/made").exists()
+
+
+def test_a_link_to_a_file_that_is_skipped_is_skipped_too(program: Any, tmp_path: Path) -> None:
+    data, then = tmp_path / "data", tmp_path / "then"
+    data.mkdir()
+    plant(then, ["a", *["d"] * (program.LEVELS + 1), "deep"], "deep")
+    plant(then, ["shallow"], "shallow")
+    deep = program.Tree(then).open((b"a", *[b"d"] * (program.LEVELS + 1)))
+    os.link("deep", then / "linked", src_dir_fd=deep)
+    pack(then, tmp_path)
+    assert program.main(["prepare", str(data), str(tmp_path), "config"]) == 0
+    assert program.main(["apply", str(data), str(tmp_path)]) == 0
+    assert look(program, data) == {b"shallow": b"shallow"}
 
 
 def test_no_journal_is_looked_for_beside_a_name_that_has_no_room_for_it(

@@ -35,6 +35,7 @@ def docker(*arguments: str, seconds: int = DOCKER_SECONDS) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",  # a container prints what it likes
             timeout=seconds,
             check=False,
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .answers import printable
+from .answers import number, printable
 from .docker import DOCKER_SECONDS, WORK_SECONDS, docker, service_of, stack_containers
 from .host import Host, Refused
 from .workshop import Workshop
@@ -48,7 +48,7 @@ class Server:
             f"{quote_text(self.database)} AND {own}"
         ):
             with contextlib.suppress(Refused):  # it may have ended by itself
-                self.ask(f"KILL {int(line)}")
+                self.ask(f"KILL {number(line, 'a connection')}")
 
     def prove_rights(self) -> None:
         """That this user may drop and make what a restore replaces; to be known before anything is
@@ -169,8 +169,9 @@ class Server:
         )
         names = self.ask(tables, self.database)
         return {
-            printable(name): int(
-                self.ask(f"SELECT count(*) FROM {quote_name(name)}", self.database)[0]
+            printable(name): number(
+                "".join(self.ask(f"SELECT count(*) FROM {quote_name(name)}", self.database)),
+                "a number of rows",
             )
             for name in names
         }
