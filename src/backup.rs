@@ -433,6 +433,10 @@ pub struct BackupConfig {
     /// Absent: see [`BackupConfig::destination`].
     pub destination: Option<HostPath>,
     pub deploy_dir: HostPath,
+    /// The host that the bundle is for. `--host` names it too.
+    // An absent host is not written, so that the digest of such a file stays as it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
     pub image: Option<ImageReference>,
     pub database_tls: Option<DatabaseTls>,
     pub allow_writer_stall: bool,
@@ -456,6 +460,7 @@ impl Default for BackupConfig {
             compression: Compression::Gzip,
             destination: None,
             deploy_dir: HostPath("/opt/torrust".to_owned()),
+            host: None,
             image: None,
             database_tls: None,
             allow_writer_stall: false,

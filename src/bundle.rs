@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use include_dir::{Dir, include_dir};
 use serde::{Deserialize, Serialize};
@@ -31,6 +33,38 @@ pub struct Bundle {
     pub files: BTreeMap<String, File>,
     /// By name in `secrets/`.
     pub secrets: BTreeMap<&'static str, Secret>,
+    /// What `manifest.json` says about every other file.
+    pub entries: BTreeMap<String, Entry>,
+    /// Which deployment the bundle is for.
+    pub subject: Subject,
+}
+
+/// Which deployment a bundle is for, as its `variables.yml` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Subject {
+    pub environment: String,
+    /// The address of the host; empty when the bundle names none.
+    pub host: String,
+}
+
+impl Subject {
+    /// The file that says it.
+    pub const FILE: &str = "variables.yml";
+
+    /// Reads the text of a `variables.yml`; `None` when it is no such file.
+    #[must_use]
+    pub fn read(variables: &[u8]) -> Option<Self> {
+        let variables: serde_yaml::Value = serde_yaml::from_slice(variables).ok()?;
+        let text = |key: &str| match variables.get(key)? {
+            serde_yaml::Value::Tagged(tagged) => tagged.value.as_str().map(str::to_owned),
+            value => value.as_str().map(str::to_owned),
+        };
+        Some(Self {
+            environment: text("backup_environment")?,
+            host: text("backup_host")?,
+        })
+    }
 }
 
 /// A file of a bundle.
@@ -91,8 +125,15 @@ impl Bundle {
             MANIFEST.to_owned(),
             File::new(json(&manifest).into_bytes().into()),
         );
-        let secrets = environment.secrets().into_iter().collect();
-        Ok(Self { files, secrets })
+        Ok(Self {
+            files,
+            secrets: environment.secrets().into_iter().collect(),
+            entries: manifest.files,
+            subject: Subject {
+                environment: plan.environment.clone(),
+                host: plan.host.clone(),
+            },
+        })
     }
 }
 
@@ -239,6 +280,35 @@ fn rendered(plan: &BackupPlan) -> Result<BTreeMap<String, File>, Error> {
 #[must_use]
 pub fn sh(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// A path as a word of a command line: quoted where a shell would change it.
+///
+/// A path that begins with `-` gets `./` before it, because programs read it as an option.
+#[must_use]
+pub fn shell_path(path: &Path) -> String {
+    let bytes = path.as_os_str().as_bytes();
+    let is_safe = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%".contains(byte);
+    let word = match std::str::from_utf8(bytes) {
+        Ok(text) if !bytes.is_empty() && bytes.iter().all(is_safe) => text.to_owned(),
+        Ok(text) if !text.chars().any(char::is_control) => sh(text),
+        // No terminal shows such bytes as they are; bash, zsh and busybox read this notation.
+        _ => {
+            bytes.iter().fold("$'".to_owned(), |mut word, byte| {
+                let _ = match byte {
+                    b'\'' | b'\\' => write!(word, "\\{}", char::from(*byte)),
+                    b' '..=b'~' => write!(word, "{}", char::from(*byte)),
+                    byte => write!(word, "\\x{byte:02x}"),
+                };
+                word
+            }) + "'"
+        }
+    };
+    if bytes.starts_with(b"-") {
+        format!("./{word}")
+    } else {
+        word
+    }
 }
 
 /// A value for YAML 1.1 and 1.2: one quoted scalar on one line.

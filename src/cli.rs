@@ -48,6 +48,10 @@ pub struct Generate {
     #[arg(long, conflicts_with = "check")]
     pub force: bool,
 
+    /// Replace or remove secrets that were edited or that the file no longer has, keeping NAME.old
+    #[arg(long, conflicts_with = "check")]
+    pub replace_secrets: bool,
+
     /// Words for people, or an object for scripts, problems included
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub format: Format,

@@ -413,7 +413,7 @@ fn not_yet(document: &Value) -> Vec<Problem> {
 type Check = fn(&str) -> Result<(), Refusal>;
 
 /// The texts that have rules of their own, each with the type that knows them.
-const TEXTS: [(&str, Check); 22] = [
+const TEXTS: [(&str, Check); 23] = [
     ("environment.name", check::<Line>),
     ("environment.instance_name", check::<Line>),
     ("environment.description", check::<Line>),
@@ -425,6 +425,7 @@ const TEXTS: [(&str, Check); 22] = [
     ("backup.verify_schedule", check_schedule),
     ("backup.destination", check::<HostPath>),
     ("backup.deploy_dir", check::<HostPath>),
+    ("backup.host", check::<HostName>),
     ("backup.image", check::<ImageReference>),
     ("backup.database_tls.ca_file", check::<HostPath>),
     ("backup.restic.repository", check::<Repository>),

@@ -1,5 +1,6 @@
 //! What can go wrong: messages say what, sources say why, hints say what to do.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -56,8 +57,17 @@ pub enum Error {
     #[error("{out} holds what would be lost:{list}", out = out.display(), list = Listed(lost))]
     Refused {
         out: PathBuf,
-        lost: Vec<(PathBuf, &'static str)>,
+        lost: Vec<(PathBuf, Why)>,
     },
+
+    #[error("another run is writing {out}", out = out.display())]
+    Busy { out: PathBuf },
+
+    #[error("--host and backup.host in {path} name different hosts", path = path.display())]
+    TwoHosts { path: PathBuf },
+
+    #[error("cannot write to standard output")]
+    StandardOutput { source: io::Error },
 
     #[error("cannot {action} {path}", path = path.display())]
     Output {
@@ -71,8 +81,79 @@ pub enum Error {
         out: PathBuf,
         files: usize,
         diff: String,
+        /// What explains the difference, each in one line.
+        notes: Vec<String>,
         command: String,
     },
+}
+
+/// Why a file is refused: writing would lose something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages say it
+pub enum Why {
+    #[error("was edited by hand")]
+    Edited,
+    #[error("is in the way of a file of the bundle")]
+    InTheWay,
+    #[error("is not part of this bundle")]
+    Foreign,
+    #[error("is not a regular file")]
+    NotRegular,
+    #[error("is a directory; --force does not remove it")]
+    Directory,
+    #[error("lies below what is not a directory; --force does not replace it")]
+    BelowNoDirectory,
+    #[error("is not a directory; --force does not replace it")]
+    OutIsNoDirectory,
+    #[error("is neither the value of the environment file nor one that this program wrote")]
+    SecretEdited,
+    #[error("would be removed, because the environment file has no such secret")]
+    SecretRemoved,
+    #[error("is of the environment {was:?}, not of {now:?}")]
+    OtherEnvironment { was: String, now: String },
+    #[error("names the host {0}, which would be dropped")]
+    HostDropped(String),
+}
+
+impl Why {
+    /// What the user can do about it.
+    fn remedy(&self) -> Remedy {
+        match self {
+            Self::Edited
+            | Self::InTheWay
+            | Self::Foreign
+            | Self::NotRegular
+            | Self::OtherEnvironment { .. } => Remedy::Force,
+            Self::Directory | Self::BelowNoDirectory => Remedy::Move,
+            Self::OutIsNoDirectory => Remedy::OtherOut,
+            Self::SecretEdited | Self::SecretRemoved => Remedy::ReplaceSecrets,
+            Self::HostDropped(_) => Remedy::NameHost,
+        }
+    }
+}
+
+/// In the order in which a hint names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Remedy {
+    OtherOut,
+    Move,
+    NameHost,
+    ReplaceSecrets,
+    Force,
+}
+
+impl Remedy {
+    fn advice(self) -> &'static str {
+        match self {
+            Self::OtherOut => "name another directory as OUT, or move this file away",
+            Self::Move => "move away what --force does not replace",
+            Self::NameHost => "keep the host with --host or backup.host, or drop it with --force",
+            Self::ReplaceSecrets => {
+                "--replace-secrets goes on, and keeps each old secret as NAME.old"
+            }
+            Self::Force => "look with --check, move what you need, or overwrite with --force",
+        }
+    }
 }
 
 impl Error {
@@ -81,6 +162,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Differs { .. } => 1,
+            Self::TwoHosts { .. } => 2,
             Self::Read { .. }
             | Self::TooLarge { .. }
             | Self::NotUtf8 { .. }
@@ -88,7 +170,10 @@ impl Error {
             | Self::StateFile { .. }
             | Self::Invalid { .. } => 3,
             Self::Refused { .. } => 4,
-            Self::Render { .. } | Self::Output { .. } => 5,
+            Self::Render { .. }
+            | Self::Output { .. }
+            | Self::Busy { .. }
+            | Self::StandardOutput { .. } => 5,
         }
     }
 
@@ -118,15 +203,26 @@ impl Error {
             Self::Render { .. } => {
                 "this is a defect of gen-backup-bundle: please report it".to_owned()
             }
-            Self::Refused { .. } => {
-                "look with --check, move what you need, or overwrite with --force; nothing was \
-                 written"
-                    .to_owned()
+            Self::Refused { lost, .. } => {
+                let remedies: BTreeSet<_> = lost.iter().map(|(_, why)| why.remedy()).collect();
+                let advice = remedies.into_iter().map(Remedy::advice);
+                let advice = advice.collect::<Vec<_>>().join("; ");
+                format!("{advice}; nothing was written")
+            }
+            Self::Busy { .. } => "wait until it has ended, then run again".to_owned(),
+            Self::TwoHosts { .. } => {
+                "leave one of the two out, or write the same host in both".to_owned()
+            }
+            Self::StandardOutput { .. } => {
+                "give standard output to a terminal, a program or a file with free space".to_owned()
             }
             Self::Output { .. } => {
                 "fix the cause and run again: that completes the bundle".to_owned()
             }
-            Self::Differs { command, .. } => format!("bring it up to date with: {command}"),
+            Self::Differs { notes, command, .. } => {
+                let notes = notes.iter().map(|note| format!("{note}\n"));
+                notes.collect::<String>() + &format!("bring it up to date with: {command}")
+            }
         }
     }
 
@@ -188,7 +284,7 @@ impl fmt::Display for Problems<'_> {
     }
 }
 
-struct Listed<'a>(&'a [(PathBuf, &'static str)]);
+struct Listed<'a>(&'a [(PathBuf, Why)]);
 
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -12,6 +12,7 @@ use chrono::Local;
 use clap::{CommandFactory as _, Parser as _};
 use gen_backup_bundle::backup::HostName;
 use gen_backup_bundle::error::Error;
+use gen_backup_bundle::output::Permitted;
 use gen_backup_bundle::{SCHEMA, bundle, check, explain, generate, init, validate};
 use serde_json::{Value, json};
 
@@ -25,19 +26,16 @@ struct Printed {
     status: u8,
 }
 
-/// When standard output cannot be written.
-const CANNOT_WRITE: u8 = 5;
-
 fn main() -> ExitCode {
     let printed = run(Cli::parse());
     let written = print(io::stdout(), &printed.stdout);
     let _ = print(io::stderr(), &printed.stderr);
     match written {
         // A reader that went away (`| head`) changes nothing about the result.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            let message = format!("error: cannot write to standard output\n  because: {error}\n");
-            let _ = print(io::stderr(), &message);
-            ExitCode::from(CANNOT_WRITE)
+        Err(source) if source.kind() != ErrorKind::BrokenPipe => {
+            let error = Error::StandardOutput { source };
+            let _ = print(io::stderr(), &in_words(&error, Color::Never));
+            ExitCode::from(error.exit_code())
         }
         _ => ExitCode::from(printed.status),
     }
@@ -123,18 +121,24 @@ fn generating(arguments: &Generate) -> Printed {
     if arguments.check {
         return checking(environment, out, host, format.into(), output);
     }
-    let written = match generate(environment, out, host, arguments.force) {
-        Ok(written) => written,
+    let permitted = Permitted {
+        force: arguments.force,
+        replace_secrets: arguments.replace_secrets,
+    };
+    let (written, how_to_apply) = match generate(environment, out, host, permitted) {
+        Ok(done) => done,
         Err(error) => return failed(&error, format, output.color),
     };
     let shown = out.display();
     let (files, changed, removed) = (written.files, written.changed, written.removed);
-    let text = format!(
-        "{shown}: {files} files, {changed} written, {removed} removed\n\
-         Read {shown}/README.md, then apply with: ansible-playbook {shown}/install-backup.yml\n",
-    );
+    let mut text = format!("{shown}: {files} files, {changed} written, {removed} removed\n");
+    for note in &written.notes {
+        let _ = writeln!(text, "  {note}");
+    }
+    text.push_str(&how_to_apply);
     let object = json!({
         "out": shown.to_string(), "files": files, "written": changed, "removed": removed,
+        "notes": written.notes, "how_to_apply": how_to_apply,
     });
     succeeded(text, &object, format, output)
 }
@@ -216,7 +220,9 @@ fn in_words(error: &Error, color: Color) -> String {
         let _ = writeln!(text, "  because: {source}");
         cause = source.source();
     }
-    let _ = writeln!(text, "{cyan}hint:{plain} {}", error.hint());
+    for line in error.hint().lines() {
+        let _ = writeln!(text, "{cyan}hint:{plain} {line}");
+    }
     text
 }
 

@@ -207,7 +207,9 @@ fn no_secret_is_anywhere_but_in_its_file() {
     };
     let tree = bundle(&text("db"), &text("root"));
     for (path, (_, content)) in &tree {
-        let is_secret = path.starts_with("secrets/") && !path.ends_with('/');
+        // The record of the secrets holds digests only.
+        let is_secret =
+            path.starts_with("secrets/") && !path.ends_with('/') && path != "secrets/.written";
         assert_eq!(
             String::from_utf8_lossy(content).contains("s3cret"),
             is_secret,

@@ -10,8 +10,10 @@ use chrono::{NaiveDateTime, TimeDelta, Utc};
 use common::{CASES, Outcome, Scratch, example, outcome, root, run_in};
 use serde_json::json;
 
-const APPLY: &str =
-    "Read out/README.md, then apply with: ansible-playbook out/install-backup.yml\n";
+const APPLY: &str = "\
+Read out/README.md, then apply with: ansible-playbook -i HOST, out/install-backup.yml
+HOST is the address of the host; the comma after it belongs to the command
+";
 
 fn succeeded(outcome: &Outcome, line: &str) {
     let expected = Outcome {
@@ -155,23 +157,19 @@ fn the_same_input_gives_the_same_bytes_and_a_second_run_touches_nothing() {
         let before = stamps(&scratch);
         succeeded(
             &scratch.run(&[]),
-            &format!("out: {} files, 0 written, 0 removed", before.len()),
+            &format!("out: {} files, 0 written, 0 removed", scratch.count()),
         );
         assert_eq!(stamps(&scratch), before);
     }
 }
 
 #[test]
-fn only_what_changed_is_written_and_obsolete_secrets_go() {
+fn only_what_changed_is_written() {
     let scratch = Scratch::generated("mysql-full-stack");
     let mut environment = example("mysql-full-stack");
     environment["backup"]["schedule"] = json!("0 4 * * *");
     scratch.set(&environment);
-    let files = scratch
-        .tree()
-        .keys()
-        .filter(|path| !path.ends_with('/'))
-        .count();
+    let files = scratch.count();
     // README.md, the configuration and the cron file of the host, and the manifest.
     succeeded(
         &scratch.run(&[]),
@@ -182,13 +180,12 @@ fn only_what_changed_is_written_and_obsolete_secrets_go() {
     scratch.set(&environment);
     succeeded(
         &scratch.run(&[]),
-        &format!("out: {files} files, 1 written, 0 removed"),
+        &format!(
+            "out: {files} files, 1 written, 0 removed\n  \
+             secrets/db_password: replaced by the environment file's value"
+        ),
     );
     assert_eq!(scratch.read("out/secrets/db_password"), "changed");
-
-    scratch.set(&example("sqlite-minimal"));
-    assert_eq!(scratch.run(&[]).status, 0);
-    assert!(!scratch.path("out/secrets").exists());
 }
 
 #[test]
@@ -268,7 +265,7 @@ fn check_prints_a_diff_and_writes_nothing() {
     assert_eq!(
         outcome.stderr,
         "error: out differs in 3 files\n\
-         hint: bring it up to date with: gen-backup-bundle 'env.json' 'out'\n"
+         hint: bring it up to date with: gen-backup-bundle env.json out\n"
     );
     assert_eq!(scratch.tree(), before);
 }
@@ -285,7 +282,7 @@ fn check_of_a_directory_that_is_not_there_is_a_difference() {
     );
     assert!(outcome.stderr.ends_with(
         "hint: bring it up to date with: \
-         gen-backup-bundle --host tracker.example.org 'env.json' 'out'\n"
+         gen-backup-bundle --host tracker.example.org env.json out\n"
     ));
     assert!(!scratch.path("out").exists());
 }
@@ -307,11 +304,7 @@ fn a_file_edited_by_hand_is_refused_unless_forced() {
     let readme = scratch.read("out/README.md");
     fs::write(scratch.path("out/README.md"), "mine\n").unwrap();
     refused(&scratch, &[], "\n  README.md: was edited by hand");
-    let files = scratch
-        .tree()
-        .keys()
-        .filter(|path| !path.ends_with('/'))
-        .count();
+    let files = scratch.count();
     succeeded(
         &scratch.run(&["--force"]),
         &format!("out: {files} files, 1 written, 0 removed"),
@@ -329,7 +322,7 @@ fn a_directory_that_is_no_bundle_is_refused_and_left_alone() {
     refused(
         &scratch,
         &[],
-        "\n  .git: is not part of this bundle\n  README.md: is not part of this bundle\n  \
+        "\n  README.md: is not part of this bundle\n  \
          notes.txt: is not part of this bundle",
     );
     assert_eq!(scratch.run(&["--force"]).status, 0);
@@ -373,16 +366,21 @@ fn a_writing_cut_short_is_seen_by_check_and_mended_by_running_again() {
             .filter(|path| !path.ends_with('/'))
             .collect();
         for first in ["", "sqlite-minimal", "mysql-minimal"] {
+            if case == "sqlite-monitoring" && first == "mysql-minimal" {
+                continue; // it would remove a secret
+            }
             for cut in (0..files.len()).step_by(4) {
                 let scratch = if first.is_empty() {
                     Scratch::of(case)
                 } else {
                     Scratch::generated(first)
                 };
-                // The manifest comes last, so it is never among the first files.
+                // The manifest and the final record of the secrets come last, so they are never
+                // among the first files.
+                let last = ["manifest.json", "secrets/.written"];
                 for path in files
                     .iter()
-                    .filter(|path| *path != "manifest.json")
+                    .filter(|path| !last.contains(&path.as_str()))
                     .take(cut)
                 {
                     let target = scratch.path("out").join(path);
@@ -434,11 +432,7 @@ fn files_of_an_older_bundle_go_and_edited_ones_are_refused() {
     fs::write(scratch.path("out/old/b"), "mine\n").unwrap();
     refused(&scratch, &[], "\n  old/b: was edited by hand");
     fs::write(scratch.path("out/old/b"), "secrets/\n").unwrap();
-    let files = scratch
-        .tree()
-        .keys()
-        .filter(|path| !path.ends_with('/'))
-        .count();
+    let files = scratch.count();
     succeeded(
         &scratch.run(&[]),
         &format!("out: {} files, 1 written, 2 removed", files - 2),

@@ -99,6 +99,12 @@ impl Scratch {
         assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));
     }
 
+    /// How many files the bundle has, without the record of the secrets.
+    pub fn count(&self) -> usize {
+        let is_file = |path: &&String| !path.ends_with('/') && *path != "secrets/.written";
+        self.tree().keys().filter(is_file).count()
+    }
+
     /// Path, mode and content of everything below `out`, directories with a final `/`.
     pub fn tree(&self) -> BTreeMap<String, (u32, Vec<u8>)> {
         files_below(&self.path("out"))
