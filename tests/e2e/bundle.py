@@ -79,7 +79,10 @@ class Bundle:
         source = directory.with_suffix(".json")
         source.write_text(json.dumps(environment, ensure_ascii=False, indent=2), encoding="utf-8")
         _run(
-            [str(program or generator()), "--host", address, str(source), str(directory)],
+            # A program of an older version keeps no record of secrets.
+            [str(program or generator()), "--host", address]
+            + ([] if program else ["--replace-secrets"])
+            + [str(source), str(directory)],
             seconds=60,
         ).succeeded()
         return cls(directory)
