@@ -54,8 +54,8 @@ def test_a_good_answer_is_read(tool: ModuleType, tmp_path: Path) -> None:
 
 
 def test_numbers_of_lines_and_lengths_are_bounded(tool: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "result").write_text("".join(f"table\t1\tt{n}\n" for n in range(1001)))
-    with pytest.raises(tool.answers.BadAnswer, match="more than 1000"):
+    (tmp_path / "result").write_text("".join(f"table\t1\tt{n}\n" for n in range(10001)))
+    with pytest.raises(tool.answers.BadAnswer, match="more than 10000"):
         tool.answers.read_result(tmp_path, RUN)
     (tmp_path / "result").write_text("warning\t" + "x" * 500 + "\n")
     (warning,) = tool.answers.read_result(tmp_path, RUN).warnings
@@ -101,3 +101,11 @@ def test_a_malformed_answer_fails_the_run_with_a_message(host: Sandbox, tmp_path
     written = (host.destination / f"runs/{RUN}.json").read_text()
     assert "malformed" in written
     assert "\\u001b" not in written
+
+
+def test_a_table_has_one_name_whoever_reports_it(tool: ModuleType) -> None:
+    """As sqlite_database.py and `table_names` in backup.sh print it."""
+    assert tool.answers.table_name("a\tb\u00a0c\x1b[0m") == "a b c [0m"
+    raw, recorded = "a\u00a0b", "a b"
+    assert tool.workshop.compare_rows({raw: 1}, {recorded: 1}) == []
+    assert len(tool.answers.table_name("x" * 300)) == 256
