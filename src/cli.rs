@@ -27,6 +27,10 @@ pub struct Cli {
 //
 // Without `flatten`: with it, clap does not notice that the bare form was used.
 #[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of the command line"
+)]
 pub struct Generate {
     /// The environment JSON file, or `-` for standard input
     #[arg(value_name = "ENVIRONMENT")]
