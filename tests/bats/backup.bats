@@ -1308,8 +1308,9 @@ def changing(name, *arguments, **options):
 sqlite3.connect = changing
 runpy.run_path(program, run_name="__main__")
 END
-    printf '#!/bin/sh\nshift 2\nexec %s "%s" "$@"\n' "$(type -P python3)" "$STUB/changing.py" \
-        >"$STUB/bin/python3"
+    # Calls with code on the command line (-c) are not the program's.
+    printf '#!/bin/sh\n[ "$3" = -c ] && exec %s "$@"\nshift 2\nexec %s "%s" "$@"\n' \
+        "$(type -P python3)" "$(type -P python3)" "$STUB/changing.py" >"$STUB/bin/python3"
     chmod +x "$STUB/bin/python3"
     back_up online
     [[ -e $STUB/added ]]
