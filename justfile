@@ -27,4 +27,4 @@ bless:
 fmt:
     cargo fmt
     scripts/setup
-    target/venv/bin/ruff format bundle-templates/host scripts/demo scripts/line-length tests
+    target/venv/bin/ruff format bundle-templates scripts/demo scripts/line-length tests

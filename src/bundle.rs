@@ -148,34 +148,27 @@ impl From<&File> for Entry {
 
 /// The tag of the image that is built from the bundle: it changes when what it is built from does.
 ///
-/// That is `.dockerignore`, the files that it lets through, and the packages.
+/// That is `.dockerignore`, the files and directories that it lets through, and the packages.
 #[must_use]
 pub fn image_tag(packages: &[&str]) -> String {
     const IGNORE: &str = "backup/.dockerignore";
     let files: BTreeMap<_, _> = embedded().into_iter().collect();
     let ignore = files.get(IGNORE).copied().unwrap_or_default();
     let let_through = String::from_utf8_lossy(ignore);
-    let let_through = let_through
+    let let_through: Vec<_> = let_through
         .lines()
-        .filter_map(|line| line.strip_prefix('!'));
-    let mut paths: Vec<String> = let_through.map(|name| format!("backup/{name}")).collect();
-    paths.push(IGNORE.to_owned());
-    paths.sort();
+        .filter_map(|line| line.strip_prefix('!'))
+        .map(Path::new)
+        .collect();
     let mut hash = Sha256::new();
-    for path in paths {
-        let template = format!("{path}{TEMPLATE}");
-        let content = files
-            .get(path.as_str())
-            .or_else(|| files.get(template.as_str()));
-        hash.update(
-            [
-                path.as_bytes(),
-                b"\0",
-                content.copied().unwrap_or_default(),
-                b"\0",
-            ]
-            .concat(),
-        );
+    for (path, content) in files {
+        let name = path.strip_suffix(TEMPLATE).unwrap_or(path);
+        let passes = Path::new(name)
+            .strip_prefix("backup")
+            .is_ok_and(|name| let_through.iter().any(|shown| name.starts_with(shown)));
+        if passes || name == IGNORE {
+            hash.update([name.as_bytes(), b"\0", content, b"\0"].concat());
+        }
     }
     hash.update(packages.join(" "));
     format!("gen-backup-bundle/backup:{}", &hex(&hash.finalize())[..12])

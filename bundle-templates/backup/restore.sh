@@ -76,7 +76,7 @@ rollback() { restore_files rollback; }
 
 # Python moves the files, on directory descriptors, so that no name of a service is too long.
 restore_files() {
-    exec python3 -I -B -- "${BASH_SOURCE[0]%/*}/restore_files.py" "$1" "$DATA" "$WORK" "${@:2}"
+    exec python3 -I -B -- "$PACKAGE/worker/restore_files.py" "$1" "$DATA" "$WORK" "${@:2}"
 }
 
 # As root when there is a secret for it: triggers need it.

@@ -524,7 +524,7 @@ everything() {
     [[ -z $loose ]] || fail "$loose"
 }
 
-# watch_live_file: records every call of sqlite_database.py that names the live file.
+# watch_live_file: records every call of sqlite.py that names the live file.
 watch_live_file() {
     {
         printf '#!/bin/sh\ncase "$*" in *"%s"*)\n' "$DATABASE"
@@ -875,7 +875,7 @@ END
 }
 
 # sqlite_program ARGUMENT...: the program by itself.
-sqlite_program() { run python3 -I -B "${BACKUP%/*}/sqlite_database.py" "$@"; }
+sqlite_program() { run python3 -I -B "${BACKUP%/*}/tracker_backup/worker/sqlite.py" "$@"; }
 
 @test "a captured set with a link, a pipe or a directory in it is refused and left alone" {
     local captured=$BATS_TEST_TMPDIR/captured.db victim=$BATS_TEST_TMPDIR/victim suffix
@@ -976,7 +976,7 @@ else:
     database.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'g'", (stored,))
 END
         run "$TIMEOUT" 20 bash -c "ulimit -f 200000; python3 -I -B \
-            '${BACKUP%/*}/sqlite_database.py' excerpt '$hostile' '$excerpt'"
+            '${BACKUP%/*}/tracker_backup/worker/sqlite.py' excerpt '$hostile' '$excerpt'"
         [[ $status == [13] ]] || fail "$case ended with $status: $output"
     done
     # The last database is the one with stored columns; the one before is a view with a twin.

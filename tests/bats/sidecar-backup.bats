@@ -19,7 +19,7 @@ setup() {
         BACKUP_CLIENT_CONFIG=$BATS_TEST_TMPDIR/client.cnf \
             TRACKER_BACKUP_STEPS=$BATS_TEST_TMPDIR/backup.sh \
         TRACKER_BACKUP_DEPLOY_DIR=$STUB_DEPLOY TRACKER_BACKUP_DESTINATION=$STUB_DESTINATION
-    install -m 0755 "${BACKUP%/*}"/{backup.sh,lib.sh,sqlite_database.py} "$BATS_TEST_TMPDIR"
+    install -m 0755 "${BACKUP%/*}"/{backup.sh,lib.sh} "$BATS_TEST_TMPDIR"
     mkdir -p "${DATABASE%/*}"
     printf 'SECRET=1\n' >"$STUB_DEPLOY/.env"
     printf '%s\n' "BACKUP_MODE='single'" "BACKUP_RETENTION_DAYS='7'" \
@@ -52,7 +52,7 @@ real_tool() {
     export TRACKER_BACKUP_ROOT=$BATS_TEST_TMPDIR/root \
         TRACKER_BACKUP_TOOL=$BATS_TEST_TMPDIR/__main__.py
     install -m 0755 "$TEMPLATES/host/__main__.py" "$BATS_TEST_TMPDIR"
-    cp -R "$TEMPLATES/host/tracker_backup" "$BATS_TEST_TMPDIR"
+    cp -R "$TEMPLATES/backup/tracker_backup" "$BATS_TEST_TMPDIR"
     mkdir -p "$TRACKER_BACKUP_ROOT/etc"
     printf '5ca1ab1e\n' >"$TRACKER_BACKUP_ROOT/etc/machine-id"
     printf '{"environment": "production", "machine_id": "5ca1ab1e"}\n' \

@@ -10,12 +10,13 @@ setup() {
     make_host
     DATABASE=$STUB_DEPLOY/storage/tracker/lib/database/tracker.db
     export TRACKER_BACKUP_ROOT=$BATS_TEST_TMPDIR/root \
-        TRACKER_BACKUP_TOOL=$BATS_TEST_TMPDIR/tracker-backup
+        TRACKER_BACKUP_TOOL=$BATS_TEST_TMPDIR/host/tracker-backup
     export BACKUP_CONFIG=$STUB_DEPLOY/backup/backup.conf BACKUP_DATA=$STUB_DEPLOY \
         BACKUP_STAGING=$STAGING BACKUP_DESTINATION=$STUB_DESTINATION \
         BACKUP_CLIENT_CONFIG=$BATS_TEST_TMPDIR/client.cnf
+    mkdir "$BATS_TEST_TMPDIR/host" "$BATS_TEST_TMPDIR/backup"
     install -m 0755 "$TOOL" "$TRACKER_BACKUP_TOOL"
-    cp -R "${TOOL%/*}/tracker_backup" "$BATS_TEST_TMPDIR"
+    cp -R "$TEMPLATES/backup/tracker_backup" "$BATS_TEST_TMPDIR/backup"
     mkdir -p "$TRACKER_BACKUP_ROOT/etc" "${DATABASE%/*}" "$STUB_DEPLOY/storage/tracker/log"
     printf '5ca1ab1e\n' >"$TRACKER_BACKUP_ROOT/etc/machine-id"
     printf '{"environment": "production", "machine_id": "5ca1ab1e"}\n' \

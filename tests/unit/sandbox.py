@@ -47,7 +47,7 @@ def load(bundle: Path) -> ModuleType:
     """The bundle's package under a name of its own: its modules read their environment when they
     are loaded.
     """
-    path = str(bundle / "host/tracker_backup")
+    path = str(bundle / "backup/tracker_backup")
     package = ModuleType(f"tracker_backup_{uuid.uuid4().hex}")
     package.__path__ = [path]
     sys.path_importer_cache[path] = FileFinder(path, (Loader, [".py"]))

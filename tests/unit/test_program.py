@@ -14,7 +14,7 @@ import pytest
 
 from unit.sandbox import TEMPLATES, Sandbox, mode
 
-PACKAGE = TEMPLATES / "host/tracker_backup"
+PACKAGE = TEMPLATES / "backup/tracker_backup"
 
 
 def start(
@@ -72,7 +72,10 @@ def test_the_whole_package_is_installed_and_anyone_may_read_it(host: Sandbox) ->
         ".": "0755",
         "run.sh": "0644",
         "tracker_backup": "0755",
-        **{f"tracker_backup/{path.name}": "0644" for path in PACKAGE.glob("*.py")},
+        "tracker_backup/worker": "0755",
+        **{
+            f"tracker_backup/{path.relative_to(PACKAGE)}": "0644" for path in PACKAGE.rglob("*.py")
+        },
     }
 
 
@@ -85,7 +88,9 @@ def test_what_an_older_bundle_left_in_the_package_is_removed(host: Sandbox) -> N
     assert outcome.changes == [
         f"changed: {package / name} (removed)" for name in ("__pycache__", "json.py")
     ]
-    assert {path.name for path in package.iterdir()} == {path.name for path in PACKAGE.glob("*.py")}
+    assert {path.relative_to(package) for path in package.rglob("*.py")} == {
+        path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")
+    }
 
 
 def test_a_module_imports_only_from_those_that_the_package_names_before_it() -> None:

@@ -1,4 +1,4 @@
-"""backup/restore_files.py: names of any length, and what stays when a step dies."""
+"""worker/restore_files.py: names of any length, and what stays when a step dies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEEP = "d" * 200
 @pytest.fixture(scope="module")
 def program() -> Any:
     spec = importlib.util.spec_from_file_location(
-        "restore_files", TEMPLATES / "backup/restore_files.py"
+        "restore_files", TEMPLATES / "backup/tracker_backup/worker/restore_files.py"
     )
     assert spec is not None
     assert spec.loader is not None

@@ -25,6 +25,7 @@ OF_STRATEGY = {
     "sidecar": {"host/sidecar-backup.sh", "host/__main__.py"},
 }
 LIBRARY = ROOT / "usr/local/lib/tracker-backup"
+PACKAGE = "backup/tracker_backup/"
 
 
 def read_bundle(bundle: Path) -> dict[str, bytes]:
@@ -51,13 +52,23 @@ def read_bundle(bundle: Path) -> dict[str, bytes]:
     return files
 
 
-def placed(host: Host, names: Iterable[str]) -> dict[str, tuple[Path, int]]:
-    """Where on the host each file of the bundle goes, with its mode; in the order in which they are
-    put there.
+def placed(host: Host, names: Iterable[str]) -> list[tuple[str, Path, int]]:
+    """(file of the bundle, path on the host, mode), in the order in which they are put there.
 
     The schedule comes last: nothing runs before everything is in its place. Of `names`, the
-    bundle's files, those of the package are taken.
+    bundle's files, those of the package are taken. The package goes to two places: the host's
+    program and the image are made of it.
     """
+    package = [name for name in names if name.startswith(PACKAGE)]
+    return [
+        *((name, host.deploy_dir / name, 0o644) for name in package),
+        *((name, LIBRARY / name.removeprefix("backup/"), 0o644) for name in package),
+        *((name, path, mode) for name, (path, mode) in fixed_places(host).items()),
+    ]
+
+
+def fixed_places(host: Host) -> dict[str, tuple[Path, int]]:
+    """(path on the host, mode) of each file of the bundle that is not in the package."""
     deploy = host.deploy_dir
     return {
         "docker-compose.backup.yml": (deploy / "docker-compose.backup.yml", 0o644),
@@ -67,16 +78,9 @@ def placed(host: Host, names: Iterable[str]) -> dict[str, tuple[Path, int]]:
         "backup/backup.sh": (deploy / "backup/backup.sh", 0o755),
         "backup/restic.sh": (deploy / "backup/restic.sh", 0o755),
         "backup/restore.sh": (deploy / "backup/restore.sh", 0o755),
-        "backup/sqlite_database.py": (deploy / "backup/sqlite_database.py", 0o644),
-        "backup/restore_files.py": (deploy / "backup/restore_files.py", 0o644),
         "backup/backup.conf": (deploy / "backup/backup.conf", 0o644),
         "backup/backup-paths.txt": (deploy / "backup/backup-paths.txt", 0o644),
         "host/tracker-backup.conf": (CONFIG, 0o644),
-        **{
-            name: (LIBRARY / name.removeprefix("host/"), 0o644)
-            for name in names
-            if name.startswith("host/tracker_backup/")
-        },
         "host/run.sh": (LIBRARY / "run.sh", 0o644),
         "host/__main__.py": (LIBRARY / "__main__.py", 0o755),
         "host/sidecar-backup.sh": (LIBRARY / "sidecar-backup.sh", 0o755),
@@ -107,11 +111,14 @@ def command_install(arguments: argparse.Namespace) -> int:
         claim_destination(host, arguments.take_over_destination)
         make_directory(host.staging, 0o700)
         make_directory(host.deploy_dir / "backup", 0o755)
-        for directory in (LIBRARY, LIBRARY / "tracker_backup"):
-            make_directory(directory, 0o755)
+        packages = [LIBRARY / "tracker_backup", host.deploy_dir / "backup/tracker_backup"]
+        make_directory(LIBRARY, 0o755)
+        for package in packages:
+            make_directory(package, 0o755)
+            make_directory(package / "worker", 0o755)
         if host.strategy != "sidecar":
             remove_sidecar(host)
-        for name, (path, mode) in places.items():
+        for name, path, mode in places:
             if name in others:
                 continue
             if name == "host/tracker-backup.conf":
@@ -119,10 +126,11 @@ def command_install(arguments: argparse.Namespace) -> int:
             if foreign and path.exists():
                 say(f"info: {path} was there before and is replaced")
             put(path, files[name], mode)
-        strays = {*(LIBRARY / "tracker_backup").iterdir()} - {
-            path for path, _mode in places.values()
+        ours = {path for name, path, _mode in places if name not in others}
+        there = {path for _name, path, _mode in places} | {
+            path for package in packages for path in package.rglob("*")
         }
-        for stray in sorted(strays | {places[name][0] for name in others}):
+        for stray in sorted(there - ours - {package / "worker" for package in packages}):
             remove(stray)
         if host.strategy == "sidecar":
             bring_up_sidecar(host)
@@ -146,9 +154,10 @@ def command_uninstall(_: argparse.Namespace) -> int:
     with lock():
         if host.strategy == "sidecar":
             remove_sidecar(host)
-        for path, _mode in reversed(placed(host, ()).values()):
+        for _name, path, _mode in reversed(placed(host, ())):
             remove(path)
-        for directory in (LIBRARY, host.deploy_dir / "backup/secrets", host.staging):
+        package = host.deploy_dir / "backup/tracker_backup"
+        for directory in (LIBRARY, package, host.deploy_dir / "backup/secrets", host.staging):
             remove(directory)
         with contextlib.suppress(OSError):  # not empty: somebody else's files
             (host.deploy_dir / "backup").rmdir()

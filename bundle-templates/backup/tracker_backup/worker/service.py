@@ -1,0 +1,69 @@
+"""The loop of a role inside its container: one job a line comes in, one answer a line goes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..protocol import PROTOCOL, Answer, encode_answer
+
+# The places inside the container. Tests and the sidecar have others.
+DATA = Path(os.environ.get("BACKUP_DATA", "/data"))  # the deployment, read-only
+WORK = Path(os.environ.get("BACKUP_WORK", "/work"))  # the role's own directory
+CONFIG = Path(os.environ.get("BACKUP_CONFIG", "/etc/backup/backup.conf"))
+
+Job = Callable[[dict[str, Any], Answer], None]
+
+
+class StepFailed(Exception):
+    """Ends a job. `code` is 1, 2 for a configuration error, or one of the courier's."""
+
+    def __init__(self, reason: str, code: int = 1) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def log(message: str) -> None:
+    """A line on standard error. The host copies at most 64 KiB of it into the log."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def serve(jobs: Mapping[str, Job]) -> int:
+    """Does the jobs that come on standard input, until it ends. A job gets its arguments and fills
+    its answer; StepFailed and OSError become answers.
+    """
+    # What a program prints must not get between the answers.
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    answers.write(json.dumps({"protocol": PROTOCOL}).encode() + b"\n")
+    for line in sys.stdin.buffer:
+        answer = Answer()
+        try:
+            job = json.loads(line)
+            jobs[job["job"]](job, answer)
+        except StepFailed as failure:
+            answer.code, answer.reason = failure.code, one_line(str(failure))
+        except OSError as failure:
+            name = os.fsdecode(failure.filename) if failure.filename else ""
+            reason = f"{failure.strerror or failure}{': ' if name else ''}{name}"
+            answer.code, answer.reason = 1, one_line(reason)
+        answers.write(encode_answer(answer))
+    return 0
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.encode(errors="replace").decode().split())
+
+
+@contextmanager
+def timed(answer: Answer, name: str) -> Iterator[None]:
+    """Adds to the answer how long the block took."""
+    started = time.monotonic()
+    yield
+    answer.milliseconds[name] = round((time.monotonic() - started) * 1000)
