@@ -10,6 +10,7 @@ import mmap
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from . import service
@@ -91,9 +92,7 @@ def preallocate(source: int) -> None:
     Leaves none if blocks can be shared, memory does not hold both files, or the disk is slow.
     """
     size = os.fstat(source).st_size
-    with open(MEMORY, "rb") as file:
-        available = re.search(rb"^MemAvailable: *(\d{1,18}) kB$", file.read(), re.MULTILINE)
-    if not available or int(available[1]) * 512 <= size:
+    if available_bytes() <= 2 * size:
         return
     preallocated = service.WORK / "room"
     target = os.open(preallocated, CREATE | os.O_DSYNC, 0o600)
@@ -108,6 +107,14 @@ def preallocate(source: int) -> None:
         os.close(target)
     if done != size or size < 0:
         preallocated.unlink()
+
+
+def available_bytes() -> int:
+    """What /proc/meminfo says; 0 if it says nothing."""
+    with suppress(OSError):
+        if found := re.search(rb"^MemAvailable: *(\d{1,18}) kB$", MEMORY.read_bytes(), re.MULTILINE):
+            return 1024 * int(found[1])
+    return 0
 
 
 def unshare(path: Path) -> None:

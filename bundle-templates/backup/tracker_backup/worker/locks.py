@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from .paths import Unusable, open_regular
+from .paths import open_regular
 
 Range = tuple[int, int]  # first byte, number of bytes
 
@@ -66,7 +66,7 @@ def copy_once(directory: int, name: str, copy: Copy) -> None:
 
         database = open_file("")
         if database is None:
-            raise Unusable(f"{name} does not exist")
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         lock(database, PENDING)
         lock(database, SHARED)
         set_lock(database, PENDING, fcntl.F_UNLCK)
@@ -112,7 +112,7 @@ def require_same(directory: int, name: str, descriptor: int | None) -> None:
     with suppress(FileNotFoundError):
         named = identity(os.stat(name, dir_fd=directory, follow_symlinks=False))
     if named != opened:
-        raise Busy(f"{name} was replaced or made meanwhile")
+        raise Busy(f"{name} was replaced or created meanwhile")
 
 
 def identity(facts: os.stat_result) -> tuple[int, int]:

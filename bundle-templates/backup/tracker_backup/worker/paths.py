@@ -8,6 +8,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..protocol import printable
 from . import service
 from .service import StepFailed
 
@@ -32,7 +33,11 @@ READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Unusable(Exception):
-    """Why something that a setting or a line names cannot be backed up."""
+    """Why a path cannot be backed up, to be read after the path. `name` is the file's, if known."""
+
+    def __init__(self, reason: str, name: str = "") -> None:
+        super().__init__(reason)
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -79,17 +84,24 @@ def read_path_list(file: Path) -> list[Line]:
         kind, colon, path = text.removeprefix("?").partition(":")
         if not colon or kind not in ("dir", "sqlite"):
             kind, path = "path", text.removeprefix("?")
-        if not path.startswith(f"{service.DATA}/") or ".." in path.split("/"):
-            raise StepFailed(f"{file}: {path} is not below {service.DATA}", 2)
-        lines.append(Line(kind, below_data(path), text.startswith("?")))
+        lines.append(Line(kind, relative(path, file), text.startswith("?")))
     if not any(line.kind == "path" for line in lines):
         raise StepFailed(f"{file} names no path", 2)
     return lines
 
 
-def below_data(path: str) -> str:
-    """A path of the settings, relative to the deployment."""
-    return "/".join(part for part in path[len(str(service.DATA)) :].split("/") if part)
+def relative(path: str, file: Path) -> str:
+    """A path of a file of ours, relative to the deployment, which it must be below."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    base = service.DATA.parts[1:]
+    if (
+        path[:1] != "/"
+        or ".." in parts
+        or len(parts) <= len(base)
+        or (*parts[: len(base)],) != base
+    ):
+        raise StepFailed(f"{file}: {path} is not below {service.DATA}", 2)
+    return "/".join(parts[len(base) :])
 
 
 def read_lines(file: Path) -> list[str]:
@@ -115,9 +127,9 @@ def open_path(path: str) -> int:
             os.close(current)
         current = child
         if stat.S_ISLNK(os.fstat(current).st_mode):
-            leads = os.readlink("", dir_fd=current)
+            leads = shown(os.readlink("", dir_fd=current))
             os.close(current)
-            raise Unusable(f"{service.DATA}/{path} leads through a symlink to {leads}; refused")
+            raise Unusable(f"leads through a symlink to {leads}; refused")
     return current
 
 
@@ -140,10 +152,17 @@ def open_regular(directory: int, name: str) -> int:
     descriptor = os.open(name, PATH, dir_fd=directory)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Unusable(f"{name} is not a regular file")
+            link = " but a symlink" if stat.S_ISLNK(os.fstat(descriptor).st_mode) else ""
+            raise Unusable(f"is not a regular file{link}", name)
         return reopen(descriptor, READ)
     finally:
         os.close(descriptor)
+
+
+def shown(path: str) -> str:
+    """A path of any bytes as printable text, cut in its middle."""
+    text = printable(os.fsencode(path).decode(errors="backslashreplace"), 1 << 20)
+    return text if len(text) <= 300 else f"{text[:150]}...{text[-145:]}"
 
 
 def reopen(descriptor: int, flags: int) -> int:
