@@ -52,7 +52,7 @@ def test_copies_beside_a_writer_that_is_killed_now_and_then_are_right(
 ) -> None:
     words = ["--mode", mode, "--trials", "15", "--megabytes", "2", "--directory", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-B", TRIALS, *words], capture_output=True, text=True, check=False
+        [sys.executable, "-B", str(TRIALS), *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{mode}, 2 MB: 15 trials, 0 bad, 0 not copied, " in done.stdout
