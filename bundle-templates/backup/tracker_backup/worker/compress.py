@@ -31,8 +31,8 @@ def compressor(target: Path, compression: str) -> Iterator[IO[bytes]]:
         try:
             with program.stdin as stream:
                 yield stream
-        except BrokenPipeError:
-            pass  # the exit code says why
+        except BrokenPipeError as error:  # it ended early, maybe with the exit code 0
+            raise failed(target) from error
         except BaseException:
             program.kill()
             raise
