@@ -8,9 +8,9 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .host import STATE, Host, Refused
 from .log import say
@@ -59,13 +59,25 @@ def docker(*arguments: str, seconds: float = DOCKER_SECONDS) -> str:
         return output
 
 
-def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+def start(
+    command: list[str],
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
     """A program in a session of its own, so that Ctrl-C does not end a call of Docker half-way."""
     # BuildKit's files are not in root's home, where they would stay for ever.
     environment = os.environ | {"BUILDX_CONFIG": str(STATE / "buildx")}
-    options = {"stdin": subprocess.DEVNULL, "env": environment, "start_new_session": True} | options
     try:
-        return subprocess.Popen(command, **options)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            env=environment,
+            start_new_session=True,
+        )
     except FileNotFoundError as error:
         raise Refused(f"{command[0]} is not installed on this host") from error
 
@@ -146,7 +158,7 @@ def deployed_containers(host: Host, label: str) -> list[dict[str, Any]]:
 
 def stack_ids(host: Host, *filters: str) -> list[str]:
     """Ids of this deploy directory's containers, by one call."""
-    template = '{{.ID}} {{.Label "%s"}}' % STACK_LABEL
+    template = '{{.ID}} {{.Label "' + STACK_LABEL + '"}}'
     command = "ps --no-trunc --filter label=com.docker.compose.oneoff=False"
     try:
         found = docker(*words(command), *filters, "--format", template).splitlines()

@@ -9,7 +9,9 @@ import json
 import os
 import re
 import select
+import signal
 import stat
+import subprocess
 import sys
 import time
 import traceback
@@ -302,13 +304,17 @@ def begin(run: Run) -> None:
 
 def require_destination(host: Host) -> None:
     """A server's file system can hang, and then only another process can be ended."""
-    probe = start(["head", "--bytes=1", "--", str(host.destination / IDENTITY)], stdout=-3)
-    if wait_for(probe.wait, DOCKER_SECONDS) is None:
-        end(probe)
+    command = ["head", "--bytes=1", "--", str(host.destination / IDENTITY)]
+    probe = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        probe.wait(DOCKER_SECONDS)
+    except subprocess.TimeoutExpired as error:
         raise Refused(
             f"checking the destination was not over after {DOCKER_SECONDS:.0f} s: "
             f"{host.destination} does not answer"
-        )
+        ) from error
+    finally:
+        end(probe)
     check_destination(host)
 
 
@@ -367,9 +373,8 @@ def find_tracker(run: Run) -> tuple[Tracker | None, float]:
         if not run.force:
             text = f"skipped: the tracker is {status}, not running; --force backs up anyway"
             raise Refused(text, 3)
-        run.warn(
-            f"the tracker is {status}; backing up because of --force, and not starting it afterwards"
-        )
+        forced = "backing up because of --force, and not starting it afterwards"
+        run.warn(f"the tracker is {status}; {forced}")
         run.quiesce = f"left-{status}"
     return tracker, looked_at
 
@@ -392,7 +397,10 @@ def require_image(run: Run) -> bool:
     run.warn(f"the image {host.image} is missing; {host.image_source}, before the window")
     build = ["build", "--tag", host.image, str(host.deploy_dir / "backup")]
     try:
-        docker(*(build if host.image_source == "build" else ["pull", host.image]), seconds=BUILD_SECONDS)
+        docker(
+            *(build if host.image_source == "build" else ["pull", host.image]),
+            seconds=BUILD_SECONDS,
+        )
     except Refused as error:
         raise Refused(f"the image {host.image} could not be made: {error}") from error
     return True
@@ -494,16 +502,149 @@ class BackupContainer:
         """
         if self.has_answer("ended"):
             remove_tree(self.run.answers / "ended")
-        process = start([*self.command, name, self.run.id, *arguments])
-        try:
-            code = wait_for(process.wait, limit, lambda: self.has_answer("ended"))
-        finally:
-            end(process)
-        code = self.exit_code(name) if self.has_answer("ended") else code
-        if code in (None, TIMED_OUT, KILLED, -9):
+        code = self.execute([*self.command, name, self.run.id, *arguments], limit)
+        if self.has_answer("ended"):
+            try:
+                text = (read_answer(self.run.answers, "ended", REASON_BYTES) or "").rstrip("\n")
+            except BadAnswer:
+                text = ""
+            if not re.fullmatch("[0-9]{1,3}", text):
+                raise Refused(f"the {name} step left an exit code that is no number")
+            code = int(text)
+        if code in (TIMED_OUT, KILLED, -signal.SIGKILL):
             raise Refused(
                 f"the {name} step was not over after its time limit of {limit:.0f} s, or its "
                 "container was killed"
             )
         if code != 0:
-            raise Refused(self.reason(name, code), 2 if code == 2 else 1)
+            raise Refused(
+                self.reason(f"the {name} step failed with exit code {code}"), min(code, 2)
+            )
+
+    def execute(self, command: list[str], limit: float) -> int:
+        """The exit code. If a step ends while containerd is dead, Docker's client waits for ever.
+        So the client is ended when the step has answered.
+        """
+        ended, ends = os.pipe()  # closed with the program: we go on at that moment
+        try:
+            process = start(command, pass_fds=[ends])
+        finally:
+            os.close(ends)
+        deadline, patience = time.monotonic() + limit, LOST_SECONDS
+        try:
+            while process.poll() is None and patience > 0:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return TIMED_OUT
+                if select.select([ended], [], [], min(1, left))[0]:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(1)
+                elif self.has_answer("ended"):
+                    patience -= 1
+            return process.returncode or 0
+        finally:
+            end(process)
+            os.close(ended)
+
+    def has_answer(self, name: str) -> bool:
+        """Whether the container left something that has this name."""
+        try:
+            facts = (self.run.answers / name).lstat()
+        except FileNotFoundError:
+            return False
+        return facts.st_size > 0 or not stat.S_ISREG(facts.st_mode)
+
+    def reason(self, failure: str) -> str:
+        """The beginning of what the step wrote down."""
+        try:
+            descriptor = open_answer(self.run.answers, "reason", sys.maxsize)
+        except BadAnswer:
+            return f"{failure}, and its reason is no regular file"
+        text = ""
+        if descriptor is not None:
+            with open(descriptor, "rb") as file:
+                text = file.read(REASON_BYTES).decode(errors="replace").strip().replace("\n", " ")
+        return printable(text, REASON_CHARACTERS) or f"{failure}; its message is in the log"
+
+
+def expect(host: Host, work: Path) -> None:
+    """Leaves in the run's staging what the last good run of this scope teaches: the tables it had,
+    the bytes that it took.
+    """
+    last = newest_success(read_runs(host), host.scope) or {}
+    tables = "".join(f"{table}\n" for table in last.get("tables", {}))
+    (work / "expected-tables").write_text(tables, encoding="utf-8")
+    size = sum(file["bytes"] for file in last.get("files", []))
+    (work / "expected-bytes").write_text(f"{size}\n" if size else "", encoding="ascii")
+
+
+# ---------------------------------------------------------------- after the window
+
+
+def record_success(run: Run) -> None:
+    record(run, "success", 0, "")
+    run.unrecorded = False
+    try:
+        prune(run.host)
+    except (Refused, OSError) as error:
+        run.warn(f"old backups could not be removed: {error}")
+
+
+def record(run: Run, result: str, code: int, reason: str) -> None:
+    """Writes the run manifest. A backup exists when its run manifest exists."""
+    host, success = run.host, result == "success"
+    try:
+        found = read_result(run.answers, run.id)
+    except BadAnswer as error:
+        if success:
+            raise
+        found = Result(warnings=[str(error)])
+    images, directories = stack_facts(host) if success else ({}, {})
+    sequences = [int(one["sequence"]) for one in read_runs(host)]
+    manifest: Manifest = {
+        "format": FORMAT,
+        "id": run.id,
+        "sequence": max([remembered()["sequence"], *sequences]) + 1,
+        "environment": host.environment,
+        "started": run.started,
+        "finished": utc_now(),
+        "result": result,
+        "exit_code": code,
+        "reason": printable(reason, REASON_CHARACTERS),
+        "strategy": host.strategy,
+        "quiesce": run.quiesce,
+        "scope": host.scope,
+        "files": found.files if success else [],
+        "paths": found.paths,
+        "tables": found.tables,
+        "window_seconds": run.window.seconds if run.window else 0.0,
+        "durations": found.durations,
+        "directories": directories,
+        "images": images,
+        "warnings": run.warnings + found.warnings,
+        "tools": found.tools,
+    }
+    if success and not manifest["files"]:
+        raise Refused("a successful run without files: nothing was recorded")
+    fault_point("writing-the-run-manifest", host)
+    path = host.destination / f"runs/{run.id}.json"
+    write_durably(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def push(host: Host) -> None:
+    """Makes the remote copy. If it fails, the backup is published all the same, and the next run
+    copies it.
+    """
+    if uses_restic(host):
+        try:
+            push_or_tell(host)
+        except Refused as error:
+            raise Refused(f"the backup was published, but {error}") from error
+
+
+def command_check(_: argparse.Namespace) -> int:
+    """For the sidecar's health: whether the last success is recent."""
+    host = Host.read(CONFIG)
+    if problem := too_old(host, read_runs(host))[1]:
+        raise Refused(problem)
+    return 0
