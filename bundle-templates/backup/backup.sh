@@ -378,7 +378,7 @@ sidecar() {
 now() {
     export TRACKER_BACKUP_DEPLOY_DIR=${TRACKER_BACKUP_DEPLOY_DIR:-$DATA} \
         TRACKER_BACKUP_DESTINATION=${TRACKER_BACKUP_DESTINATION:-$DESTINATION}
-    exec "$SIDECAR_BACKUP" in-sidecar "$@"
+    exec python3 "$SIDECAR_BACKUP" in-sidecar "$@"
 }
 
 main() {

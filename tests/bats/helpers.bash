@@ -178,7 +178,7 @@ facts() {
 run = json.load(open(sys.argv[1]))
 for key in ("id", "started", "result", "exit_code", "reason", "quiesce"):
     print(f"{key}={run[key]}")
-print(f"window_seconds={run[\"window_seconds\"]:g}")
+print("window_seconds=%g" % run["window_seconds"])
 for warning in run["warnings"]:
     print(f"warning={warning}")' "$1"
 }

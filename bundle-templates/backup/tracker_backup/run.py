@@ -45,7 +45,7 @@ from .docker import (
     words,
 )
 from .fault_points import fault_point
-from .files import make_directory, remove_tree, write_durably
+from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
 from .remote import push_or_tell, remembered
 from .repository import uses_restic
@@ -257,7 +257,7 @@ def take_lock(recover: bool) -> IO[str] | None:
     """
     path = STATE / "lock"
     if not IN_SIDECAR:
-        make_directory(STATE, 0o700)
+        STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
     elif not path.exists():
         raise Refused(f"{path} is not there; install the bundle again", 2)
     # For the sidecar, the state directory is read-only.

@@ -43,13 +43,13 @@ class Signals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """A signal takes effect after the block, unless the block fails."""
+        """A signal takes effect after the block, also when the block fails."""
         self.depth += 1
         try:
             yield
         finally:
             self.depth -= 1
-        self.check()
+            self.check()
 
 
 signals = Signals()
