@@ -10,7 +10,7 @@
 #   backup.sh capture   RUN METHOD    METHOD: copy (the tracker is stopped or paused) or online
 #   backup.sh finish    RUN           check, count, archive, compress, publish; the results are in
 #                                     the run's staging
-# In a sidecar, sidecar-backup.sh calls the steps, and there is no window:
+# In a sidecar, a run is inside the container. It calls the steps, and there is no window:
 #   backup.sh sidecar                 the container's own process: cron, by BACKUP_SCHEDULE in the
 #                                     time zone TZ
 #   backup.sh now [--dry-run]         a run now
@@ -25,7 +25,7 @@ source "${BASH_SOURCE[0]%/*}/lib.sh"
 
 readonly IDLE_SECONDS=86400
 readonly STALL_LIMIT_SECONDS=5
-readonly SIDECAR_BACKUP=/usr/local/lib/tracker-backup/sidecar-backup.sh
+readonly SIDECAR_BACKUP=${BACKUP_PROGRAM:-/usr/local/lib/tracker-backup/__main__.py}
 readonly CRON_FILE=${BACKUP_CRON_FILE:-/etc/cron.d/tracker-backup}
 readonly ZONES=/usr/share/zoneinfo
 
@@ -361,7 +361,7 @@ write_cron_file() {
         || die 2 'BACKUP_SCHEDULE is not in the environment; install the bundle again'
     printf '%s\n' 'SHELL=/bin/sh' \
         'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' 'MAILTO=""' \
-        "$BACKUP_SCHEDULE root $SIDECAR_BACKUP >>/proc/1/fd/1 2>&1" >"$CRON_FILE"
+        "$BACKUP_SCHEDULE root /usr/local/bin/backup.sh now >>/proc/1/fd/1 2>&1" >"$CRON_FILE"
     chmod 0644 -- "$CRON_FILE"
 }
 
@@ -374,11 +374,18 @@ sidecar() {
     exec cron -f
 }
 
+# Cron does not pass the container's environment to its jobs.
+now() {
+    export TRACKER_BACKUP_DEPLOY_DIR=${TRACKER_BACKUP_DEPLOY_DIR:-$DATA} \
+        TRACKER_BACKUP_DESTINATION=${TRACKER_BACKUP_DESTINATION:-$DESTINATION}
+    exec python3 "$SIDECAR_BACKUP" in-sidecar "$@"
+}
+
 main() {
     local step=${1-}
     [[ $step != idle ]] || { idle; exit; }
     [[ $step != sidecar ]] || sidecar
-    [[ $step != now ]] || exec "$SIDECAR_BACKUP" "${@:2}"
+    [[ $step != now ]] || now "${@:2}"
     [[ $step =~ ^(preflight|capture|finish)$ && ${2-} =~ ^[0-9]{8}_[0-9]{6}$ ]] \
         || die 2 'usage: backup.sh idle | sidecar | now | preflight RUN METHOD [room]' \
             '| capture RUN METHOD | finish RUN'

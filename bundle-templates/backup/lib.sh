@@ -21,7 +21,7 @@ readonly REQUIRED_TABLES=(torrents whitelist keys)
 declare -A SETTING=()
 WORK=''                           # the run's own directory in staging
 
-# fault_point NAME: a place at which the test suite can stop a run; see run.sh on the host.
+# fault_point NAME: a place at which the test suite can stop a run; see fault_points.py.
 fault_point() { [[ ${TRACKER_BACKUP_STOP_AT-} != "$1" ]] || stand_still "$STAGING/.fault-points"; }
 
 stand_still() {

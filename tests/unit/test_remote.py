@@ -145,7 +145,7 @@ def test_a_failed_push_is_told_and_made_up_for(copying: Sandbox) -> None:
     assert copying.call("push").code == 0
     add_run(copying, "20260102_030000", 2)
     fails(copying, "backup", 14, "the server cannot be reached")
-    failed = copying.call("push", "--in-run")
+    failed = copying.call("push")
     assert failed.code == 1
     assert failed.err.splitlines()[-1] == (
         "error: copying to the restic repository failed, 1 to be made up for by the next run: "
@@ -168,7 +168,7 @@ def test_a_failed_push_is_told_and_made_up_for(copying: Sandbox) -> None:
     )
     works(copying, "backup")
     calls(copying)
-    assert copying.call("push", "--in-run").code == 0
+    assert copying.call("push").code == 0
     assert [call for call in steps(copying) if call == "backup"] == ["backup"]
     assert json.loads(copying.call("status", "--json").out)["remote"]["error"] == ""
 
@@ -228,7 +228,9 @@ def test_a_push_that_dies_without_a_word_is_told_by_status(copying: Sandbox) -> 
 
 
 def test_without_a_repository_a_run_pushes_nothing_and_says_nothing(host: Sandbox) -> None:
-    assert host.call("push", "--in-run").out == ""
+    package = host.package
+    package.run.push(package.host.Host.read(host.config))
+    assert host.capsys.readouterr() == ("", "")
     assert json.loads(host.call("status", "--json").out)["remote"] is None
 
 

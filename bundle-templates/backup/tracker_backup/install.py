@@ -22,7 +22,7 @@ from .state import lock
 
 OF_STRATEGY = {
     "maintenance-window": {"host/maintenance-backup.sh"},
-    "sidecar": {"host/sidecar-backup.sh", "host/__main__.py"},
+    "sidecar": {"host/__main__.py"},
 }
 LIBRARY = ROOT / "usr/local/lib/tracker-backup"
 PACKAGE = "backup/tracker_backup/"
@@ -81,9 +81,7 @@ def fixed_places(host: Host) -> dict[str, tuple[Path, int]]:
         "backup/backup.conf": (deploy / "backup/backup.conf", 0o644),
         "backup/backup-paths.txt": (deploy / "backup/backup-paths.txt", 0o644),
         "host/tracker-backup.conf": (CONFIG, 0o644),
-        "host/run.sh": (LIBRARY / "run.sh", 0o644),
         "host/__main__.py": (LIBRARY / "__main__.py", 0o755),
-        "host/sidecar-backup.sh": (LIBRARY / "sidecar-backup.sh", 0o755),
         "host/tracker-backup": (ROOT / "usr/local/bin/tracker-backup", 0o755),
         "host/maintenance-backup.sh": (ROOT / "usr/local/bin/maintenance-backup.sh", 0o755),
         "host/tracker-backup.logrotate": (ROOT / "etc/logrotate.d/tracker-backup", 0o644),
@@ -130,6 +128,7 @@ def command_install(arguments: argparse.Namespace) -> int:
         there = {path for _name, path, _mode in places} | {
             path for package in packages for path in package.rglob("*")
         }
+        there |= set(LIBRARY.glob("*.sh"))  # of an older bundle
         for stray in sorted(there - ours - {package / "worker" for package in packages}):
             remove(stray)
         if host.strategy == "sidecar":

@@ -122,8 +122,8 @@ def remember_suspension(host: Host, runs: list[Manifest]) -> dict[str, str]:
     return reasons
 
 
-def command_prune(_: argparse.Namespace) -> int:
-    host = Host.read(CONFIG)
+def prune(host: Host) -> None:
+    """Removes what is older than the retention, unless it is suspended."""
     fault_point("removing-old-backups", host)
     runs = read_runs(host)
     days = host.retention_days
@@ -131,9 +131,8 @@ def command_prune(_: argparse.Namespace) -> int:
     for reason in reasons.values():
         say(f"warning: retention is suspended, nothing is removed: {reason}")
     if reasons:
-        return 0
+        return
     files, ids = expired(runs, days)
     for name in [*files, *(f"runs/{run_id}.json" for run_id in ids)]:
         (host.destination / name).unlink(missing_ok=True)
         say(f"retention: removed {name}, older than {days} days")
-    return 0
