@@ -55,23 +55,19 @@ def publish(host: Host, sources: Sequence[Source]) -> list[dict[str, str | int]]
     with contextlib.ExitStack() as stack:
         places = []
         for source in sources:
-            subdirectory, name = source.path.split("/")
-            directory = stack.enter_context(opened(host.destination / subdirectory))
-            if name in names(directory):
-                final = host.destination / source.path
+            final = host.destination / source.path
+            directory = stack.enter_context(opened(final.parent))
+            if final.name in names(directory):
                 raise Refused(f"{final} is there already; nothing was published")
-            places.append((directory, name))
+            places.append((source, directory, final.name))
         try:
-            published = [
-                copy(host, source, directory, f"{name}.partial")
-                for source, (directory, name) in zip(sources, places, strict=True)
-            ]
-            for source, (directory, name) in zip(sources, places, strict=True):
+            published = [copy(host, *place) for place in places]
+            for source, directory, name in places:
                 fault_point(FAULT_POINTS[source.kind], host)
                 os.rename(f"{name}.partial", name, src_dir_fd=directory, dst_dir_fd=directory)
                 os.fsync(directory)
         except BaseException as error:
-            for directory, name in places:
+            for _, directory, name in places:
                 for made in {name, f"{name}.partial"} & set(names(directory)):
                     remove_in_steps(directory, made, say)
             if isinstance(error, OSError):
@@ -80,7 +76,7 @@ def publish(host: Host, sources: Sequence[Source]) -> list[dict[str, str | int]]
     return published
 
 
-def copy(host: Host, source: Source, directory: int, partial: str) -> dict[str, str | int]:
+def copy(host: Host, source: Source, directory: int, name: str) -> dict[str, str | int]:
     """Copies and hashes a file in one pass into a new one of our own, which is then on disk.
 
     It is synced in steps, because the tracker's commits would wait behind one large sync.
@@ -89,7 +85,7 @@ def copy(host: Host, source: Source, directory: int, partial: str) -> dict[str, 
     create = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with (
         open(take(source.directory, source.name, source.uid, source.limit), "rb") as reading,
-        open(os.open(partial, create, 0o600, dir_fd=directory), "wb") as writing,
+        open(os.open(f"{name}.partial", create, 0o600, dir_fd=directory), "wb") as writing,
     ):
         while block := reading.read(STEP_BYTES):
             size += len(block)

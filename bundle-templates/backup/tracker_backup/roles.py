@@ -17,19 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import protocol
 from .docker import RUN_LABEL, docker
 from .host import Refused
-from .protocol import (
-    ANSWER_BYTES,
-    LARGEST,
-    REASON_CHARACTERS,
-    Answer,
-    BadAnswer,
-    check_hello,
-    decode_answer,
-    encode_job,
-    printable,
-)
+from .protocol import ANSWER_BYTES, LARGEST, REASON_CHARACTERS, Answer, BadAnswer, printable
 from .publish import DIRECTORY, names, opened, remove_in_steps, take
 
 SERVICES = {"reader": "backup", "examiner": "backup-examiner", "client": "backup-client"}
@@ -41,7 +32,9 @@ WATCH_SECONDS = 1
 FLOOD_SECONDS = 0.01  # between two blocks of messages that are too long
 EXIT_SECONDS = 2  # for a client whose role has closed its output
 KILLED = (137, -signal.SIGKILL, -signal.SIGTERM)
-FAILED = "the {} step failed with exit code {}; its message is in the log"
+FAILED = "the {0} step failed with exit code {1}; its message is in the log"
+OVER = "the {0} step was not over after its time limit of {2} s, or its container was killed"
+STOP_AT = "TRACKER_BACKUP_STOP_AT"
 RESERVE_BYTES, RESERVE_INODES = 512 << 20, 1000
 
 
@@ -86,33 +79,30 @@ class Role:
         return self
 
     def __exit__(self, *_: object) -> None:
-        log = self.settings.log
         try:
             self.end()
             for name in names(self.directory):
                 remove_in_steps(self.directory, name, lambda _: None)  # or with the run's directory
         except Refused as error:
-            log(f"WARNING: {error}")
+            self.settings.log(f"WARNING: {error}")
         finally:
             os.close(self.directory)
 
     def _start(self) -> None:
-        command, environment = ["backup.sh", self.kind], {"BACKUP_WORK": str(self.path)}
+        command, run_id = ["backup.sh", self.kind], self.settings.run_id
         if self.settings.compose:
-            run_id = self.settings.run_id
             self.container = f"tracker-backup-{run_id}-{self.name}"
             words = RUN_CONTAINER.format(self.container, f"{RUN_LABEL}={run_id}", self.uid).split()
             arguments = [*words, SERVICES[self.kind], "idle"]
             self.settings.compose(arguments, {"TRACKER_BACKUP_WORK": f"{run_id}/{self.name}"})
-            stop = ["--env", "TRACKER_BACKUP_STOP_AT"]
-            stop = stop if "TRACKER_BACKUP_STOP_AT" in os.environ else []
-            command = ["docker", "exec", "-i", *stop, self.container, *command]
+            tested = ["--env", STOP_AT] if STOP_AT in os.environ else []
+            command = ["docker", "exec", "-i", *tested, self.container, *command]
         self._client = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=os.environ | environment,
+            env=os.environ | {"BACKUP_WORK": str(self.path)},
             start_new_session=True,
         )
 
@@ -143,16 +133,14 @@ class Role:
         if not self._client:
             raise Refused(f"the {self.name} does not work any more; it cannot do the {job} step")
         try:
-            self._write(encode_job(job, arguments))
-            answer = self._read(time.monotonic() + seconds)
+            answer = self._converse(protocol.encode_job(job, arguments), time.monotonic() + seconds)
         except BaseException as error:
             code = self._hang_up(EXIT_SECONDS if isinstance(error, EOFError) else 0)
             if isinstance(error, BadAnswer):
                 raise Refused(f"the answer to the {job} step cannot be used: {error}") from error
             if isinstance(error, (TimeoutError, EOFError)):
-                limit = f"was not over after its time limit of {round(seconds)} s"
-                killed = f"the {job} step {limit}, or its container was killed"
-                raise Refused(killed if code in KILLED else FAILED.format(job, code)) from error
+                reason = (OVER if code in KILLED else FAILED).format(job, code, round(seconds))
+                raise Refused(reason) from error
             raise
         finally:
             self._log_messages()
@@ -161,27 +149,22 @@ class Role:
             raise Refused(reason, 2 if answer.code == 2 else 1)
         return answer
 
-    def _write(self, line: bytes) -> None:
+    def _converse(self, job: bytes, deadline: float) -> Answer:
+        """Writes one line and reads one. Raises TimeoutError, EOFError, BadAnswer or Refused."""
         assert self._client and self._client.stdin
         if self._heard:
             raise BadAnswer("nobody asked for it")
         os.set_blocking(self._client.stdin.fileno(), False)
-        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
-            try:
-                written = os.write(self._client.stdin.fileno(), line)
-            except BlockingIOError:
-                written = 0
-            if written < len(line):
+        # If the role has closed its input, there is no answer either.
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
+            if os.write(self._client.stdin.fileno(), job) < len(job):
                 raise BadAnswer("the role does not read its jobs")
-
-    def _read(self, deadline: float) -> Answer:
         if not self._greeted:
-            check_hello(self._read_line(deadline))
+            protocol.check_hello(self._read_line(deadline))
             self._greeted = True
-        return decode_answer(self._read_line(deadline))
+        return protocol.decode_answer(self._read_line(deadline))
 
     def _read_line(self, deadline: float) -> bytes:
-        """One line of at most ANSWER_BYTES. Raises TimeoutError, EOFError, BadAnswer or Refused."""
         assert self._client and self._client.stdout and self._client.stderr
         next_watch = 0.0
         with selectors.DefaultSelector() as selector:
@@ -195,17 +178,16 @@ class Role:
                 if now >= next_watch:
                     require_reserve(self.settings.watched)
                     next_watch = now + WATCH_SECONDS
-                ready = [key for key, _ in selector.select(min(WATCH_SECONDS, deadline - now))]
-                for stream in ready:
+                for stream, _ in selector.select(min(WATCH_SECONDS, deadline - now)):
                     block = os.read(stream.fd, BLOCK_BYTES)
                     if stream.fileobj is self._client.stderr:
                         self._hear_message(block)
                         if not block:
                             selector.unregister(stream.fileobj)
-                    else:
+                    elif block:
                         self._heard += block
-                        if not block:
-                            raise EOFError
+                    else:
+                        raise EOFError
         line, _, self._heard = self._heard.partition(b"\n")
         return line
 
@@ -224,23 +206,20 @@ class Role:
 
     def _hang_up(self, patience: float = 0) -> int:
         """Ends the conversation. Returns the exit code of a client that ends in `patience` seconds,
-        or a negative number.
+        or else a negative number.
         """
-        if not (client := self._client):
+        client, self._client = self._client, None
+        if not client or not client.stderr:
             return 0
-        self._client = None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            client.wait(patience)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(client.pid, signal.SIGKILL)
-        code = client.wait()
-        assert client.stdin and client.stdout and client.stderr
-        os.set_blocking(client.stderr.fileno(), False)
-        with contextlib.suppress(BlockingIOError):
-            self._hear_message(os.read(client.stderr.fileno(), MESSAGE_BYTES))
-        for stream in (client.stdin, client.stdout, client.stderr):
-            stream.close()
-        return code
+        with client:  # closes the pipes
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                client.wait(patience)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(client.pid, signal.SIGKILL)
+            os.set_blocking(client.stderr.fileno(), False)
+            with contextlib.suppress(BlockingIOError):
+                self._hear_message(os.read(client.stderr.fileno(), MESSAGE_BYTES))
+        return client.returncode
 
 
 def hand_over(source: Role, files: Mapping[str, str], target: Role, into: str = "") -> None:
