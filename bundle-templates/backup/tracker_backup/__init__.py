@@ -6,6 +6,7 @@ A module imports only from those before it in this list:
     fault_points, signals             places at which the test suite, or a signal, stops a run
     protocol                          what the roles in containers answer
     runs, answers, docker             run manifests and files, what containers answer, images
+    publish, roles, tables            finished files, the containers of a run, what tables it needs
     deployment, destination, secrets  what belongs to this deployment, as installed
     retention, repository, remote     what is removed; the restic repository and its copies
     workshop, server, verify          a backup, brought to life
