@@ -17,7 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from .files import write_durably
+from .files import sync_directory, write_durably
 from .host import STATE, Refused, parse_time
 from .protocol import LARGEST, printable, table_name
 
@@ -218,8 +218,22 @@ class StateDocument(Document):
         except FileNotFoundError:
             return None
 
+    @classmethod
+    def peek(cls: type[S], problems: list[str]) -> S | None:
+        """The same; a damaged one counts as missing and is added to the problems."""
+        try:
+            return cls.load()
+        except BadDocument as error:
+            problems.append(str(error))
+            return None
+
     def store(self) -> None:
         write_durably(STATE / self.FILE, self.encode())
+
+    def end(self) -> None:
+        """Removes the file, durably."""
+        (STATE / self.FILE).unlink()
+        sync_directory(STATE)
 
 
 # ---------------------------------------------------------------- the documents
