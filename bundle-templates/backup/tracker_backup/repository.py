@@ -15,10 +15,10 @@ from urllib.parse import quote
 
 from .destination import machine_id
 from .docker import bind, container, docker, has_image
+from .documents import RUN_ID, RunManifest, run_time
 from .files import remove_tree
 from .host import STATE, Host, Refused
 from .log import complain
-from .runs import RUN_ID, Manifest, run_files, run_time
 from .secrets import named_secrets
 
 CONTAINER = "tracker-backup-restic"
@@ -90,17 +90,17 @@ class Repository:
                 found[tags["run"]] = Snapshot(snapshot["id"], tags["run"], int(tags["sequence"]))
         return found
 
-    def backup(self, run: Manifest) -> None:
+    def backup(self, run: RunManifest) -> None:
         """One run's files and its run manifest, as a snapshot with the start time of the run."""
-        tags = f"{self.tag},run={run['id']},sequence={run['sequence']}"
-        paths = [path for _, path in run_files(run)]
+        tags = f"{self.tag},run={run.id},sequence={run.sequence}"
+        paths = [file.path for file in run.files]
         self.call(
             "backup",
             self.environment,
             tags,
-            f"{run_time(run['id']):%Y-%m-%d %H:%M:%S}",
+            f"{run_time(run.id):%Y-%m-%d %H:%M:%S}",
             *paths,
-            f"runs/{run['id']}.json",
+            f"runs/{run.id}.json",
         )
 
     def forget(self) -> None:

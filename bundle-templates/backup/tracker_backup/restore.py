@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 from .deployment import make_deploy_directory
 from .destination import IDENTITY, check_restorable, claim_destination
@@ -18,43 +18,16 @@ from .docker import (
     service_of,
     stack_containers,
 )
+from .documents import RestoreJournal, RunManifest
 from .fetch import fetch, find_run
 from .files import make_directory, remove_tree, sync_directory
 from .host import STATE, Host, Refused, config_path
 from .log import say
-from .runs import Manifest, check_files, choose_run, read_runs
+from .runs import check_files, choose_run, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets
 from .server import Server, tracker_server
-from .state import LockHeld, lock, read_state, write_state
+from .state import LockHeld, lock
 from .workshop import Workshop, compare_rows, workshop
-
-
-@dataclass
-class Journal:
-    """What a restore has begun, durable before each step, so that a dead one can be undone: by
-    --recover, too.
-    """
-
-    run: str
-    work: str
-    fresh: bool  # there was no stack: what is undone is everything
-    config: bool  # files of all services are swapped, not the database alone
-    running: list[str]  # ids of the containers that are to run in the end
-    importing: bool = False  # the database may be gone; work/before.sql holds it as it was, whole
-    undone: bool = False  # rolled back but for what is to be started
-
-    def write(self) -> None:
-        write_state("restore.json", self.__dict__)
-
-    @classmethod
-    def read(cls) -> Journal | None:
-        state = read_state("restore.json", {})
-        return cls(**state) if state else None
-
-    def end(self) -> None:
-        """Durable before anything is removed that a roll-back would need."""
-        (STATE / "restore.json").unlink()
-        sync_directory(STATE)
 
 
 @contextlib.contextmanager
@@ -87,7 +60,7 @@ def restore_workshop(host: Host) -> Iterator[Workshop]:
         yield shop
 
 
-def rollback(host: Host, journal: Journal) -> None:
+def rollback(host: Host, journal: RestoreJournal) -> None:
     """Puts everything back as it was before the restore that the journal tells of, then starts what
     it had stopped. Can die and be begun again.
     """
@@ -105,8 +78,9 @@ def rollback(host: Host, journal: Journal) -> None:
         if not journal.fresh:
             # What runs now, too: a dead restore's last call may still be under way in Docker, and
             # somebody may have started something.
-            journal.running = list(dict.fromkeys([*journal.running, *running(host)]))
-            journal.write()
+            ids = list(dict.fromkeys([*journal.running, *running(host)]))
+            journal = replace(journal, running=ids)
+            journal.store()
             stop(users(host, config=journal.config))
         with restore_workshop(host) as shop:
             if journal.importing:
@@ -116,14 +90,14 @@ def rollback(host: Host, journal: Journal) -> None:
                     server.end_imports()
                     server.recreate()
                     server.load(work / "before.sql")
-                journal.importing = False
-                journal.write()
+                journal = replace(journal, importing=False)
+                journal.store()
             if journal.fresh:
                 take_down(host)
             Workshop(host, shop.container, work).step("rollback")
             remove_tree(shop.work)
-        journal.undone = True
-        journal.write()
+        journal = replace(journal, undone=True)
+        journal.store()
         say("rolled back: files and database are as they were before the restore")
     failures = start(journal.running)
     if tracker_is_down(host, journal.running):
@@ -222,7 +196,7 @@ def take_down(host: Host) -> None:
         docker("rm", "--force", left["Id"])
 
 
-def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
+def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> None:
     """Unpacks and checks first; then stops, swaps, imports and starts, each step in the journal
     before it is done.
     """
@@ -238,7 +212,7 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
                 shop.require_space(run, kinds)
                 problems = shop.unpack(run, kinds)
             if problems:
-                raise Refused(f"{run['id']} is not restored: " + "; ".join(problems))
+                raise Refused(f"{run.id} is not restored: " + "; ".join(problems))
             shop.step(
                 "prepare",
                 "all" if len(kinds) == 2 else min(kinds),
@@ -247,8 +221,8 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
         except BaseException:
             remove_tree(shop.work)
             raise
-        journal = Journal(run["id"], shop.work.name, fresh, "config" in kinds, running(host))
-        journal.write()
+        journal = RestoreJournal(run.id, shop.work.name, fresh, "config" in kinds, running(host))
+        journal.store()
         try:
             stop(users(host, config=journal.config))
             shop.step("apply")
@@ -266,7 +240,7 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
                 say(f"warning: {failure}")
         except BaseException as error:
             say(f"error: the restore failed: {error}")
-            rollback(host, journal)
+            rollback(host, RestoreJournal.load() or journal)
             raise
         journal.end()
         before = host.staging / "before-restore"
@@ -276,7 +250,7 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
             (shop.work / "before.sql").rename(before / "before.sql")
         remove_tree(shop.work)
         say(
-            f"changed: restored {' and '.join(sorted(kinds))} of {run['id']}; what was there "
+            f"changed: restored {' and '.join(sorted(kinds))} of {run.id}; what was there "
             f"before is in {before}, until the next restore"
         )
         if not any(
@@ -286,18 +260,19 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
             say("the tracker does not run, as before the restore: docker compose up -d")
 
 
-def replace_database(server: Server, journal: Journal, shop: Workshop, run: Manifest) -> None:
+def replace_database(
+    server: Server, journal: RestoreJournal, shop: Workshop, run: RunManifest
+) -> None:
     """Saves the database as it is, an empty one, too: whatever else is in the server's volume of an
     empty machine is not lost.
     """
     server.prove_rights()
     server.save(shop.work / "before.sql")
     sync_directory(shop.work)
-    journal.importing = True
-    journal.write()
+    replace(journal, importing=True).store()
     server.recreate()
     server.load(*shop.dumps)
-    if problems := compare_rows(run["tables"], server.count_rows()):
+    if problems := compare_rows(run.tables, server.count_rows()):
         raise Refused("; ".join(problems))
 
 
@@ -333,10 +308,10 @@ def command_restore(arguments: argparse.Namespace) -> int:
     else:
         run = choose_run(read_runs(host), arguments.run)
     say(
-        f"restore of {run['id']} ({run['started']}, {run['scope']}): "
+        f"restore of {run.id} ({run.started}, {run.scope}): "
         f"{' and '.join(sorted(kinds))} into {host.deploy_dir}"
     )
-    for name, rows in run["tables"].items() if "database" in kinds else ():
+    for name, rows in run.tables.items() if "database" in kinds else ():
         say(f"  table {name}: {rows} rows")
     if arguments.dry_run:
         say("dry run: nothing was done")
@@ -350,7 +325,7 @@ def command_restore(arguments: argparse.Namespace) -> int:
     with lock():
         there = (host.deploy_dir / "docker-compose.yml").exists()
         if not there:  # an empty machine, whatever was made there for the destination
-            make_deploy_directory(host, run["directories"])
+            make_deploy_directory(host, run.directories)
         make_directory(host.staging, 0o700)
         claim_destination(host, take_over=True)
         make_directory(host.deploy_dir / "backup", 0o755)
@@ -366,6 +341,6 @@ def command_rollback(_: argparse.Namespace) -> int:
     """For --recover: undoes a dead restore; a live one holds the lock and is left alone."""
     host = Host.read(config_path())
     with contextlib.suppress(LockHeld), lock(wait=0, recovering=True):
-        if journal := Journal.read():
+        if journal := RestoreJournal.load():
             rollback(host, journal)
     return 0

@@ -7,18 +7,19 @@ from pathlib import Path
 
 from .destination import check_destination
 from .docker import BUILD_SECONDS, container, docker, has_image, remove_dead_containers
+from .documents import RunManifest, VerificationState
 from .files import remove_tree, require_space
 from .host import CONFIG, Host, Refused, utc_now
 from .log import say
 from .remote import check_repository
 from .retention import remember_suspension
-from .runs import Manifest, check_files, choose_run, read_runs
+from .runs import check_files, choose_run, read_runs
 from .server import Server, wait_for_server
-from .state import lock, write_state
+from .state import lock
 from .workshop import compare_rows, workshop
 
 
-def verify_import(host: Host, run: Manifest, dumps: list[Path], image: str) -> list[str]:
+def verify_import(host: Host, run: RunManifest, dumps: list[Path], image: str) -> list[str]:
     """Imports the dumps into a throw-away server without network; returns what differs from the run
     manifest.
     """
@@ -27,7 +28,7 @@ def verify_import(host: Host, run: Manifest, dumps: list[Path], image: str) -> l
     require_space(
         root, 3 * sum(dump.lstat().st_size for dump in dumps)
     )  # rows, indexes, and what the server writes beside them
-    name = f"tracker-backup-server-{run['id']}"
+    name = f"tracker-backup-server-{run.id}"
     local = ("--user=root", "--protocol=tcp", "--host=127.0.0.1")
     with container(
         name,
@@ -45,7 +46,7 @@ def verify_import(host: Host, run: Manifest, dumps: list[Path], image: str) -> l
         try:
             server.recreate()
             server.load(*dumps)
-            return compare_rows(run["tables"], server.count_rows())
+            return compare_rows(run.tables, server.count_rows())
         except Refused as error:
             return [str(error)]
 
@@ -64,7 +65,7 @@ def require_image(image: str) -> None:
             ) from error
 
 
-def verify(host: Host, run: Manifest, image: str) -> list[str]:
+def verify(host: Host, run: RunManifest, image: str) -> list[str]:
     """Everything that can be proved of one run without touching the deployment; returns the
     problems found.
     """
@@ -75,7 +76,7 @@ def verify(host: Host, run: Manifest, image: str) -> list[str]:
             shop.require_space(run, {"database", "config"})
             problems = shop.unpack(run, {"database", "config"})
             if not problems and shop.dumps:
-                server_image = image or run["images"].get("mysql", "")
+                server_image = image or run.images.get("mysql", "")
                 if not server_image:
                     raise Refused(
                         "not verified: the database is on an external server; name an image "
@@ -94,15 +95,15 @@ def command_verify(arguments: argparse.Namespace) -> int:
         check_destination(host)
         run = choose_run(read_runs(host), arguments.run)
         problems = verify(host, run, arguments.image)
-        write_state("verified.json", {"run": run["id"], "at": utc_now(), "problems": problems})
+        VerificationState(run.id, utc_now(), problems).store()
         remember_suspension(host, read_runs(host))
         remote = check_repository(host) if arguments.run == "latest" else ""
     for problem in problems:
-        say(f"PROBLEM: {run['id']}: {problem}")
+        say(f"PROBLEM: {run.id}: {problem}")
     if not problems:
         say(
-            f"verified {run['id']}: "
-            f"{', '.join(f'{name} {rows} rows' for name, rows in run['tables'].items())}"
+            f"verified {run.id}: "
+            f"{', '.join(f'{name} {rows} rows' for name, rows in run.tables.items())}"
         )
     if remote:
         say(f"PROBLEM: checking the restic repository failed: {remote}")

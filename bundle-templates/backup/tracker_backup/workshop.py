@@ -10,9 +10,9 @@ from pathlib import Path
 
 from .answers import read_members, read_reason, read_result, read_sizes, table_name
 from .docker import WORK_SECONDS, bind, container, docker
+from .documents import RunManifest
 from .files import require_space
 from .host import Host, Refused
-from .runs import Manifest, run_files
 
 
 @dataclass(frozen=True)
@@ -47,31 +47,31 @@ class Workshop:
                 raise Refused(reason) from error
             raise
 
-    def require_space(self, run: Manifest, kinds: set[str]) -> None:
+    def require_space(self, run: RunManifest, kinds: set[str]) -> None:
         """Refuses a run for which staging has no room: the configuration is there as archive and as
         files, of MySQL two dumps when one is saved.
         """
-        self.step("measure", *(path for kind, path in run_files(run) if kind in kinds))
+        self.step("measure", *run.paths_of(*kinds))
         sizes = read_sizes(self.work)
         require_space(
             self.host.staging,
             sum(size * (1 if path.startswith("sqlite/") else 2) for size, path in sizes),
         )
 
-    def unpack(self, run: Manifest, kinds: set[str]) -> list[str]:
+    def unpack(self, run: RunManifest, kinds: set[str]) -> list[str]:
         """Unpacks the run's files of these kinds, checked; returns what differs from the run
         manifest.
         """
-        files = [path for kind, path in run_files(run) if kind in kinds]
+        files = run.paths_of(*kinds)
         try:
             self.step("unpack", *files)
         except Refused as error:
             return [str(error)]
         problems = []
         if "database" in kinds:
-            problems += compare_rows(run["tables"], read_result(self.work, run["id"]).tables)
+            problems += compare_rows(run.tables, read_result(self.work, run.id).tables)
         if "config" in kinds:
-            missing = dict.fromkeys(run["paths"])
+            missing = dict.fromkeys(run.paths)
             for member in read_members(self.work):
                 missing.pop(member, None)
             problems += [f"the configuration archive lacks {path}" for path in missing]
