@@ -376,6 +376,8 @@ sidecar() {
 
 main() {
     local step=${1-}
+    [[ ! $step =~ ^(courier|unpacker|client|examiner|reader)$ ]] \
+        || exec python3 -I -B "${PACKAGE%/*}/backup.py" "$step"
     [[ $step != idle ]] || { idle; exit; }
     [[ $step != sidecar ]] || sidecar
     [[ $step != now ]] || exec "$SIDECAR_BACKUP" "${@:2}"

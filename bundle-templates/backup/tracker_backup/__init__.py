@@ -6,10 +6,11 @@ A module imports only from those before it in this list:
     fault_points                      places at which the test suite stops a run
     protocol                          what the roles in containers answer
     runs, answers, docker             run manifests and files, what containers answer, images
+    jobs                              programs in containers, and one job of a role
     deployment, destination, secrets  what belongs to this deployment, as installed
     retention, repository, remote     what is removed; the restic repository and its copies
     run                               what a run calls
-    workshop, server, verify          a backup, brought to life
+    workshop, drivers, verify         a backup is unpacked and imported into a server
     fetch, restore                    and back
     sidecar, status                   the container that stays up; what the operator asks
     install, main                     the bundle put into its places; the command line

@@ -74,7 +74,7 @@ def find_run(
             make_image(host, host.configuration, rebuild=False)
         with repository(host, secrets=secrets) as repo:
             snapshot = find_snapshot(repo, wanted)
-            text = repo.call("show", snapshot.id, f"/runs/{snapshot.run}.json")
+            text = repo.call("show", snapshot=snapshot.id, file=f"/runs/{snapshot.run}.json")
         state = remembered()
         write_state(STATE_FILE, state | {"sequence": max(state["sequence"], snapshot.sequence)})
     try:
@@ -109,7 +109,8 @@ def fetch(host: Host, snapshot: Snapshot, run: Manifest) -> None:
     target.mkdir(mode=0o700)
     try:
         with repository(host, *bind(target, "/target")) as repo:
-            repo.call("fetch", snapshot.id, *(path for _, path in run_files(run)))
+            files = [path for _, path in run_files(run)]
+            repo.call("fetch", snapshot=snapshot.id, files=files)
         if problems := check_files(host, run, target):
             raise Refused(f"{run['id']} was not fetched whole: {'; '.join(problems)}")
         for _, path in run_files(run):

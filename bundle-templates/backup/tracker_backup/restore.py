@@ -6,6 +6,7 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from .deployment import make_deploy_directory
 from .destination import IDENTITY, check_restorable, claim_destination
@@ -18,15 +19,16 @@ from .docker import (
     service_of,
     stack_containers,
 )
+from .drivers import SERVICES, driver_of, driver_of_run
 from .fetch import fetch, find_run
 from .files import make_directory, remove_tree, sync_directory
 from .host import STATE, Host, Refused, config_path
+from .jobs import words
 from .log import say
 from .runs import Manifest, check_files, choose_run, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets
-from .server import Server, tracker_server
 from .state import LockHeld, lock, read_state, write_state
-from .workshop import Workshop, compare_rows, workshop
+from .workshop import Workshop, workshop
 
 
 @dataclass
@@ -51,6 +53,10 @@ class Journal:
         state = read_state("restore.json", {})
         return cls(**state) if state else None
 
+    def begin_import(self) -> None:
+        self.importing = True
+        self.write()
+
     def end(self) -> None:
         """Durable before anything is removed that a roll-back would need."""
         (STATE / "restore.json").unlink()
@@ -58,32 +64,10 @@ class Journal:
 
 
 @contextlib.contextmanager
-def restore_workshop(host: Host) -> Iterator[Workshop]:
-    """As for verifying, with the deployment mounted to be written, and with a network when the
-    server is external.
-    """
-    server = []
-    if "DB_HOST" in host.backup_settings and not host.in_stack:
-        server = [
-            "--network",
-            "bridge",
-            *bind(host.deploy_dir / "backup/secrets", "/run/secrets", "readonly"),
-        ]
-    if host.database_ca_file:
-        server += bind(host.database_ca_file, "/etc/backup/ca.pem", "readonly")
-    with workshop(
-        host,
-        "restore",
-        "--cap-add",
-        "CHOWN",
-        "--cap-add",
-        "FOWNER",
-        "--cap-add",
-        "FSETID",
-        *server,
-        *bind(host.deploy_dir, "/data"),
-        *bind(host.configuration / "backup.conf", "/etc/backup/backup.conf", "readonly"),
-    ) as shop:
+def swapper(host: Host, purpose: str, work: Path) -> Iterator[Workshop]:
+    """A workshop that may write to the deployment."""
+    owners = words("--cap-add CHOWN --cap-add FOWNER --cap-add FSETID")
+    with workshop(host, purpose, *owners, *bind(host.deploy_dir, "/data"), work=work) as shop:
         yield shop
 
 
@@ -94,7 +78,9 @@ def rollback(host: Host, journal: Journal) -> None:
     work = host.staging / journal.work
     if not journal.undone:
         say(f"rolling back the restore of {journal.run}")
-        needed = [work / "targets", *([work / "before.sql"] if journal.importing else [])]
+        needed = [work / "targets"]
+        if journal.importing:
+            needed.append(work / driver_of(host).SAVED)
         if gone := [str(path) for path in needed if not path.exists()]:
             raise Refused(
                 f"cannot be rolled back: {', '.join(gone)} is gone. Restore by hand "
@@ -108,20 +94,13 @@ def rollback(host: Host, journal: Journal) -> None:
             journal.running = list(dict.fromkeys([*journal.running, *running(host)]))
             journal.write()
             stop(users(host, config=journal.config))
-        with restore_workshop(host) as shop:
-            if journal.importing:
-                if host.in_stack:
-                    raise_server(host, fresh=journal.fresh)
-                with tracker_server(host, shop) as server:
-                    server.end_imports()
-                    server.recreate()
-                    server.load(work / "before.sql")
-                journal.importing = False
-                journal.write()
-            if journal.fresh:
-                take_down(host)
-            Workshop(host, shop.container, work).step("rollback")
-            remove_tree(shop.work)
+        if journal.fresh:
+            # The server runs by the compose files that go away with the rest.
+            undo_import(host, journal)
+            take_down(host)
+            undo_swap(host, journal)
+        else:
+            undo_both(host, journal)
         journal.undone = True
         journal.write()
         say("rolled back: files and database are as they were before the restore")
@@ -135,6 +114,32 @@ def rollback(host: Host, journal: Journal) -> None:
     remove_tree(work)
     if failures:
         raise Refused("rolled back, but not everything started again: " + "; ".join(failures))
+
+
+def undo_both(host: Host, journal: Journal) -> None:
+    """A failure of the one does not keep the other from being rolled back."""
+    failures = []
+    for name, undo in (("the files", undo_swap), ("the database", undo_import)):
+        try:
+            undo(host, journal)
+        except Refused as error:
+            failures.append(f"{name} cannot be rolled back: {error}")
+    if failures:
+        raise Refused("; ".join(failures))
+
+
+def undo_swap(host: Host, journal: Journal) -> None:
+    with swapper(host, "rollback", host.staging / journal.work) as shop:
+        shop.step("rollback", work=journal.work)
+
+
+def undo_import(host: Host, journal: Journal) -> None:
+    if journal.importing:
+        driver = driver_of(host)
+        raise_service(host, driver.service(host), fresh=journal.fresh)
+        driver.undo(host, host.staging / journal.work)
+        journal.importing = False
+        journal.write()
 
 
 def running(host: Host) -> list[str]:
@@ -151,7 +156,7 @@ def users(host: Host, *, config: bool) -> list[str]:
     return [
         one["Id"]
         for one in stack_containers(host)
-        if service_of(one) == "tracker" or (config and service_of(one) not in ("mysql", "backup"))
+        if service_of(one) == "tracker" or (config and service_of(one) not in {*SERVICES, "backup"})
     ]
 
 
@@ -199,15 +204,17 @@ def compose(host: Host, *arguments: str) -> None:
     )
 
 
-def raise_server(host: Host, *, fresh: bool) -> None:
-    """The stack's MySQL: not made yet on an empty machine, and taken down by a Docker that died."""
-    if fresh:
-        compose(host, "up", "--detach", "mysql")
+def raise_service(host: Host, service: str, *, fresh: bool) -> None:
+    """A database server of the stack: not made yet on an empty machine, and taken down by a Docker
+    that died. Nothing for no name.
+    """
+    if service and fresh:
+        compose(host, "up", "--detach", service)
     start(
         [
             one["Id"]
             for one in stack_containers(host)
-            if service_of(one) == "mysql" and not one["State"]["Running"]
+            if service_of(one) == service and not one["State"]["Running"]
         ]
     )
 
@@ -226,37 +233,42 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
     """Unpacks and checks first; then stops, swaps, imports and starts, each step in the journal
     before it is done.
     """
-    database = host.backup_settings.get("DB_PATH", "").removeprefix("/data/")
-    mysql = "database" in kinds and not database
-    with restore_workshop(host) as shop:
+    driver = driver_of(host)
+    if "database" in kinds and driver_of_run(run) != driver:
+        raise Refused(f"{run['id']} has no database of the driver {driver.TRACKER_NAME}")
+    target = driver.target(host) if "database" in kinds else ""
+    importing = "database" in kinds and not target
+    service = driver.service(host) if importing else ""
+    if importing and not (fresh and service):
+        driver.prove_rights(host)
+    problems = check_files(host, run)
+    with workshop(host, "restore", run=run) as shop:
+        work, dumps = shop.work, []
         try:
-            if mysql and not (fresh and host.in_stack):
-                with tracker_server(host, shop) as server:
-                    server.prove_rights()
-            problems = check_files(host, run)
             if not problems:
                 shop.require_space(run, kinds)
                 problems = shop.unpack(run, kinds)
             if problems:
                 raise Refused(f"{run['id']} is not restored: " + "; ".join(problems))
-            shop.step(
-                "prepare",
-                "all" if len(kinds) == 2 else min(kinds),
-                *([database] if database else []),
-            )
+            dumps = shop.dumps
         except BaseException:
-            remove_tree(shop.work)
+            remove_tree(work)
             raise
-        journal = Journal(run["id"], shop.work.name, fresh, "config" in kinds, running(host))
+    with swapper(host, "swap", work) as shop:
+        try:
+            kind = "all" if len(kinds) == 2 else min(kinds)
+            shop.step("prepare", work=work.name, kind=kind, database=target)
+        except BaseException:
+            remove_tree(work)
+            raise
+        journal = Journal(run["id"], work.name, fresh, "config" in kinds, running(host))
         journal.write()
         try:
             stop(users(host, config=journal.config))
-            shop.step("apply")
-            if mysql:
-                if host.in_stack:
-                    raise_server(host, fresh=fresh)
-                with tracker_server(host, shop) as server:
-                    replace_database(server, journal, shop, run)
+            shop.step("apply", work=work.name)
+            if importing:
+                raise_service(host, service, fresh=fresh)
+                driver.replace(host, work, dumps, run, journal.begin_import)
             if fresh and "config" in kinds:
                 compose(host, "up", "--detach")
             failures = start(journal.running)
@@ -269,36 +281,20 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
             rollback(host, journal)
             raise
         journal.end()
-        before = host.staging / "before-restore"
-        remove_tree(before)
-        (shop.work / "old").rename(before)
-        if mysql:
-            (shop.work / "before.sql").rename(before / "before.sql")
-        remove_tree(shop.work)
-        say(
-            f"changed: restored {' and '.join(sorted(kinds))} of {run['id']}; what was there "
-            f"before is in {before}, until the next restore"
-        )
-        if not any(
-            service_of(one) == "tracker" and one["State"]["Running"]
-            for one in stack_containers(host)
-        ):
-            say("the tracker does not run, as before the restore: docker compose up -d")
-
-
-def replace_database(server: Server, journal: Journal, shop: Workshop, run: Manifest) -> None:
-    """Saves the database as it is, an empty one, too: whatever else is in the server's volume of an
-    empty machine is not lost.
-    """
-    server.prove_rights()
-    server.save(shop.work / "before.sql")
-    sync_directory(shop.work)
-    journal.importing = True
-    journal.write()
-    server.recreate()
-    server.load(*shop.dumps)
-    if problems := compare_rows(run["tables"], server.count_rows()):
-        raise Refused("; ".join(problems))
+    before = host.staging / "before-restore"
+    remove_tree(before)
+    (work / "old").rename(before)
+    if importing:
+        (work / driver.SAVED).rename(before / driver.SAVED)
+    remove_tree(work)
+    say(
+        f"changed: restored {' and '.join(sorted(kinds))} of {run['id']}; what was there "
+        f"before is in {before}, until the next restore"
+    )
+    if not any(
+        service_of(one) == "tracker" and one["State"]["Running"] for one in stack_containers(host)
+    ):
+        say("the tracker does not run, as before the restore: docker compose up -d")
 
 
 def command_restore(arguments: argparse.Namespace) -> int:
@@ -312,7 +308,7 @@ def command_restore(arguments: argparse.Namespace) -> int:
         )
     if (
         kinds == {"database"}
-        and host.in_stack
+        and driver_of(host).service(host)
         and not (host.deploy_dir / "docker-compose.yml").exists()
     ):
         raise Refused(
