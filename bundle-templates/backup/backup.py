@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Starts a role of the image: the package tracker_backup lies beside this file."""
 
 import sys

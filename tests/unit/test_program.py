@@ -74,9 +74,7 @@ def test_the_whole_package_is_installed_and_anyone_may_read_it(host: Sandbox) ->
         "tracker_backup": "0755",
         "tracker_backup/drivers": "0755",
         "tracker_backup/worker": "0755",
-        **{
-            f"tracker_backup/{path.relative_to(PACKAGE)}": "0644" for path in PACKAGE.rglob("*.py")
-        },
+        **{f"tracker_backup/{path.relative_to(PACKAGE)}": "0644" for path in PACKAGE.rglob("*.py")},
     }
 
 

@@ -26,7 +26,7 @@ SETTINGS = {
     "RESTIC_CHECK": "true",
 }
 
-# A repository that is a directory: the courier as the container has it, with a hook before each job.
+# A repository that is a directory: the courier as the container has it, with a hook before a job.
 STUB = """#!/usr/bin/env python3
 import json, os, pathlib, sys
 
