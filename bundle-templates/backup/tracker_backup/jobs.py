@@ -77,8 +77,9 @@ def execute(
             for stream in (process.stdout, process.stderr):
                 selector.register(stream, selectors.EVENT_READ)
             while selector.get_map():
-                ready = selector.select(max(0.0, deadline - time.monotonic()))
-                if not ready:
+                left = deadline - time.monotonic()
+                ready = selector.select(max(0.0, left))
+                if left <= 0 or not ready:
                     raise Refused(f"{words[0]} in {container} was not over after {seconds} s")
                 for key, _ in ready:
                     block = os.read(key.fd, 1 << 16)
