@@ -5,6 +5,7 @@ A module imports only from those before it in this list:
     host, log, files, state, cron     this host, and how anything is written there
     fault_points                      places at which the test suite stops a run
     protocol                          what the roles in containers answer
+    documents                         what is written as JSON and read again
     runs, answers, docker             run manifests and files, what containers answer, images
     jobs                              programs in containers, and one job of a role
     deployment, destination, secrets  what belongs to this deployment, as installed

@@ -15,11 +15,11 @@ from urllib.parse import quote
 
 from .destination import machine_id
 from .docker import bind, container, docker, has_image
+from .documents import RunManifest, run_time
 from .files import remove_tree
 from .host import STATE, Host, Refused
 from .jobs import CONFINED, ask, words
 from .log import complain
-from .runs import Manifest, run_files, run_time
 from .secrets import named_secrets
 
 CONTAINER = "tracker-backup-restic"
@@ -75,11 +75,11 @@ class Repository:
                 found[match[2]] = Snapshot(match[1], match[2], int(match[3]))
         return found
 
-    def backup(self, run: Manifest) -> None:
+    def backup(self, run: RunManifest) -> None:
         """One run's files and its run manifest, as a snapshot with the start time of the run."""
-        tag = f"{self.own['tag']},run={run['id']},sequence={run['sequence']}"
-        files = [*(path for _, path in run_files(run)), f"runs/{run['id']}.json"]
-        time = f"{run_time(run['id']):%Y-%m-%d %H:%M:%S}"
+        tag = f"{self.own['tag']},run={run.id},sequence={run.sequence}"
+        files = [*(file.path for file in run.files), f"runs/{run.id}.json"]
+        time = f"{run_time(run.id):%Y-%m-%d %H:%M:%S}"
         self.call("backup", host=self.environment, tag=tag, time=time, files=files)
 
     def forget(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from .deployment import make_deploy_directory
@@ -19,48 +19,17 @@ from .docker import (
     service_of,
     stack_containers,
 )
+from .documents import RestoreJournal, RunManifest
 from .drivers import SERVICES, driver_of, driver_of_run
 from .fetch import fetch, find_run
-from .files import make_directory, remove_tree, sync_directory
+from .files import make_directory, remove_tree
 from .host import STATE, Host, Refused, config_path
 from .jobs import words
 from .log import say
-from .runs import Manifest, check_files, choose_run, read_runs
+from .runs import check_files, choose_run, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets
-from .state import LockHeld, lock, read_state, write_state
+from .state import LockHeld, lock
 from .workshop import Workshop, workshop
-
-
-@dataclass
-class Journal:
-    """What a restore has begun, durable before each step, so that a dead one can be undone: by
-    --recover, too.
-    """
-
-    run: str
-    work: str
-    fresh: bool  # there was no stack: what is undone is everything
-    config: bool  # files of all services are swapped, not the database alone
-    running: list[str]  # ids of the containers that are to run in the end
-    importing: bool = False  # the database may be gone; work/before.sql holds it as it was, whole
-    undone: bool = False  # rolled back but for what is to be started
-
-    def write(self) -> None:
-        write_state("restore.json", self.__dict__)
-
-    @classmethod
-    def read(cls) -> Journal | None:
-        state = read_state("restore.json", {})
-        return cls(**state) if state else None
-
-    def begin_import(self) -> None:
-        self.importing = True
-        self.write()
-
-    def end(self) -> None:
-        """Durable before anything is removed that a roll-back would need."""
-        (STATE / "restore.json").unlink()
-        sync_directory(STATE)
 
 
 @contextlib.contextmanager
@@ -71,7 +40,7 @@ def swapper(host: Host, purpose: str, work: Path) -> Iterator[Workshop]:
         yield shop
 
 
-def rollback(host: Host, journal: Journal) -> None:
+def rollback(host: Host, journal: RestoreJournal) -> None:
     """Puts everything back as it was before the restore that the journal tells of, then starts what
     it had stopped. Can die and be begun again.
     """
@@ -91,8 +60,9 @@ def rollback(host: Host, journal: Journal) -> None:
         if not journal.fresh:
             # What runs now, too: a dead restore's last call may still be under way in Docker, and
             # somebody may have started something.
-            journal.running = list(dict.fromkeys([*journal.running, *running(host)]))
-            journal.write()
+            ids = list(dict.fromkeys([*journal.running, *running(host)]))
+            journal = replace(journal, running=ids)
+            journal.store()
             stop(users(host, config=journal.config))
         if journal.fresh:
             # The server runs by the compose files that go away with the rest.
@@ -101,8 +71,8 @@ def rollback(host: Host, journal: Journal) -> None:
             undo_swap(host, journal)
         else:
             undo_both(host, journal)
-        journal.undone = True
-        journal.write()
+        journal = replace(journal, importing=False, undone=True)
+        journal.store()
         say("rolled back: files and database are as they were before the restore")
     failures = start(journal.running)
     if tracker_is_down(host, journal.running):
@@ -116,7 +86,7 @@ def rollback(host: Host, journal: Journal) -> None:
         raise Refused("rolled back, but not everything started again: " + "; ".join(failures))
 
 
-def undo_both(host: Host, journal: Journal) -> None:
+def undo_both(host: Host, journal: RestoreJournal) -> None:
     """A failure of the one does not keep the other from being rolled back."""
     failures = []
     for name, undo in (("the files", undo_swap), ("the database", undo_import)):
@@ -128,18 +98,17 @@ def undo_both(host: Host, journal: Journal) -> None:
         raise Refused("; ".join(failures))
 
 
-def undo_swap(host: Host, journal: Journal) -> None:
+def undo_swap(host: Host, journal: RestoreJournal) -> None:
     with swapper(host, "rollback", host.staging / journal.work) as shop:
         shop.step("rollback", work=journal.work)
 
 
-def undo_import(host: Host, journal: Journal) -> None:
+def undo_import(host: Host, journal: RestoreJournal) -> None:
     if journal.importing:
         driver = driver_of(host)
         raise_service(host, driver.service(host), fresh=journal.fresh)
         driver.undo(host, host.staging / journal.work)
-        journal.importing = False
-        journal.write()
+        replace(journal, importing=False).store()
 
 
 def running(host: Host) -> list[str]:
@@ -229,13 +198,13 @@ def take_down(host: Host) -> None:
         docker("rm", "--force", left["Id"])
 
 
-def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
+def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> None:
     """Unpacks and checks first; then stops, swaps, imports and starts, each step in the journal
     before it is done.
     """
     driver = driver_of(host)
     if "database" in kinds and driver_of_run(run) != driver:
-        raise Refused(f"{run['id']} has no database of the driver {driver.TRACKER_NAME}")
+        raise Refused(f"{run.id} has no database of the driver {driver.TRACKER_NAME}")
     target = driver.target(host) if "database" in kinds else ""
     importing = "database" in kinds and not target
     service = driver.service(host) if importing else ""
@@ -249,7 +218,7 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
                 shop.require_space(run, kinds)
                 problems = shop.unpack(run, kinds)
             if problems:
-                raise Refused(f"{run['id']} is not restored: " + "; ".join(problems))
+                raise Refused(f"{run.id} is not restored: " + "; ".join(problems))
             dumps = shop.dumps
         except BaseException:
             remove_tree(work)
@@ -261,14 +230,15 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
         except BaseException:
             remove_tree(work)
             raise
-        journal = Journal(run["id"], work.name, fresh, "config" in kinds, running(host))
-        journal.write()
+        journal = RestoreJournal(run.id, work.name, fresh, "config" in kinds, running(host))
+        journal.store()
         try:
             stop(users(host, config=journal.config))
             shop.step("apply", work=work.name)
             if importing:
                 raise_service(host, service, fresh=fresh)
-                driver.replace(host, work, dumps, run, journal.begin_import)
+                begin = replace(journal, importing=True).store
+                driver.replace(host, work, dumps, run, begin)
             if fresh and "config" in kinds:
                 compose(host, "up", "--detach")
             failures = start(journal.running)
@@ -278,7 +248,7 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
                 say(f"warning: {failure}")
         except BaseException as error:
             say(f"error: the restore failed: {error}")
-            rollback(host, journal)
+            rollback(host, RestoreJournal.load() or journal)
             raise
         journal.end()
     before = host.staging / "before-restore"
@@ -288,7 +258,7 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
         (work / driver.SAVED).rename(before / driver.SAVED)
     remove_tree(work)
     say(
-        f"changed: restored {' and '.join(sorted(kinds))} of {run['id']}; what was there "
+        f"changed: restored {' and '.join(sorted(kinds))} of {run.id}; what was there "
         f"before is in {before}, until the next restore"
     )
     if not any(
@@ -329,10 +299,10 @@ def command_restore(arguments: argparse.Namespace) -> int:
     else:
         run = choose_run(read_runs(host), arguments.run)
     say(
-        f"restore of {run['id']} ({run['started']}, {run['scope']}): "
+        f"restore of {run.id} ({run.started}, {run.scope}): "
         f"{' and '.join(sorted(kinds))} into {host.deploy_dir}"
     )
-    for name, rows in run["tables"].items() if "database" in kinds else ():
+    for name, rows in run.tables.items() if "database" in kinds else ():
         say(f"  table {name}: {rows} rows")
     if arguments.dry_run:
         say("dry run: nothing was done")
@@ -346,7 +316,7 @@ def command_restore(arguments: argparse.Namespace) -> int:
     with lock():
         there = (host.deploy_dir / "docker-compose.yml").exists()
         if not there:  # an empty machine, whatever was made there for the destination
-            make_deploy_directory(host, run["directories"])
+            make_deploy_directory(host, run.directories)
         make_directory(host.staging, 0o700)
         claim_destination(host, take_over=True)
         make_directory(host.deploy_dir / "backup", 0o755)
@@ -362,6 +332,6 @@ def command_rollback(_: argparse.Namespace) -> int:
     """For --recover: undoes a dead restore; a live one holds the lock and is left alone."""
     host = Host.read(config_path())
     with contextlib.suppress(LockHeld), lock(wait=0, recovering=True):
-        if journal := Journal.read():
+        if journal := RestoreJournal.load():
             rollback(host, journal)
     return 0

@@ -5,23 +5,21 @@ leaves.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from .answers import BadAnswer, Result, printable, read_result
+from .answers import BadAnswer, Result, read_result
 from .deployment import check_deployment, stack_facts
 from .destination import check_destination
 from .docker import check_docker
+from .documents import BackupFile, RunManifest
 from .fault_points import fault_point
 from .files import write_durably
 from .host import CONFIG, Host, Refused, utc_now
 from .log import say
-from .remote import remembered
-from .runs import Manifest, newest_success, read_runs, too_old
+from .remote import next_sequence
+from .runs import newest_backup, read_runs, too_old
 from .secrets import named_secrets, require_secrets
-
-FORMAT = 1
 
 
 def command_check(arguments: argparse.Namespace) -> int:
@@ -45,12 +43,12 @@ def command_expect(arguments: argparse.Namespace) -> int:
     the bytes that it took.
     """
     host = Host.read(CONFIG)
-    last = newest_success(read_runs(host), host.scope) or {}
+    last = newest_backup(read_runs(host), scope=host.scope)
     work = Path(arguments.work)
     (work / "expected-tables").write_text(
-        "".join(f"{table}\n" for table in last.get("tables", {})), encoding="utf-8"
+        "".join(f"{table}\n" for table in (last.tables if last else ())), encoding="utf-8"
     )
-    size = sum(file["bytes"] for file in last.get("files", []))
+    size = last.bytes if last else 0
     (work / "expected-bytes").write_text(f"{size}\n" if size else "", encoding="ascii")
     return 0
 
@@ -74,35 +72,33 @@ def command_record(arguments: argparse.Namespace) -> int:
             raise
         result = Result(warnings=[str(error)])
     images, directories = stack_facts(host) if success else ({}, {})
-    runs = read_runs(host)
-    manifest: Manifest = {
-        "format": FORMAT,
-        "id": facts["id"],
-        "sequence": max([remembered()["sequence"], *(int(run["sequence"]) for run in runs)]) + 1,
-        "environment": host.environment,
-        "started": facts["started"],
-        "finished": utc_now(),
-        "result": facts["result"],
-        "exit_code": int(facts["exit_code"]),
-        "reason": printable(facts["reason"], 2000),
-        "strategy": host.strategy,
-        "quiesce": facts["quiesce"],
-        "scope": host.scope,
-        "files": result.files if success else [],
-        "paths": result.paths,
-        "tables": result.tables,
-        "window_seconds": float(facts["window_seconds"]),
-        "durations": result.durations,
-        "directories": directories,
-        "images": images,
-        "warnings": warnings + result.warnings,
-        "tools": result.tools,
-    }
-    if success and not manifest["files"]:
+    if success and not result.files:
         raise Refused("a successful run without files: nothing was recorded")
+    manifest = RunManifest(
+        id=facts["id"],
+        sequence=next_sequence(read_runs(host)),
+        environment=host.environment,
+        started=facts["started"],
+        finished=utc_now(),
+        result="success" if success else "failed",
+        exit_code=int(facts["exit_code"]),
+        reason=facts["reason"],
+        strategy=host.strategy,
+        quiesce=facts["quiesce"],
+        scope=host.scope,
+        files=[BackupFile(**file) for file in result.files] if success else [],
+        paths=result.paths,
+        tables=result.tables,
+        window_seconds=float(facts["window_seconds"]),
+        durations=result.durations,
+        directories=directories,
+        images=images,
+        warnings=warnings + result.warnings,
+        tools=result.tools,
+    )
     fault_point("writing-the-run-manifest", host)
     write_durably(
         host.destination / "runs" / f"{facts['id']}.json",
-        json.dumps(manifest, indent=2, ensure_ascii=False) + "\n",
+        manifest.encode(),
     )
     return 0

@@ -6,18 +6,19 @@ import argparse
 
 from .destination import check_destination
 from .docker import remove_dead_containers
+from .documents import RunManifest, VerificationState
 from .drivers import driver_of_run
 from .files import remove_tree
 from .host import CONFIG, Host, utc_now
 from .log import say
 from .remote import check_repository
 from .retention import remember_suspension
-from .runs import Manifest, check_files, choose_run, read_runs
-from .state import lock, write_state
+from .runs import check_files, choose_run, read_runs
+from .state import lock
 from .workshop import workshop
 
 
-def verify(host: Host, run: Manifest, image: str) -> list[str]:
+def verify(host: Host, run: RunManifest, image: str) -> list[str]:
     """Everything that can be proved of one run without touching the deployment; returns the
     problems found.
     """
@@ -41,15 +42,15 @@ def command_verify(arguments: argparse.Namespace) -> int:
         check_destination(host)
         run = choose_run(read_runs(host), arguments.run)
         problems = verify(host, run, arguments.image)
-        write_state("verified.json", {"run": run["id"], "at": utc_now(), "problems": problems})
+        VerificationState(run.id, utc_now(), problems).store()
         remember_suspension(host, read_runs(host))
         remote = check_repository(host) if arguments.run == "latest" else ""
     for problem in problems:
-        say(f"PROBLEM: {run['id']}: {problem}")
+        say(f"PROBLEM: {run.id}: {problem}")
     if not problems:
         say(
-            f"verified {run['id']}: "
-            f"{', '.join(f'{name} {rows} rows' for name, rows in run['tables'].items())}"
+            f"verified {run.id}: "
+            f"{', '.join(f'{name} {rows} rows' for name, rows in run.tables.items())}"
         )
     if remote:
         say(f"PROBLEM: checking the restic repository failed: {remote}")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from .docker import WORK_SECONDS, bind, container
+from .documents import RunManifest
 from .files import require_space
 from .host import Host, Refused
 from .jobs import CONFINED, ask, words
 from .log import say
 from .protocol import Answer, table_name
-from .runs import Manifest, run_files
 
 
 @dataclass(frozen=True)
@@ -40,31 +40,27 @@ class Workshop:
             raise Refused(answer.reason)
         return answer
 
-    def require_space(self, run: Manifest, kinds: set[str]) -> None:
+    def require_space(self, run: RunManifest, kinds: set[str]) -> None:
         """Refuses a run for which staging has no room. The configuration is there as archive and as
         files. Of a server's database, a second dump is there when it is saved.
         """
-        sizes = self.step("measure", files=paths_of(run, kinds)).numbers
+        sizes = self.step("measure", files=run.paths_of(*kinds)).numbers
         twice = (size * (1 if path.startswith("sqlite/") else 2) for path, size in sizes.items())
         require_space(self.work, sum(twice))
 
-    def unpack(self, run: Manifest, kinds: set[str]) -> list[str]:
+    def unpack(self, run: RunManifest, kinds: set[str]) -> list[str]:
         """Unpacks the run's files of these kinds, checked. Returns what differs from the run
         manifest.
         """
-        paths = run["paths"] if "config" in kinds else []
+        paths = run.paths if "config" in kinds else []
         try:
-            found = self.step("unpack", files=paths_of(run, kinds), paths=paths)
+            found = self.step("unpack", files=run.paths_of(*kinds), paths=paths)
         except Refused as error:
             return [str(error)]
         problems = [f"the configuration archive lacks {path}" for path in found.missing]
         if "database" in kinds:
-            problems += compare_rows(run["tables"], found.tables)
+            problems += compare_rows(run.tables, found.tables)
         return problems
-
-
-def paths_of(run: Manifest, kinds: set[str]) -> list[str]:
-    return [path for kind, path in run_files(run) if kind in kinds]
 
 
 def compare_rows(expected: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
@@ -80,7 +76,11 @@ def compare_rows(expected: Mapping[str, int], found: Mapping[str, int]) -> list[
 
 @contextlib.contextmanager
 def workshop(
-    host: Host, purpose: str, *arguments: str, run: Manifest | None = None, work: Path | None = None
+    host: Host,
+    purpose: str,
+    *arguments: str,
+    run: RunManifest | None = None,
+    work: Path | None = None,
 ) -> Iterator[Workshop]:
     """It has no network, and sees the files of one run and its own directory in staging."""
     name = f"{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}.{purpose}"
@@ -89,8 +89,8 @@ def workshop(
         work.mkdir(mode=0o700)
     files = [
         word
-        for _, path in (run_files(run) if run else [])
-        for word in bind(host.destination / path, f"/backups/{path}", "readonly")
+        for file in (run.files if run else [])
+        for word in bind(host.destination / file.path, f"/backups/{file.path}", "readonly")
     ]
     options = words("--user 0:0 --network none --cap-add DAC_OVERRIDE --tmpfs /tmp:size=16m")
     with container(

@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from ..documents import RunManifest
 from ..host import Host, Refused
-from ..runs import Manifest, run_files
 from . import mysql, sqlite
+
+
+Begin = Callable[[], None]
 
 
 class Driver(Protocol):
@@ -40,7 +43,7 @@ class Driver(Protocol):
         """Refuses if an import would fail for want of a right. Nothing is changed."""
 
     def replace(
-        self, host: Host, work: Path, dumps: list[Path], run: Manifest, begin: Callable[[], None], /
+        self, host: Host, work: Path, dumps: list[Path], run: RunManifest, begin: Begin, /
     ) -> None:
         """Imports the dumps. Calls `begin` after the present database was saved, and before it is
         dropped.
@@ -49,7 +52,7 @@ class Driver(Protocol):
     def undo(self, host: Host, work: Path, /) -> None:
         """Puts the saved database back."""
 
-    def verify(self, host: Host, run: Manifest, dumps: list[Path], image: str, /) -> list[str]:
+    def verify(self, host: Host, run: RunManifest, dumps: list[Path], image: str, /) -> list[str]:
         """Imports the dumps into a throw-away server. Returns what differs from the run
         manifest.
         """
@@ -66,10 +69,9 @@ def driver_of(host: Host) -> Driver:
     return DRIVERS[kind]
 
 
-def driver_of_run(run: Manifest) -> Driver | None:
+def driver_of_run(run: RunManifest) -> Driver | None:
     """None if the run has no database."""
-    kinds = [path.partition("/")[0] for kind, path in run_files(run) if kind == "database"]
-    return DRIVERS[kinds[0]] if kinds else None
+    return DRIVERS[run.driver] if run.paths_of("database") else None
 
 
 def used_database(name: str, path: str) -> str:

@@ -22,11 +22,11 @@ from ..docker import (
     service_of,
     stack_containers,
 )
+from ..documents import RunManifest
 from ..files import require_space, sync_directory
 from ..host import Host, Refused
 from ..jobs import CONFINED, ask, execute, words
 from ..protocol import printable, table_name
-from ..runs import Manifest
 from ..workshop import compare_rows
 
 TRACKER_NAME = SERVICE = "mysql"
@@ -72,7 +72,7 @@ def prove_rights(host: Host) -> None:
 
 
 def replace(
-    host: Host, work: Path, dumps: list[Path], run: Manifest, begin: Callable[[], None]
+    host: Host, work: Path, dumps: list[Path], run: RunManifest, begin: Callable[[], None]
 ) -> None:
     """Saves the database as it is, an empty one, too: whatever else is in the server's volume of an
     empty machine is not lost.
@@ -84,7 +84,7 @@ def replace(
         begin()
         server.recreate()
         server.load(*dumps)
-        if problems := compare_rows(run["tables"], server.count_rows()):
+        if problems := compare_rows(run.tables, server.count_rows()):
             raise Refused("; ".join(problems))
 
 
@@ -95,9 +95,9 @@ def undo(host: Host, work: Path) -> None:
         server.load(work / SAVED)
 
 
-def verify(host: Host, run: Manifest, dumps: list[Path], image: str) -> list[str]:
+def verify(host: Host, run: RunManifest, dumps: list[Path], image: str) -> list[str]:
     """The server has no network, and is of the image that the stack had when it was backed up."""
-    image = image or run["images"].get(SERVICE, "")
+    image = image or run.images.get(SERVICE, "")
     if not image:
         raise Refused(
             "not verified: the database is on an external server; name an image of its kind: "
@@ -109,14 +109,14 @@ def verify(host: Host, run: Manifest, dumps: list[Path], image: str) -> list[str
     require_space(root, 3 * sum(dump.lstat().st_size for dump in dumps))
     options = words("--network none --log-driver none --env MYSQL_ALLOW_EMPTY_PASSWORD=yes")
     local = ("--user=root", "--protocol=tcp", "--host=127.0.0.1")
-    name = f"tracker-backup-server-{run['id']}"
+    name = f"tracker-backup-server-{run.id}"
     with container(name, image, *options, command=("--skip-log-bin",)):
         server = Server(name, ("mysql", *local), (), "tracker_backup_verify")
         wait_for_server(server)
         try:
             server.recreate()
             server.load(*dumps)
-            return compare_rows(run["tables"], server.count_rows())
+            return compare_rows(run.tables, server.count_rows())
         except Refused as error:
             return [str(error)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..documents import RunManifest
 from ..host import Host, Refused
-from ..runs import Manifest
 
 TRACKER_NAME = "sqlite3"
 SERVICE = SAVED = ""
@@ -40,7 +40,7 @@ def prove_rights(_: Host) -> None:
 
 
 def replace(
-    _: Host, _work: Path, _dumps: list[Path], _run: Manifest, _begin: Callable[[], None]
+    _: Host, _work: Path, _dumps: list[Path], _run: RunManifest, _begin: Callable[[], None]
 ) -> None:
     """The file was swapped with the other files."""
 
@@ -49,6 +49,6 @@ def undo(_: Host, _work: Path) -> None:
     """The file is swapped back with the other files."""
 
 
-def verify(_: Host, _run: Manifest, _dumps: list[Path], _image: str) -> list[str]:
+def verify(_: Host, _run: RunManifest, _dumps: list[Path], _image: str) -> list[str]:
     """The unpacker has checked the file already."""
     return []
