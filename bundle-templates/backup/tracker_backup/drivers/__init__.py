@@ -13,7 +13,6 @@ from ..documents import RunManifest
 from ..host import Host, Refused
 from . import mysql, sqlite
 
-
 Begin = Callable[[], None]
 
 
