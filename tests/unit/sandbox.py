@@ -319,7 +319,7 @@ def manifest(run_id: str, sequence: int, **facts: Any) -> dict[str, Any]:
         "quiesce": "stop",
         "scope": "full",
         "files": [
-            {"kind": kind, "path": names[kind], "bytes": 6, "sha256": "00"} for kind in kinds
+            {"kind": kind, "path": names[kind], "bytes": 6, "sha256": "00" * 32} for kind in kinds
         ],
         "paths": [],
         "tables": {"torrents": 3},

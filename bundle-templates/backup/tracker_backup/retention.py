@@ -133,6 +133,11 @@ def suspended(host: Host, runs: list[RunManifest]) -> dict[str, str]:
     }
 
 
+def lasting(reasons: dict[str, str]) -> dict[str, str]:
+    """Those that end with an acknowledgement, and not with a repair."""
+    return {key: reason for key, reason in reasons.items() if not key.startswith(DAMAGED)}
+
+
 def remember_suspension(host: Host, runs: list[RunManifest]) -> dict[str, str]:
     """Why retention is suspended. It is written down, but not by the sidecar, which may not write
     there, and not over a damaged document.
@@ -140,8 +145,7 @@ def remember_suspension(host: Host, runs: list[RunManifest]) -> dict[str, str]:
     reasons, damage = suspended(host, runs), list[str]()
     state = RetentionState.peek(damage) or RetentionState([], {})
     if not IN_SIDECAR and not damage:
-        lasting = {key: text for key, text in reasons.items() if not key.startswith(DAMAGED)}
-        replace(state, pending=lasting).store()
+        replace(state, pending=lasting(reasons)).store()
     return reasons
 
 
@@ -158,7 +162,7 @@ def command_acknowledge(_: argparse.Namespace) -> int:
         except BadDocument:
             state = RetentionState([], {})
         reasons |= expired(runs, host.retention_days, state.acknowledged)[2]
-        RetentionState(sorted({*state.acknowledged, *reasons}), {}).store()
+        RetentionState(sorted({*state.acknowledged, *lasting(reasons)}), {}).store()
         left = suspended(host, runs)
     for key, reason in reasons.items():
         if key not in left:

@@ -16,7 +16,7 @@ from .documents import Document, RestoreJournal, RetentionState, RunManifest, Ve
 from .host import CONFIG, STATE, Host, Refused
 from .log import say
 from .remote import remote_status
-from .retention import DAMAGED, expired, suspended
+from .retention import expired, lasting, suspended
 from .runs import newest_success, read_runs, scan_runs, too_old
 from .sidecar import sidecar_state
 
@@ -93,7 +93,7 @@ def command_status(arguments: argparse.Namespace) -> int:
     verified = VerificationState.peek(problems)
     RestoreJournal.peek(problems)
     reasons = suspended(host, runs)
-    if any(not key.startswith(DAMAGED) for key in reasons):
+    if lasting(reasons):
         problems.append("retention is suspended until `tracker-backup acknowledge`")
     remote, failures = remote_status(host, runs)
     upcoming = next_run(host.calendar, datetime.datetime.now())
