@@ -383,6 +383,8 @@ now() {
 
 main() {
     local step=${1-}
+    [[ ! $step =~ ^(courier|unpacker|client|examiner|reader)$ ]] \
+        || exec python3 -I -B "${PACKAGE%/*}/backup.py" "$step"
     [[ $step != idle ]] || { idle; exit; }
     [[ $step != sidecar ]] || sidecar
     [[ $step != now ]] || now "${@:2}"

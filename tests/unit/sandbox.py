@@ -52,7 +52,8 @@ def load(bundle: Path) -> ModuleType:
     path = str(bundle / "backup/tracker_backup")
     package = ModuleType(f"tracker_backup_{uuid.uuid4().hex}")
     package.__path__ = [path]
-    sys.path_importer_cache[path] = FileFinder(path, (Loader, [".py"]))
+    for folder in (path, f"{path}/drivers", f"{path}/worker"):
+        sys.path_importer_cache[folder] = FileFinder(folder, (Loader, [".py"]))
     sys.modules[package.__name__] = package
     importlib.import_module(f"{package.__name__}.main")
     return package

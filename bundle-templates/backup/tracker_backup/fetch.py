@@ -69,7 +69,7 @@ def find_run(
             make_image(host, host.configuration, rebuild=False)
         with repository(host, secrets=secrets) as repo:
             snapshot = find_snapshot(repo, wanted)
-            text = repo.call("show", snapshot.id, f"/runs/{snapshot.run}.json")
+            text = repo.call("show", snapshot=snapshot.id, file=f"/runs/{snapshot.run}.json")
         state = remembered()
         replace(state, sequence=max(state.sequence, snapshot.sequence)).store()
     described = f"the run manifest of {snapshot.run} in the restic repository"
@@ -96,7 +96,7 @@ def fetch(host: Host, snapshot: Snapshot, run: RunManifest) -> None:
     target.mkdir(mode=0o700)
     try:
         with repository(host, *bind(target, "/target")) as repo:
-            repo.call("fetch", snapshot.id, *(file.path for file in run.files))
+            repo.call("fetch", snapshot=snapshot.id, files=[file.path for file in run.files])
         if problems := check_files(host, run, target):
             raise Refused(f"{run.id} was not fetched whole: {'; '.join(problems)}")
         for path in (file.path for file in run.files):

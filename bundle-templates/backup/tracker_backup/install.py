@@ -76,8 +76,7 @@ def fixed_places(host: Host) -> dict[str, tuple[Path, int]]:
         "backup/.dockerignore": (deploy / "backup/.dockerignore", 0o644),
         "backup/lib.sh": (deploy / "backup/lib.sh", 0o644),
         "backup/backup.sh": (deploy / "backup/backup.sh", 0o755),
-        "backup/restic.sh": (deploy / "backup/restic.sh", 0o755),
-        "backup/restore.sh": (deploy / "backup/restore.sh", 0o755),
+        "backup/backup.py": (deploy / "backup/backup.py", 0o644),
         "backup/backup.conf": (deploy / "backup/backup.conf", 0o644),
         "backup/backup-paths.txt": (deploy / "backup/backup-paths.txt", 0o644),
         "host/tracker-backup.conf": (CONFIG, 0o644),
@@ -111,9 +110,9 @@ def command_install(arguments: argparse.Namespace) -> int:
         make_directory(host.deploy_dir / "backup", 0o755)
         packages = [LIBRARY / "tracker_backup", host.deploy_dir / "backup/tracker_backup"]
         make_directory(LIBRARY, 0o755)
-        for package in packages:
-            make_directory(package, 0o755)
-            make_directory(package / "worker", 0o755)
+        folders = [package / name for package in packages for name in ("", "drivers", "worker")]
+        for folder in folders:
+            make_directory(folder, 0o755)
         if host.strategy != "sidecar":
             remove_sidecar(host)
         for name, path, mode in places:
@@ -129,7 +128,7 @@ def command_install(arguments: argparse.Namespace) -> int:
             path for package in packages for path in package.rglob("*")
         }
         there |= set(LIBRARY.glob("*.sh"))  # of an older bundle
-        for stray in sorted(there - ours - {package / "worker" for package in packages}):
+        for stray in sorted(there - ours - set(folders)):
             remove(stray)
         if host.strategy == "sidecar":
             bring_up_sidecar(host)
