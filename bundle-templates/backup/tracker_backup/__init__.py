@@ -16,5 +16,5 @@ A module imports only from those before it in this list:
     fetch, restore                    and back
     window, run                       the time in which the tracker is down, and the whole run
     sidecar, status                   the container that stays up; what the operator asks
-    install, main                     the bundle put into its places; the command line
+    install, main, core               the bundle put into its places; the commands; the sidecar
 """

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,13 +35,16 @@ class Unanswered(Refused):
     """A call was not over within its time limit."""
 
 
-def docker(*arguments: str, seconds: float = DOCKER_SECONDS) -> str:
+def docker(
+    *arguments: str, seconds: float = DOCKER_SECONDS, environment: Mapping[str, str] | None = None
+) -> str:
     """What one Docker call printed; raises Refused with its message when it fails or does not
     answer. A signal interrupts only a call that has more time than DOCKER_SECONDS.
     """
     short = seconds <= DOCKER_SECONDS
     with signals.held() if short else contextlib.nullcontext():
-        process = start(["docker", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipe = subprocess.PIPE
+        process = start(["docker", *arguments], pipe, pipe, environment=environment)
         try:
             output, message = (
                 text.decode(errors="replace")  # a container prints what it likes
@@ -63,18 +66,17 @@ def start(
     command: list[str],
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
-    pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """A program in a session of its own, so that Ctrl-C does not end a call of Docker half-way."""
     # BuildKit's files are not in root's home, where they would stay for ever.
-    environment = os.environ | {"BUILDX_CONFIG": str(STATE / "buildx")}
+    environment = {**os.environ, "BUILDX_CONFIG": str(STATE / "buildx"), **(environment or {})}
     try:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
-            pass_fds=pass_fds,
             env=environment,
             start_new_session=True,
         )
@@ -101,7 +103,13 @@ def without_values(message: str) -> str:
     return re.sub(r"(\.env: line \d+: [^\"'`]*).*", r"\1", message, flags=re.DOTALL)
 
 
-def compose(host: Host, *arguments: str, project: str = "", fragment: Path | None = None) -> None:
+def compose(
+    host: Host,
+    *arguments: str,
+    project: str = "",
+    fragment: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """`docker compose` with the stack's file and ours."""
     files = [
         host.deploy_dir / "docker-compose.yml",
@@ -113,6 +121,7 @@ def compose(host: Host, *arguments: str, project: str = "", fragment: Path | Non
         *("--project-directory", str(host.deploy_dir)),
         *(word for file in files for word in ("--file", str(file))),
         *arguments,
+        environment=environment,
     )
 
 

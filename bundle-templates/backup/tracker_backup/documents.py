@@ -31,6 +31,10 @@ BACKUP_FILES = {
     "config": ("config/config_{}.tar",),
 }
 ENDINGS = (".gz", ".zst")
+BACKUP_FILE = re.compile(
+    r"(?:sqlite|mysql|config)/(sqlite|mysql|config)_([0-9]{8}_[0-9]{6})"
+    r"\.(?:db|sql|torrents\.sql|tar)\.(?:gz|zst)"
+)
 
 D = TypeVar("D", bound="Document")
 S = TypeVar("S", bound="StateDocument")

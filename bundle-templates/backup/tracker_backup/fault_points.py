@@ -6,6 +6,7 @@ import os
 import time
 
 from .host import CONFIG, Host
+from .log import log
 
 STAND_STILL_SECONDS = 60
 
@@ -14,8 +15,11 @@ def fault_point(name: str, host: Host | None = None) -> None:
     """Stands still, at most 60 s, if TRACKER_BACKUP_STOP_AT is the name and the suite prepared it.
 
     Prepared means that the directory `.fault-points` is in staging. The program makes `reached`
-    there and waits until `hold` is gone. Each run stops once.
+    there and waits until `hold` is gone. Each run stops once. With TRACKER_BACKUP_TRACE, the log
+    gets the time of each point.
     """
+    if os.environ.get("TRACKER_BACKUP_TRACE"):
+        log(f"step {time.time():.3f} {name}")
     if os.environ.get("TRACKER_BACKUP_STOP_AT") != name:
         return
     directory = (host or Host.read(CONFIG)).staging / ".fault-points"

@@ -119,8 +119,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def main() -> int:
-    arguments = parse(sys.argv[1:])
+def main(words: list[str] | None = None) -> int:
+    arguments = parse(sys.argv[1:] if words is None else words)
     os.umask(0o077)
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
         if isinstance(stream, io.TextIOWrapper):

@@ -5,30 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import json
 import os
-import re
-import select
-import signal
-import stat
 import subprocess
-import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from . import log
-from .answers import (
-    REASON_CHARACTERS,
-    BadAnswer,
-    Result,
-    open_answer,
-    printable,
-    read_answer,
-    read_result,
-)
 from .deployment import check_deployment, stack_facts
 from .destination import IDENTITY, check_destination
 from .docker import (
@@ -44,28 +29,34 @@ from .docker import (
     start,
     words,
 )
+from .documents import BackupFile, RunManifest
+from .drivers import Driver, driver_of
 from .fault_points import fault_point
 from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
-from .remote import push_or_tell, remembered
+from .protocol import REASON_CHARACTERS, Answer, printable
+from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
+from .remote import push_or_tell
 from .repository import uses_restic
 from .restore import command_rollback
 from .retention import prune
-from .runs import Manifest, newest_success, read_runs, too_old
+from .roles import Role, RoleSettings, hand_over
+from .runs import newest_backup, next_sequence, read_runs, too_old
 from .secrets import named_secrets, require_secrets
 from .signals import Ended, signals
 from .state import LockHeld
+from .tables import compare_tables
 from .window import MARKER, Stack, Tracker, Window, is_overdue, look, tracker_ids
 
-FORMAT = 1
 HOLD, RESTORE = STATE / "hold", STATE / "restore.json"
 LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
 PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "300"))
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
-BACKUP_SH = "/usr/local/bin/backup.sh"
-LOST_SECONDS = 5  # for Docker's client to hear that its step has ended
-REASON_BYTES = 1 << 16
-TIMED_OUT, KILLED = 124, 137
+STALL_LIMIT_SECONDS = 5  # drivers of SQLite commonly give up after this time
+SPARE_BYTES = 16 << 20
+DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
+MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
+SUFFIX = {"gzip": ".gz", "zstd": ".zst"}
 
 
 class Run:
@@ -75,17 +66,32 @@ class Run:
         self.dry_run, self.force = dry_run, force
         self.id = self.started = self.quiesce = ""
         self.lock: IO[str] | None = None  # held until the process ends
-        self.work: Path | None = None  # its directory in staging
-        self.answers = Path("/nonexistent")  # the same directory, through our own descriptor
         self.window: Window | None = None
         self.warnings: list[str] = []
+        self.found = Answer()  # what the roles found, put together
+        self.files: list[BackupFile] = []
         # From the moment when the destination is known to be ours until a run manifest is written.
         self.unrecorded = False
         self.host: Host
+        self.last: RunManifest | None = None  # the last good run of this scope
 
     def warn(self, text: str) -> None:
         log.log(f"WARNING: {text}")
         self.warnings.append(text)
+
+    def note(self, answer: Answer) -> Answer:
+        """Takes over what belongs into the run manifest."""
+        for warning in answer.warnings:
+            self.warn(warning)
+        for name in ("milliseconds", "tools"):
+            getattr(self.found, name).update(getattr(answer, name))
+        return answer
+
+    @property
+    def incomplete(self) -> str:
+        """Why this run is incomplete; empty if it is not."""
+        missing = ", ".join(self.found.missing)
+        return f"not in the configuration archive, see the warnings: {missing}" if missing else ""
 
 
 # ---------------------------------------------------------------- the run
@@ -103,33 +109,32 @@ def back_up(run: Run) -> None:
         require_deployment(run)
         if not require_image(run):
             return
-        with BackupContainer(run, project_of(tracker)) as container:
+        with capturing(run, project_of(tracker)) as (reader, source):
             if run.quiesce == "pause":
-                container.prove_pause()
+                prove_pause(run, reader)
             # If the tracker does not run, whoever stopped it, the capture copies its files.
             method = "online" if run.quiesce == "none" else "copy"
-            takes_down = run.quiesce in ("stop", "pause")
-            room = ["room"] if takes_down and not run.dry_run else []
-            fault_point("preflight", host)
-            container.step("preflight", PREFLIGHT_SECONDS, method, *room)
+            sizes = preflight(run, reader, source, method)
             if run.dry_run:
                 log.log(
                     f"dry run: everything is ready; would now {run.quiesce} the tracker, capture, "
                     f"and publish to {host.destination}"
                 )
                 return
+            if run.quiesce in ("stop", "pause"):
+                reader.ask("preallocate", PREFLIGHT_SECONDS)
             if not run.quiesce.startswith("left-"):  # making the image can take half an hour
                 tracker, looked_at = find_tracker(run)
             run.window = Window(host, run.id, run.quiesce, tracker, looked_at, stack)
             with run.window as window:
                 limit = window.remaining(WORK_SECONDS)
                 fault_point("beginning-the-capture", host)
-                container.step("capture", limit, method)
+                captured = capture(run, source, method, sizes, limit)
             window.require_unchanged()
-            fault_point("beginning-to-finish", host)
-            container.step("finish", WORK_SECONDS)
-            record_success(run)
+            finish(run, reader, source, sizes, captured)
+        record_success(run)
         push(host)
+    require_complete(run)
 
 
 def back_up_in_sidecar(run: Run) -> None:
@@ -137,17 +142,18 @@ def back_up_in_sidecar(run: Run) -> None:
     begin(run)
     remove_leftover_files(run)
     require_deployment(run)
-    with BackupContainer(run) as container:
-        container.step("preflight", PREFLIGHT_SECONDS, "online")
+    with capturing(run) as (reader, source):
+        sizes = preflight(run, reader, source, "online")
         if run.dry_run:
             log.log(
                 "dry run: everything is ready; would now capture online, and publish to "
                 f"{run.host.destination}"
             )
             return
-        container.step("capture", WORK_SECONDS, "online")
-        container.step("finish", WORK_SECONDS)
-        record_success(run)
+        captured = capture(run, source, "online", sizes, WORK_SECONDS)
+        finish(run, reader, source, sizes, captured)
+    record_success(run)
+    require_complete(run)
 
 
 def command_window(arguments: argparse.Namespace) -> int:
@@ -225,12 +231,13 @@ def end_run(run: Run, code: int, reason: str) -> None:
             record(run, "failed", code, reason)
         except (Refused, OSError) as error:
             log.log(f"WARNING: the failed run could not be recorded: {error}")
-    if run.work:
-        remove_tree(run.work)
+    if run.id:
+        remove_tree(run.host.staging / run.id)
     if code == 3:
         log.log(f"WARNING: {reason}")
     elif code:
-        log.log(f"ERROR: {f'run {run.id} failed, ' if run.id else ''}exit code {code}: {reason}")
+        how = "is incomplete" if run.incomplete and not run.unrecorded else "failed"
+        log.log(f"ERROR: {f'run {run.id} {how}, ' if run.id else ''}exit code {code}: {reason}")
     elif run.id and not run.dry_run:
         log.log(f"run {run.id} succeeded")
 
@@ -336,19 +343,12 @@ def remove_container(name: str, paused: bool) -> None:
 
 def remove_leftover_files(run: Run) -> None:
     """While we hold the lock, no other run is alive. So files that are named after another run are
-    leftovers. A file that has its final name is never removed here.
+    leftovers.
     """
-    host = run.host
-    for leftover in (
-        *host.staging.glob("[0-9]*_[0-9]*"),
-        *(
-            path
-            for kind in ("sqlite", "mysql", "config", "runs")
-            for path in (host.destination / kind).glob("*[0-9]_[0-9]*.partial")
-        ),
-    ):
+    for leftover in run.host.staging.glob("[0-9]*_[0-9]*"):
         run.warn(f"removing what a dead run left: {leftover}")
         remove_tree(leftover)
+    clear_leftovers(run.host, run.warn)
 
 
 def require_docker(host: Host) -> None:
@@ -413,176 +413,244 @@ def project_of(tracker: Tracker | None) -> str:
     return docker(*command, template, tracker.id).strip() if tracker else ""
 
 
-# ---------------------------------------------------------------- the container
+# ---------------------------------------------------------------- the roles
 
 
-class BackupContainer:
-    """What does the steps of backup.sh: a container of the run, started before the window, because
-    that would double a short window. In the sidecar, child processes do them.
+@contextlib.contextmanager
+def capturing(run: Run, project: str = "") -> Iterator[tuple[Role, Role]]:
+    """The reader, and the role that captures the database: the reader itself, or a client.
 
-    The container is root in the run's directory in staging: it can replace every name, that of the
-    directory too. So the host opens the directory before there is a container, and reads the
-    answers through this descriptor.
+    They are started before the window, because that would double a short one.
     """
+    host, driver = run.host, driver_of(run.host)
+    run.last = newest_backup(read_runs(host), scope=host.scope)
 
-    def __init__(self, run: Run, project: str = "") -> None:
-        self.run, self.project = run, project
-        self.name = f"tracker-backup-{run.id}"
-        self.proving = False  # whether it may be paused, for the proof
-
-    def __enter__(self) -> BackupContainer:
-        run, host = self.run, self.run.host
-        run.work = host.staging / run.id
-        run.work.mkdir(mode=0o700)
-        descriptor = os.open(run.work, os.O_RDONLY | os.O_DIRECTORY)
-        run.answers = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
-        expect(host, run.work)
-        if IN_SIDECAR:
-            self.command = [os.environ.get("TRACKER_BACKUP_STEPS", BACKUP_SH)]
-            return self
-        stop = ["--env", "TRACKER_BACKUP_STOP_AT"]
-        stop = stop if os.environ.get("TRACKER_BACKUP_STOP_AT") else []
-        self.command = ["docker", "exec", *stop, self.name, BACKUP_SH]
-        fault_point("starting-the-container", host)
-        command = words(f"--profile backup run --detach --no-deps -T --name {self.name}")
-        label = f"{RUN_LABEL}={run.id}"
+    def start_container(arguments: list[str], environment: dict[str, str]) -> None:
         try:
-            compose(host, *command, "--label", label, "backup", project=self.project)
-        except BaseException as error:
-            self.__exit__(type(error), error)
-            if isinstance(error, Refused):
-                raise Refused(f"the backup container could not be started: {error}") from error
-            raise
-        return self
+            compose(host, *arguments, project=project, environment=environment)
+        except Refused as error:
+            raise Refused(f"the backup container could not be started: {error}") from error
 
-    def __exit__(self, _kind: object, error: BaseException | None, *_: object) -> None:
-        if error:
-            signals.ignore()
-        if not IN_SIDECAR:
-            fault_point("removing-the-container", self.run.host)
-            with contextlib.suppress(Refused), signals.held():
-                remove_container(self.name, paused=self.proving)
+    watched = [host.staging, host.destination]
+    if not IN_SIDECAR:
+        watched.append(Path(docker(*words("info --format {{.DockerRootDir}}")).strip()))
+    settings = RoleSettings(
+        run.id,
+        host.staging,
+        log.log,
+        None if IN_SIDECAR else start_container,
+        tuple(path for path in watched if path.is_dir()),
+    )
+    fault_point("starting-the-container", host)
+    with Role(settings, "reader") as reader:
+        if driver.SOURCE == "reader":
+            yield reader, reader
+            return
+        with Role(settings, driver.SOURCE) as source:
+            yield reader, source
 
-    def prove_pause(self) -> None:
-        """Pauses and unpauses it, before the tracker is touched. An engine that cannot pause (its
-        cgroups have no freezer) is a configuration error.
-        """
-        fault_point("proving-pause", self.run.host)
-        self.proving = True
-        messages: dict[str, None] = {}
-        # Docker fails for some seconds, too, when containerd was killed.
-        for attempt in range(3):
-            time.sleep(PAUSE_RETRY_SECONDS if attempt else 0)
-            failed = False
-            for call in ("pause", "unpause"):
-                try:
-                    docker(call, self.name)
-                except Refused as error:
-                    messages[str(error).partition(" failed: ")[2] or str(error)] = None
-                    # A pause that failed before may have taken effect since.
-                    failed = call == "unpause" or attempt == 0
-                    if failed:
-                        break
-            if not failed:
-                self.proving = False
-                return
-        message = printable(" ".join("; ".join(messages).split("\n")), REASON_CHARACTERS)
-        label = f"label={RUN_LABEL}={self.run.id}"
-        if not docker(*words("ps --quiet --filter"), label).strip():
-            raise Refused(f"the backup container did not stay up ({message})")
-        raise Refused(
-            f"this Docker engine cannot pause containers ({message}): set backup.quiesce to "
-            "'stop' in the environment file, generate and install again",
-            2,
-        )
 
-    def step(self, name: str, limit: float, *arguments: str) -> None:
-        """One step of backup.sh. Raises Refused with its reason. The step leaves its exit code in
-        the file `ended` in staging, and the reason of a failure in `reason`.
-        """
-        if self.has_answer("ended"):
-            remove_tree(self.run.answers / "ended")
-        code = self.execute([*self.command, name, self.run.id, *arguments], limit)
-        if self.has_answer("ended"):
+def prove_pause(run: Run, role: Role) -> None:
+    """Pauses and unpauses a container of ours, before the tracker is touched. An engine that cannot
+    pause (its cgroups have no freezer) is a configuration error.
+    """
+    fault_point("proving-pause", run.host)
+    messages: dict[str, None] = {}
+    # Docker fails for some seconds, too, when containerd was killed.
+    for attempt in range(3):
+        time.sleep(PAUSE_RETRY_SECONDS if attempt else 0)
+        failed = False
+        for call in ("pause", "unpause"):
             try:
-                text = (read_answer(self.run.answers, "ended", REASON_BYTES) or "").rstrip("\n")
-            except BadAnswer:
-                text = ""
-            if not re.fullmatch("[0-9]{1,3}", text):
-                raise Refused(f"the {name} step left an exit code that is no number")
-            code = int(text)
-        if code in (TIMED_OUT, KILLED, -signal.SIGKILL):
-            raise Refused(
-                f"the {name} step was not over after its time limit of {limit:.0f} s, or its "
-                "container was killed"
-            )
-        if code != 0:
-            raise Refused(
-                self.reason(f"the {name} step failed with exit code {code}"), min(code, 2)
-            )
-
-    def execute(self, command: list[str], limit: float) -> int:
-        """The exit code. If a step ends while containerd is dead, Docker's client waits for ever.
-        So the client is ended when the step has answered.
-        """
-        ended, ends = os.pipe()  # closed with the program: we go on at that moment
-        try:
-            process = start(command, pass_fds=[ends])
-        finally:
-            os.close(ends)
-        deadline, patience = time.monotonic() + limit, LOST_SECONDS
-        try:
-            while process.poll() is None and patience > 0:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return TIMED_OUT
-                if select.select([ended], [], [], min(1, left))[0]:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(1)
-                elif self.has_answer("ended"):
-                    patience -= 1
-            return process.returncode or 0
-        finally:
-            end(process)
-            os.close(ended)
-
-    def has_answer(self, name: str) -> bool:
-        """Whether the container left something that has this name."""
-        try:
-            facts = (self.run.answers / name).lstat()
-        except FileNotFoundError:
-            return False
-        return facts.st_size > 0 or not stat.S_ISREG(facts.st_mode)
-
-    def reason(self, failure: str) -> str:
-        """The beginning of what the step wrote down."""
-        try:
-            descriptor = open_answer(self.run.answers, "reason", sys.maxsize)
-        except BadAnswer:
-            return f"{failure}, and its reason is no regular file"
-        text = ""
-        if descriptor is not None:
-            with open(descriptor, "rb") as file:
-                text = file.read(REASON_BYTES).decode(errors="replace").strip().replace("\n", " ")
-        return printable(text, REASON_CHARACTERS) or f"{failure}; its message is in the log"
+                docker(call, role.container)
+            except Refused as error:
+                messages[str(error).partition(" failed: ")[2] or str(error)] = None
+                # A pause that failed before may have taken effect since.
+                failed = call == "unpause" or attempt == 0
+                if failed:
+                    break
+        if not failed:
+            return
+    message = printable(" ".join("; ".join(messages).split("\n")), REASON_CHARACTERS)
+    label = f"label={RUN_LABEL}={run.id}"
+    if not docker(*words("ps --quiet --filter"), label).strip():
+        raise Refused(f"the backup container did not stay up ({message})")
+    raise Refused(
+        f"this Docker engine cannot pause containers ({message}): set backup.quiesce to "
+        "'stop' in the environment file, generate and install again",
+        2,
+    )
 
 
-def expect(host: Host, work: Path) -> None:
-    """Leaves in the run's staging what the last good run of this scope teaches: the tables it had,
-    the bytes that it took.
+def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, int]:
+    """Everything that can be known before the tracker is touched. Returns the reader's numbers."""
+    host, driver = run.host, driver_of(run.host)
+    fault_point("preflight", host)
+    stall = (
+        0 if host.backup_settings["BACKUP_ALLOW_WRITER_STALL"] == "true" else STALL_LIMIT_SECONDS
+    )
+    found = reader.ask("preflight", PREFLIGHT_SECONDS, method=method, stall_limit=stall)
+    sizes = found.numbers
+    if source is not reader:
+        arguments = driver.arguments(host)
+        answer = source.ask("preflight", PREFLIGHT_SECONDS, **arguments)
+        where = f"database {arguments['name']}, as user {arguments['user']} sees it,"
+        # The warnings about tables come again with what was captured.
+        for warning in compare_tables(run.last.tables if run.last else (), answer.tables, where):
+            log.log(f"WARNING: {warning}")
+        sizes |= run.note(answer).numbers
+    check_space(run, sizes["database_bytes"], sizes["config_bytes"], method)
+    return sizes
+
+
+def check_space(run: Run, database: int, config: int, method: str) -> None:
+    """Staging gets the database, the excerpt made from it, and the compressed files. The
+    destination gets the compressed files, when the database is not in staging any more. Before the
+    first run nobody knows how well they compress, so their full size is needed.
     """
-    last = newest_success(read_runs(host), host.scope) or {}
-    tables = "".join(f"{table}\n" for table in last.get("tables", {}))
-    (work / "expected-tables").write_text(tables, encoding="utf-8")
-    size = sum(file["bytes"] for file in last.get("files", []))
-    (work / "expected-bytes").write_text(f"{size}\n" if size else "", encoding="ascii")
+    host = run.host
+    log.log(f"database {database >> 20} MiB, configuration {config >> 20} MiB")
+    captured = database * (1 if host.scope == "full" else 2)
+    published = (run.last.bytes * 3 // 2 if run.last else database + config) + SPARE_BYTES
+    needed = {host.staging: captured + published + SPARE_BYTES, host.destination: published}
+    if host.staging.stat().st_dev == host.destination.stat().st_dev:
+        needed[host.destination] = published + max(captured, published)
+    for directory, least in needed.items():
+        facts = os.statvfs(directory)
+        if (available := facts.f_bavail * facts.f_frsize) <= least:
+            raise Refused(
+                f"not enough space in {directory}: {least} bytes needed, {available} available"
+            )
+        probe_write(directory, run.id)
+
+
+def probe_write(directory: Path, run_id: str) -> None:
+    probe = directory / f".probe-{run_id}"
+    try:
+        write_durably(probe, "probe\n")
+        probe.unlink()
+    except OSError as error:
+        raise Refused(f"cannot write to {directory}: {error.strerror}") from error
+
+
+def capture(run: Run, source: Role, method: str, sizes: dict[str, int], seconds: float) -> Answer:
+    host, driver = run.host, driver_of(run.host)
+    fault_point("capturing-the-database", host)
+    return source.ask(
+        "capture",
+        seconds,
+        method=method,
+        limit_bytes=8 * sizes["database_bytes"] + DUMP_SPARE_BYTES,
+        **driver.arguments(host),
+    )
 
 
 # ---------------------------------------------------------------- after the window
 
 
+def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured: Answer) -> None:
+    """Examines and archives what was captured, and publishes it."""
+    host, driver = run.host, driver_of(run.host)
+    fault_point("beginning-to-finish", host)
+    run.note(captured)
+    if source is reader:
+        reader.ask("settle", WORK_SECONDS)
+    with Role(reader.settings, "examiner") as examiner:
+        hand_over(source, {name: name for name in driver.CAPTURED}, examiner)
+        if source is not reader:
+            source.end()
+        files = driver.files(host.scope)
+        examine(run, examiner, driver, list(files))
+        checked = examine_members(run, reader, sizes["members"])
+        compression = host.backup_settings["BACKUP_COMPRESSION"]
+        ending = SUFFIX[compression]
+        fault_point("archiving-the-configuration", host)
+        limit = 2 * sizes["config_bytes"] + (256 << 20)
+        archived = reader.ask(
+            "archive", WORK_SECONDS, compression=compression, limit_bytes=limit, members=checked
+        )
+        run.found.paths, run.found.missing = run.note(archived).paths, archived.missing
+        fault_point("removing-the-container", host)
+        reader.end()
+        subdirectory = host.backup_settings["DB_TYPE"]
+        sources = [
+            Source(
+                "database",
+                backup_path(subdirectory, run.id, name + ending),
+                examiner.directory,
+                file + ending,
+                examiner.uid,
+                2 * sizes["database_bytes"] + DUMP_SPARE_BYTES,
+            )
+            for file, name in files.items()
+        ]
+        config = backup_path("config", run.id, f"tar{ending}")
+        archive = f"config.tar{ending}"
+        sources.append(Source("config", config, reader.directory, archive, reader.uid, 2 * limit))
+        run.files = [BackupFile(**file) for file in publish(host, sources)]
+
+
+def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
+    """Checks, counts and compresses the captured database. Its examiner has ended afterwards."""
+    host = run.host
+    fault_point("checking-the-database", host)
+    answer = examiner.ask(
+        "examine",
+        WORK_SECONDS,
+        driver=host.backup_settings["DB_TYPE"],
+        scope=host.scope,
+        limit_bytes=2 * size_of(examiner, driver.CAPTURED) + SPARE_BYTES,
+    )
+    expected = run.last.tables if run.last else ()
+    for warning in compare_tables(expected, answer.tables, "the captured database"):
+        run.warn(warning)
+    run.found.tables = run.note(answer).tables
+    fault_point("compressing-the-database", host)
+    compression = host.backup_settings["BACKUP_COMPRESSION"]
+    run.note(examiner.ask("compress", WORK_SECONDS, files=files, compression=compression))
+    examiner.end()
+    for name in driver.CAPTURED:
+        with contextlib.suppress(Refused):
+            remove_in_steps(examiner.directory, name, lambda _: None)
+
+
+def examine_members(run: Run, reader: Role, count: int) -> list[int]:
+    """Other services' databases, each in an examiner of its own. Returns those that are whole. One
+    that is not never stops the tracker's own from being published.
+    """
+    checked = []
+    for index in range(count):
+        try:
+            captured = reader.ask("capture_member", WORK_SECONDS, index=index)
+            if not captured.paths:  # optional, and missing
+                continue
+            with Role(reader.settings, "examiner", index + 1) as examiner:
+                hand_over(reader, MEMBER, examiner)
+                limit = 2 * size_of(examiner, tuple(MEMBER.values())) + SPARE_BYTES
+                run.note(
+                    examiner.ask(
+                        "examine", WORK_SECONDS, driver="sqlite", scope="full", limit_bytes=limit
+                    )
+                )
+                examiner.end()
+                hand_over(examiner, {"database.db": str(index)}, reader, into="members")
+            checked.append(index)
+        except Refused as error:
+            run.warn(f"a service's database is not in the backup: {error}")
+    return checked
+
+
+def size_of(role: Role, names: Sequence[str]) -> int:
+    """Bytes of those of the files that a role has."""
+    size = 0
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            size += os.stat(name, dir_fd=role.directory, follow_symlinks=False).st_size
+    return size
+
+
 def record_success(run: Run) -> None:
-    record(run, "success", 0, "")
+    record(run, "incomplete" if run.incomplete else "success", int(bool(run.incomplete)), "")
     run.unrecorded = False
     try:
         prune(run.host)
@@ -590,45 +658,46 @@ def record_success(run: Run) -> None:
         run.warn(f"old backups could not be removed: {error}")
 
 
-def record(run: Run, result: str, code: int, reason: str) -> None:
+def record(run: Run, result: Any, code: int, reason: str) -> None:
     """Writes the run manifest. A backup exists when its run manifest exists."""
-    host, success = run.host, result == "success"
-    try:
-        found = read_result(run.answers, run.id)
-    except BadAnswer as error:
-        if success:
-            raise
-        found = Result(warnings=[str(error)])
-    images, directories = stack_facts(host) if success else ({}, {})
-    sequences = [int(one["sequence"]) for one in read_runs(host)]
-    manifest: Manifest = {
-        "format": FORMAT,
-        "id": run.id,
-        "sequence": max([remembered()["sequence"], *sequences]) + 1,
-        "environment": host.environment,
-        "started": run.started,
-        "finished": utc_now(),
-        "result": result,
-        "exit_code": code,
-        "reason": printable(reason, REASON_CHARACTERS),
-        "strategy": host.strategy,
-        "quiesce": run.quiesce,
-        "scope": host.scope,
-        "files": found.files if success else [],
-        "paths": found.paths,
-        "tables": found.tables,
-        "window_seconds": run.window.seconds if run.window else 0.0,
-        "durations": found.durations,
-        "directories": directories,
-        "images": images,
-        "warnings": run.warnings + found.warnings,
-        "tools": found.tools,
-    }
-    if success and not manifest["files"]:
-        raise Refused("a successful run without files: nothing was recorded")
+    host, found = run.host, run.found
+    published = result != "failed"
+    images, directories = stack_facts(host) if published else ({}, {})
+    manifest = RunManifest(
+        id=run.id,
+        sequence=next_sequence(read_runs(host)),
+        environment=host.environment,
+        started=run.started,
+        finished=utc_now(),
+        result=result,
+        exit_code=code,
+        reason=reason or run.incomplete,
+        strategy=host.strategy,
+        quiesce=run.quiesce,
+        scope=host.scope,
+        driver="" if not published else driver_name(host),
+        files=run.files if published else [],
+        paths=found.paths,
+        missing=found.missing if published else [],
+        tables=found.tables,
+        window_seconds=run.window.seconds if run.window else 0.0,
+        durations={name: value / 1000 for name, value in found.milliseconds.items()},
+        directories=directories,
+        images=images,
+        warnings=run.warnings,
+        tools=found.tools,
+    )
     fault_point("writing-the-run-manifest", host)
-    path = host.destination / f"runs/{run.id}.json"
-    write_durably(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_durably(host.destination / f"runs/{run.id}.json", manifest.encode())
+
+
+def driver_name(host: Host) -> Any:
+    return host.backup_settings["DB_TYPE"]
+
+
+def require_complete(run: Run) -> None:
+    if run.incomplete:
+        raise Refused(run.incomplete)
 
 
 def push(host: Host) -> None:

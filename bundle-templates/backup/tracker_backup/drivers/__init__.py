@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..documents import RunManifest
 from ..host import Host, Refused
@@ -22,6 +22,15 @@ class Driver(Protocol):
     TRACKER_NAME: str  # in the tracker's own configuration
     SERVICE: str  # of the stack; a restore leaves it running. Empty if there is none
     SAVED: str  # the file in a restore's directory that `undo` needs; empty if it needs none
+
+    SOURCE: str  # the role that captures
+    CAPTURED: tuple[str, ...]  # the files that it may leave
+
+    def arguments(self, host: Host, /) -> dict[str, Any]:
+        """What the role that captures has to know; among it the password of a server."""
+
+    def files(self, scope: str, /) -> dict[str, str]:
+        """The files that are compressed, and the endings of their names in the destination."""
 
     def expected(self, settings: Mapping[str, str], /) -> str:
         """The database of backup.conf, in the words of `uses`."""

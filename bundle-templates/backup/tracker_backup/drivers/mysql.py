@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..docker import (
     BUILD_SECONDS,
@@ -24,7 +25,7 @@ from ..docker import (
 )
 from ..documents import RunManifest
 from ..files import require_space, sync_directory
-from ..host import Host, Refused
+from ..host import IN_SIDECAR, Host, Refused
 from ..jobs import CONFINED, ask, execute, words
 from ..protocol import printable, table_name
 from ..workshop import compare_rows
@@ -38,6 +39,35 @@ CLIENT = words(
     "--user 64101:64101 --network bridge --tmpfs /tmp:size=16m "
     "--tmpfs /run/client:mode=0700,uid=64101,gid=64101,size=1m"
 )
+
+
+SOURCE = "client"
+CAPTURED: tuple[str, ...] = ("database.sql", "torrents.sql")
+
+
+# ---------------------------------------------------------------- what is captured
+
+
+def arguments(host: Host) -> dict[str, Any]:
+    settings = host.backup_settings
+    secret = Path(settings["DB_PASSWORD_FILE"])
+    if not IN_SIDECAR:
+        secret = host.deploy_dir / "backup/secrets" / secret.name
+    try:
+        password = secret.read_text(encoding="utf-8").removesuffix("\n")
+    except OSError as error:
+        raise Refused(f"the secret {secret} cannot be read: {error.strerror}", 2) from error
+    return {
+        **{key: settings[f"DB_{key.upper()}"] for key in ("host", "port", "user", "name", "tls")},
+        "password": password,
+        "ca_file": settings.get("DB_TLS_CA_FILE", ""),
+        "scope": host.scope,
+    }
+
+
+def files(scope: str) -> dict[str, str]:
+    found = {"database.sql": "sql"}
+    return found if scope == "full" else found | {"torrents.sql": "torrents.sql"}
 
 
 # ---------------------------------------------------------------- what the tracker uses

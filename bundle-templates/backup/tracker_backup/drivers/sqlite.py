@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..documents import RunManifest
 from ..host import Host, Refused
@@ -11,6 +12,17 @@ from ..host import Host, Refused
 TRACKER_NAME = "sqlite3"
 SERVICE = SAVED = ""
 LIBRARY = "/var/lib/torrust/tracker"  # where the tracker has its database
+
+SOURCE = "reader"
+CAPTURED: tuple[str, ...] = ("database.db", "database.db-journal", "database.db-wal")
+
+
+def arguments(_: Host) -> dict[str, Any]:
+    return {}
+
+
+def files(_: str) -> dict[str, str]:
+    return {"database.db": "db"}
 
 
 def expected(settings: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ IDLE_SECONDS = 86400
 ROLES = {
     "reader": "reader",
     "examiner": "examiner",
-    "client": "mysql",
+    "client": "client",
     "courier": "courier",
     "unpacker": "unpacker",
 }
@@ -29,7 +29,10 @@ def main(words: list[str]) -> int:
     if role == "idle":
         return idle()
     if role not in ROLES:
-        print(f"usage: backup.sh idle | {' | '.join(ROLES)}", file=sys.stderr)
+        print(
+            f"usage: backup.sh idle | sidecar | now | healthy | {' | '.join(ROLES)}",
+            file=sys.stderr,
+        )
         return 2
     return serve(importlib.import_module(f".{ROLES[role]}", __package__).JOBS)
 
