@@ -36,12 +36,12 @@ from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
 from .protocol import REASON_CHARACTERS, Answer, printable
 from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
-from .remote import push_or_tell
+from .remote import next_sequence, push_or_tell
 from .repository import uses_restic
 from .restore import command_rollback
 from .retention import prune
 from .roles import Role, RoleSettings, hand_over
-from .runs import newest_backup, next_sequence, read_runs, too_old
+from .runs import newest_backup, read_runs, too_old
 from .secrets import named_secrets, require_secrets
 from .signals import Ended, signals
 from .state import LockHeld
@@ -486,9 +486,8 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
     """Everything that can be known before the tracker is touched. Returns the reader's numbers."""
     host, driver = run.host, driver_of(run.host)
     fault_point("preflight", host)
-    stall = (
-        0 if host.backup_settings["BACKUP_ALLOW_WRITER_STALL"] == "true" else STALL_LIMIT_SECONDS
-    )
+    may_stall = host.backup_settings["BACKUP_ALLOW_WRITER_STALL"] == "true"
+    stall = 0 if may_stall else STALL_LIMIT_SECONDS
     found = reader.ask("preflight", PREFLIGHT_SECONDS, method=method, stall_limit=stall)
     sizes = found.numbers
     if source is not reader:
@@ -587,7 +586,7 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
         config = backup_path("config", run.id, f"tar{ending}")
         archive = f"config.tar{ending}"
         sources.append(Source("config", config, reader.directory, archive, reader.uid, 2 * limit))
-        run.files = [BackupFile(**file) for file in publish(host, sources)]
+        run.files = publish(host, sources)
 
 
 def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
