@@ -517,9 +517,8 @@ class BackupContainer:
                 "container was killed"
             )
         if code != 0:
-            raise Refused(
-                self.reason(f"the {name} step failed with exit code {code}"), min(code, 2)
-            )
+            failure = f"the {name} step failed with exit code {code}"
+            raise Refused(self.reason(failure), 2 if code == 2 else 1)
 
     def execute(self, command: list[str], limit: float) -> int:
         """The exit code. If a step ends while containerd is dead, Docker's client waits for ever.
