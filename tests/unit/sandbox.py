@@ -252,7 +252,7 @@ class Sandbox:
         self.monkeypatch.setattr(sys, "argv", ["tracker-backup", *words])
         mask = os.umask(0o022)
         try:
-            is_step = words[0] in STEPS or words[0] == "check" and words[1] in CHECKS
+            is_step = words[0] in STEPS or (words[0] == "check" and words[1] in CHECKS)
             code = self.step(*words) if is_step else self.package.main.main()
         finally:
             os.umask(mask)

@@ -211,24 +211,26 @@ class Events:
         command += ["--format", "{{.TimeNano}} {{.Action}}"]
         self.process = start(command, stdout=subprocess.PIPE)
 
-    def until(self, moment: int, seconds: float) -> list[str] | None:
-        """The actions until a moment, in nanoseconds since 1970. They are known when a later one
-        has arrived, or none within so many seconds. None when the stream ended before.
+    def until(self, moment: int, started: bool) -> list[str] | None:
+        """The actions until a moment, in nanoseconds since 1970. If we have started the tracker
+        after that moment, then the event of it says that all earlier ones have arrived. None when
+        the stream ended before.
         """
         assert self.process.stdout
-        stream, text, deadline = self.process.stdout.fileno(), b"", time.monotonic() + seconds
+        stream, text = self.process.stdout.fileno(), b""
+        deadline = time.monotonic() + (EVENT_SECONDS if started else QUIET_SECONDS)
         while True:
             lines = [line.split() for line in text.decode(errors="replace").split("\n")[:-1]]
             if any(len(line) != 2 or not line[0].isdigit() for line in lines):
                 return None
             early = [action for when, action in lines if int(when) <= moment]
-            left = deadline - time.monotonic()
-            if len(early) < len(lines) or left <= 0:
+            if len(early) < len(lines):
                 return early
-            if select.select([stream], [], [], left)[0]:
-                if not (block := os.read(stream, 65536)):
-                    return None
-                text += block
+            if not select.select([stream], [], [], max(0, deadline - time.monotonic()))[0]:
+                return None if started else early
+            if not (block := os.read(stream, 65536)):
+                return None
+            text += block
 
 
 # ---------------------------------------------------------------- the window
@@ -256,6 +258,7 @@ class Window:
         self.marker: Marker | None = None  # while the tracker may be down
         self.began = time.monotonic()
         self.seconds = 0.0  # for which it was open
+        self.started = False  # whether Docker has started or unpaused the tracker for us
         self.found: Tracker | None = None  # the tracker before it was brought back
         self.events: Events | None = None
         self.changes: list[str] | None = None  # what somebody else did to it in the window
@@ -275,11 +278,9 @@ class Window:
             if error:
                 signals.ignore()
                 self.stack.restart()
-            resumed = self.marker is not None
             self.close()
             if self.events and not error:
-                seconds = EVENT_SECONDS if resumed else QUIET_SECONDS
-                self.changes = self.events.until(captured_at, seconds)
+                self.changes = self.events.until(captured_at, self.started)
         except Refused as failure:
             if error and failure.code == 4:
                 raise Refused(f"{failure}; before that: {error}", 4) from error
@@ -357,10 +358,9 @@ class Window:
                 time.sleep(STEADY_SECONDS)
                 after = look(marker.tracker)
                 if not before or before != after or after.status != "running":
-                    raise Refused(
+                    raise not_back(
                         "the tracker does not run steadily after the window "
-                        f"(docker logs {marker.tracker})",
-                        4,
+                        f"(docker logs {marker.tracker})"
                     )
             remove_marker(marker)
 
@@ -396,15 +396,15 @@ class Window:
                 return False
             call = "unpause" if state.status == "paused" else "start"
             if answers(call, marker.tracker):
+                self.started = True
                 state = look(marker.tracker)
                 if state and state.status == "running":
                     break
         # If it runs since the same start, the stop never took effect.
         if not state or state.status != "running":
-            raise Refused(
+            raise not_back(
                 f"the tracker {marker.tracker} could not be brought back "
-                f"(docker start {marker.tracker})",
-                4,
+                f"(docker start {marker.tracker})"
             )
         self.seconds = round(time.monotonic() - self.began, 3)
         log(f"window closed: the tracker runs again after {self.seconds:.3f} s")
@@ -514,6 +514,12 @@ class Window:
         if marker.action == "pause" and status == "exited":
             return not self.was_stopped_by_somebody(marker)
         return status in ("running", "exited" if marker.action == "stop" else "paused")
+
+
+def not_back(reason: str) -> Refused:
+    """The reason to end with code 4. It counts more than a signal that arrived meanwhile."""
+    signals.ignore()
+    return Refused(reason, 4)
 
 
 def capture_seconds(host: Host) -> int:
