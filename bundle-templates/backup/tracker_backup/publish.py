@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
-from .documents import BACKUP_FILE, run_time
+from .documents import BACKUP_FILE, BackupFile, run_time
 from .fault_points import fault_point
 from .host import Host, Refused
 from .log import say
@@ -33,7 +34,7 @@ PARTIAL = re.compile(r".*[0-9]_[0-9].*\.partial")
 class Source:
     """A finished file, and the name below the destination that the host computed for it."""
 
-    kind: str  # `database` or `config`
+    kind: Literal["database", "config"]
     path: str
     directory: int  # the descriptor of the role's directory
     name: str
@@ -46,10 +47,10 @@ def backup_path(subdirectory: str, run_id: str, ending: str) -> str:
     return f"{subdirectory}/{subdirectory}_{run_id}.{ending}"
 
 
-def publish(host: Host, sources: Sequence[Source]) -> list[dict[str, str | int]]:
+def publish(host: Host, sources: Sequence[Source]) -> list[BackupFile]:
     """Copies the files into the destination and then gives each its final name.
 
-    Returns {"kind", "path", "bytes", "sha256"} of each. If one fails, none of them is published.
+    If one fails, none of them is published.
     Call it when the roles that worked for a service have ended.
     """
     with contextlib.ExitStack() as stack:
@@ -76,7 +77,7 @@ def publish(host: Host, sources: Sequence[Source]) -> list[dict[str, str | int]]
     return published
 
 
-def copy(host: Host, source: Source, directory: int, name: str) -> dict[str, str | int]:
+def copy(host: Host, source: Source, directory: int, name: str) -> BackupFile:
     """Copies and hashes a file in one pass into a new one of our own, which is then on disk.
 
     It is synced in steps, because the tracker's commits would wait behind one large sync.
@@ -100,7 +101,7 @@ def copy(host: Host, source: Source, directory: int, name: str) -> dict[str, str
         if source.kind == "database":
             fault_point("syncing-the-compressed-database", host)
         os.fsync(writing.fileno())
-    return {"kind": source.kind, "path": source.path, "bytes": size, "sha256": digest.hexdigest()}
+    return BackupFile(source.kind, source.path, size, digest.hexdigest())
 
 
 def take(directory: int, name: str, uid: int, limit: int) -> int:

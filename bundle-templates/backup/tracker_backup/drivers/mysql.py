@@ -59,6 +59,7 @@ def arguments(host: Host) -> dict[str, Any]:
         raise Refused(f"the secret {secret} cannot be read: {error.strerror}", 2) from error
     return {
         **{key: settings[f"DB_{key.upper()}"] for key in ("host", "port", "user", "name", "tls")},
+        "driver": "mysql",
         "password": password,
         "ca_file": settings.get("DB_TLS_CA_FILE", ""),
         "scope": host.scope,
