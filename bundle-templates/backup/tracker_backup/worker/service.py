@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ from ..protocol import PROTOCOL, Answer, encode_answer
 DATA = Path(os.environ.get("BACKUP_DATA", "/data"))  # the deployment, read-only
 WORK = Path(os.environ.get("BACKUP_WORK", "/work"))  # the role's own directory
 CONFIG = Path(os.environ.get("BACKUP_CONFIG", "/etc/backup/backup.conf"))
-
-STAND_STILL_SECONDS = 60
 
 Job = Callable[[dict[str, Any], Answer], None]
 
@@ -34,6 +33,21 @@ class StepFailed(Exception):
 def log(message: str) -> None:
     """A line on standard error. The host copies at most 64 KiB of it into the log."""
     print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """Limits every file that this process or a program started meanwhile writes, in bytes.
+
+    Writing more is an OSError here, and ends a program with SIGXFSZ.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def serve(jobs: Mapping[str, Job]) -> int:
@@ -69,15 +83,3 @@ def timed(answer: Answer, name: str) -> Iterator[None]:
     started = time.monotonic()
     yield
     answer.milliseconds[name] = round((time.monotonic() - started) * 1000)
-
-
-def fault_point(name: str) -> None:
-    """A place at which the test suite can stop a run, as in the host's fault_points.py."""
-    points = WORK / ".fault-points"
-    if os.environ.get("TRACKER_BACKUP_STOP_AT") != name:
-        return
-    with suppress(OSError):
-        (points / "reached").mkdir()
-        end = time.monotonic() + STAND_STILL_SECONDS
-        while (points / "hold").exists() and time.monotonic() < end:
-            time.sleep(0.02)
