@@ -333,7 +333,7 @@ class Window:
         """The seconds that the capture may take."""
         if not self.marker:
             return otherwise
-        left = int(self.limit - (time.monotonic() - self.began))
+        left = self.limit - int(time.monotonic() - self.began)
         if left <= 0:
             raise Refused(
                 f"the window's limit of {self.limit} s for stopping and capturing is over"
