@@ -157,3 +157,20 @@ def test_a_signal_during_the_cleaning_up_is_ignored(signals: Any) -> None:
     with signals.held():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signals.pending == signal.SIGTERM
+
+
+def test_a_signal_just_before_the_window_closes_does_not_leave_it_open(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = tool.window.Window.__new__(tool.window.Window)
+    calls: list[BaseException | None] = []
+
+    def leave(error: BaseException | None) -> None:
+        calls.append(error)
+        if not error:
+            raise tool.signals.Ended(signal.SIGTERM)
+
+    monkeypatch.setattr(window, "leave", leave)
+    with pytest.raises(tool.signals.Ended) as ended:
+        window.__exit__(None, None)
+    assert calls == [None, ended.value]

@@ -55,7 +55,7 @@ from .runs import Manifest, newest_success, read_runs, too_old
 from .secrets import named_secrets, require_secrets
 from .signals import Ended, signals
 from .state import LockHeld
-from .window import MARKER, Stack, Tracker, Window, is_overdue, look, tracker_ids
+from .window import MARKER, STOP_INSTEAD, Stack, Tracker, Window, is_overdue, look, tracker_ids
 
 FORMAT = 1
 HOLD, RESTORE = STATE / "hold", STATE / "restore.json"
@@ -490,11 +490,7 @@ class BackupContainer:
         label = f"label={RUN_LABEL}={self.run.id}"
         if not docker(*words("ps --quiet --filter"), label).strip():
             raise Refused(f"the backup container did not stay up ({message})")
-        raise Refused(
-            f"this Docker engine cannot pause containers ({message}): set backup.quiesce to "
-            "'stop' in the environment file, generate and install again",
-            2,
-        )
+        raise Refused(f"this Docker engine cannot pause containers ({message}): {STOP_INSTEAD}", 2)
 
     def step(self, name: str, limit: float, *arguments: str) -> None:
         """One step of backup.sh. Raises Refused with its reason. The step leaves its exit code in
