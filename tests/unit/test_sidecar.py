@@ -16,7 +16,6 @@ from unit.sandbox import Sandbox
 
 NOW = datetime.datetime.now(datetime.timezone.utc)
 MINE = (
-    "usr/local/lib/tracker-backup/sidecar-backup.sh",
     "usr/local/lib/tracker-backup/__main__.py",
     "var/lib/tracker-backup/stack.json",
 )
