@@ -69,11 +69,8 @@ def expired(
 def expired_leftovers(names: Iterable[str], runs: list[RunManifest], days: int) -> list[str]:
     """Which of these files go. A dead run left them, and a run's id is in each name."""
     begin = begin_of_period(runs, days)
-    return [
-        name
-        for name in names
-        if begin and (found := RUN_ID.search(name)) and found[0] < f"{begin:%Y%m%d_%H%M%S}"
-    ]
+    limit = f"{begin:%Y%m%d_%H%M%S}" if begin else ""
+    return [name for name in names if (found := RUN_ID.search(name)) and found[0] < limit]
 
 
 def suspicions(
