@@ -296,14 +296,16 @@ def test_the_host_of_a_sidecar_pushes_each_of_its_runs_once(copying: Sandbox) ->
 # ---------------------------------------------------------------- incomplete runs, damage
 
 
+def good_files() -> list[dict[str, Any]]:
+    """The database of the run 20260102_030000, with its SHA-256."""
+    files = manifest("20260102_030000", 2)["files"]
+    return [files[0] | {"sha256": hashlib.sha256(b"backup").hexdigest()}]
+
+
 def test_an_incomplete_run_is_copied_and_lets_nothing_be_removed_there(copying: Sandbox) -> None:
-    run = manifest("20260102_030000", 2)
-    files = [
-        file | {"sha256": hashlib.sha256(b"backup").hexdigest()}
-        for file in run["files"]
-        if file["kind"] == "database"
-    ]
-    copying.add_run(run["id"], 2, result="incomplete", files=files, missing=["caddy"])
+    copying.add_run(
+        "20260102_030000", 2, result="incomplete", files=good_files(), missing=["caddy"]
+    )
     pushed = copying.call("push")
     assert pushed.code == 0
     assert "copied 20260102_030000" in pushed.out
@@ -312,6 +314,27 @@ def test_an_incomplete_run_is_copied_and_lets_nothing_be_removed_there(copying: 
     add_run(copying, "20260103_030000", 3)
     assert copying.call("push").code == 0
     assert "forget" in steps(copying)
+
+
+def test_latest_in_the_repository_is_the_newest_success_there(copying: Sandbox) -> None:
+    copying.add_run(
+        "20260102_030000", 2, result="incomplete", files=good_files(), missing=["caddy"]
+    )
+    assert copying.call("push").code == 0
+    (copying.stub / "hooks/restic-show").write_text(
+        f"cat {copying.path}/runs/${{3#/runs/}}; exit\n"
+    )
+    shutil.copytree(copying.destination / "runs", copying.path / "runs")
+    copying.empty_destination()
+    planned = copying.call("restore", "--from", "restic", "--dry-run")
+    assert "restore of 20260101_030000" in planned.out, planned.err
+    named = copying.call("restore", "20260102_030000", "--from", "restic", "--dry-run")
+    assert "restore of 20260102_030000" in named.out
+    assert "warning: 20260102_030000 is incomplete, it lacks caddy" in named.out
+    assert state(copying)["sequence"] == 2
+    (copying.stub / "repository/20260101_030000.json").unlink()
+    refused = copying.call("restore", "--from", "restic", "--dry-run")
+    assert (refused.code, "holds no successful backup" in refused.err) == (1, True)
 
 
 @pytest.mark.parametrize("content", ["", "null", "{}", '{"format": 1, "pushed": []}', "[1"])
