@@ -112,7 +112,9 @@ def preallocate(source: int) -> None:
 def available_bytes() -> int:
     """What /proc/meminfo says; 0 if it says nothing."""
     with suppress(OSError):
-        if found := re.search(rb"^MemAvailable: *(\d{1,18}) kB$", MEMORY.read_bytes(), re.MULTILINE):
+        if found := re.search(
+            rb"^MemAvailable: *(\d{1,18}) kB$", MEMORY.read_bytes(), re.MULTILINE
+        ):
             return 1024 * int(found[1])
     return 0
 

@@ -11,14 +11,7 @@ import time
 from .service import serve
 
 IDLE_SECONDS = 86400
-# The module of each role. A role imports no other module than its own.
-ROLES = {
-    "reader": "reader",
-    "examiner": "examiner",
-    "client": "mysql",
-    "courier": "courier",
-    "unpacker": "unpacker",
-}
+ROLES = ("reader", "examiner", "client", "courier", "unpacker")  # each a module of its own
 
 
 def main(words: list[str]) -> int:
@@ -31,7 +24,7 @@ def main(words: list[str]) -> int:
     if role not in ROLES:
         print(f"usage: backup.sh idle | {' | '.join(ROLES)}", file=sys.stderr)
         return 2
-    return serve(importlib.import_module(f".{ROLES[role]}", __package__).JOBS)
+    return serve(importlib.import_module(f".{role}", __package__).JOBS)
 
 
 def idle() -> int:
