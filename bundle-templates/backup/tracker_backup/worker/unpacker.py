@@ -87,9 +87,8 @@ def missing(archive: Path, paths: list[str]) -> list[str]:
     """Those of the paths that the archive lacks, after the whole archive was read."""
     wanted = dict.fromkeys(paths)
     try:
-        with restore_files.open_archive(archive) as tar:
-            for member in restore_files.members(tar):
-                wanted.pop(shown(member.name), None)
+        for _, member in restore_files.members(archive):
+            wanted.pop(shown(member.name), None)
     except tarfile.TarError as error:
         raise StepFailed(f"the configuration is not a readable archive: {error}") from error
     return list(wanted)
