@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unit.sandbox import manifest
+
 TESTS = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(os.environ.get("BUNDLE_TEMPLATES", TESTS.parent / "bundle-templates"))
 IMAGE = "gen-backup-bundle/backup:0123456789ab"
@@ -242,6 +244,14 @@ class Host:
         facts = {"labels": {"tracker-backup.run": run}, "status": status, "work": work}
         (self.stub / "containers" / name).write_text(json.dumps(facts))
 
+    def add_run(self, run_id: str, sequence: int, **facts: Any) -> dict[str, Any]:
+        """An earlier run: its run manifest, and the files that it names."""
+        run = manifest(run_id, sequence, **facts)
+        (self.destination / f"runs/{run_id}.json").write_text(json.dumps(run))
+        for file in run["files"]:
+            (self.destination / file["path"]).write_text("backup")
+        return run
+
     def set(self, name: str, value: float | str) -> None:
         """One of the program's own limits: `LOCK_SECONDS` sets TRACKER_BACKUP_LOCK_SECONDS."""
         self.environment[f"TRACKER_BACKUP_{name}"] = str(value)
@@ -393,6 +403,18 @@ class Host:
             else:
                 assert manifest[key] == value, manifest
         return manifest
+
+    def warned(self, pattern: str) -> None:
+        """A warning in the one run manifest."""
+        warnings = self.manifest()["warnings"]
+        assert any(re.search(pattern, warning) for warning in warnings), warnings
+
+    def calls_between(self, first: str, last: str) -> list[str]:
+        """The calls after one that matches `first`, before one that matches `last`."""
+        calls = self.calls
+        begin = next(i for i, call in enumerate(calls) if re.search(first, call))
+        end = next(i for i, call in enumerate(calls) if i > begin and re.search(last, call))
+        return calls[begin + 1 : end]
 
     def nothing_was_recorded(self) -> None:
         assert self.run_files() == []
