@@ -21,7 +21,7 @@ def test_stop_preflight_stop_capture_start_and_only_then_the_slow_rest(host: Hos
         "^job examine ",
         "^docker rm .*tracker-backup-",
     )
-    host.never_called("^docker (pause|unpause|restart|kill)")
+    host.never_called("^docker (pause|unpause|restart|kill) .*7e57")
     host.tracker_is("running")
     host.recorded("success", exit_code=0, quiesce="stop", reason="")
     host.nothing_is_left()
