@@ -157,7 +157,7 @@ class Server:
     database: str
 
     def ask(
-        self, statement: str, database: str = "", seconds: int = STATEMENT_SECONDS
+        self, statement: str, database: str = "", seconds: float = STATEMENT_SECONDS
     ) -> list[str]:
         """The lines of the answer to one statement, as the server wrote them."""
         words = ["--batch", "--skip-column-names", "--execute", statement]
