@@ -31,7 +31,7 @@ from .paths import (
     relative,
     shown,
 )
-from .service import Job, StepFailed, fault_point, log, timed
+from .service import Job, StepFailed, log, timed
 
 LOCK_SECONDS = float(os.environ.get("BACKUP_ONLINE_RETRY_SECONDS", "30"))
 SAMPLE_BYTES = 64 << 20
@@ -121,7 +121,6 @@ def preallocate(_arguments: dict[str, Any], _answer: Answer) -> None:
 def capture(arguments: dict[str, Any], answer: Answer) -> None:
     """numbers: shared. Method "copy" is for a database to which nobody writes."""
     settings = read_settings()
-    fault_point("capturing-the-database")
     with database(settings) as (directory, name):
         capture_set(directory, name, "database.db", arguments["method"] == "online", answer)
 
@@ -255,7 +254,6 @@ def archive(arguments: dict[str, Any], answer: Answer) -> None:
     target = service.WORK / f"config.tar{SUFFIX[arguments['compression']]}"
     target.unlink(missing_ok=True)
     there = [line for line, _ in opened(lines, findings)]
-    fault_point("archiving-the-configuration")
     with timed(answer, "archive"), compressor(target, arguments["compression"]) as stream:
         written = Archive(stream, arguments["limit_bytes"], findings)
         add_directories(written, there)
