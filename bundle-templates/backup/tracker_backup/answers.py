@@ -69,7 +69,7 @@ def open_answer(work: Path, name: str, limit: int) -> int | None:
     finally:
         os.close(directory)
     facts = os.fstat(descriptor)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1 or facts.st_size > limit:
         os.close(descriptor)
         raise BadAnswer(f"the container's file {name} is no regular file of at most {limit} bytes")
     return descriptor

@@ -59,7 +59,9 @@ def find_snapshots(repo: Repository, wanted: str) -> list[Snapshot]:
 def show_run(host: Host, repo: Repository, snapshot: Snapshot) -> RunManifest:
     described = f"the run manifest of {snapshot.run} in the restic repository"
     try:
-        run = RunManifest.decode(repo.call("show", snapshot.id, f"/runs/{snapshot.run}.json"))
+        run = RunManifest.decode(
+            repo.call("show", snapshot=snapshot.id, file=f"/runs/{snapshot.run}.json")
+        )
     except BadDocument as error:
         raise Refused(f"{described} {error}") from error
     if (run.id, run.environment) != (snapshot.run, host.environment) or not run.published:
@@ -106,7 +108,7 @@ def fetch(host: Host, snapshot: Snapshot, run: RunManifest) -> None:
     target.mkdir(mode=0o700)
     try:
         with repository(host, *bind(target, "/target")) as repo:
-            repo.call("fetch", snapshot.id, *(file.path for file in run.files))
+            repo.call("fetch", snapshot=snapshot.id, files=[file.path for file in run.files])
         if problems := check_files(host, run, target):
             raise Refused(f"{run.id} was not fetched whole: {'; '.join(problems)}")
         for path in (file.path for file in run.files):
