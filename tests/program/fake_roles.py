@@ -1,7 +1,6 @@
-"""What runs in our containers, for the stand-in of Docker: the steps of backup.sh, and the roles.
+"""The roles in our containers, for the stand-in of Docker.
 
-Both do the same jobs, which the tests know by the names of the roles' jobs: each has a line
-`job NAME {ARGUMENTS}` in `calls`, its hook, and then its usual effect.
+Each job has a line `job NAME {ARGUMENTS}` in `calls`, its hook, and then its usual effect.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any, NoReturn
 
 from program import fake_docker as docker
 
-ROLES = ("reader", "examiner", "client", "courier", "unpacker")
 DATABASE_BYTES = 8192
 
 
@@ -29,13 +27,6 @@ class Refused(Exception):
 def refuse(reason: str, code: int = 1) -> NoReturn:
     """For hooks: the job fails with this reason."""
     raise Refused(reason, code)
-
-
-def serve(arguments: list[str], work: Path) -> None:
-    if arguments[0] in ROLES:
-        converse(arguments[0], work)
-    else:
-        take_step(*arguments)
 
 
 def begin(name: str, work: Path, answer: dict[str, Any], job: dict[str, Any]) -> None:
@@ -85,13 +76,15 @@ def usual_answer(role: str, name: str, job: dict[str, Any], work: Path) -> dict[
         return {"numbers": numbers | {"members": 0, "wal": 0}}
     if name == "preflight":
         return {"numbers": {"database_bytes": DATABASE_BYTES}, "tables": tables()}
-    if name in ("capture", "dump"):
-        file = work / ("database.db" if name == "capture" else "database.sql")
+    if name == "capture":
+        file = work / ("database.db" if role == "reader" else "database.sql")
         put(file, "captured\n")
         return {"numbers": {"database_bytes": file.stat().st_size, "shared": 0}}
+    if name == "compress":
+        for file in job["files"]:
+            put(work / f"{file}{suffix}", "backup\n")
+        return {"milliseconds": {"compress": 1}}
     if name == "examine":
-        source = "database.db" if job.get("driver", "sqlite") == "sqlite" else "database.sql"
-        put(work / f"{source}{suffix}", "backup\n")
         return {"tables": tables(), "tools": {"sqlite3": "3.40.1"}, "milliseconds": {"check": 1}}
     if name == "archive":
         put(work / f"config.tar{suffix}", "backup\n")
@@ -101,40 +94,3 @@ def usual_answer(role: str, name: str, job: dict[str, Any], work: Path) -> dict[
 
 def tables() -> dict[str, int]:
     return {"torrents": 2, "whitelist": 0, "keys": 0}
-
-
-# ---------------------------------------------------------------- steps of backup.sh
-
-
-def take_step(step: str, run: str, *words: str) -> None:
-    """Leaves in staging and in the destination what backup.sh leaves there."""
-    work = docker.STAGING / run
-    answer: dict[str, Any] = {}
-    try:
-        if step in ("preflight", "capture"):
-            begin(step, work, answer, {"method": words[0]})
-            if words[1:] == ("room",):
-                begin("preallocate", work, answer, {})
-            if step == "capture":
-                put(work / "database.db", "captured\n")
-        elif step == "finish":
-            begin("examine", work, answer, {})
-            begin("archive", work, answer, {})
-            publish(run, work)
-        else:
-            docker.fail(f"backup.sh knows no step {step}")
-    except Refused as refused:
-        put(work / "reason", f"{refused}\n")
-        sys.exit(refused.code)
-
-
-def publish(run: str, work: Path) -> None:
-    lines = [f"table\t{rows}\t{name}\n" for name, rows in tables().items()] + ["path\t.env\n"]
-    for kind, path in (
-        ("database", f"sqlite/sqlite_{run}.db.gz"),
-        ("config", f"config/config_{run}.tar.gz"),
-    ):
-        put(docker.DESTINATION / path, "backup\n")
-        lines.append(f"file\t{kind}\t{path}\t7\t{0:064}\n")
-    with (work / "result").open("a") as file:
-        file.write("".join(lines))

@@ -354,7 +354,7 @@ def test_latest_in_the_repository_is_the_newest_success_there(copying: Sandbox) 
     )
     assert copying.call("push").code == 0
     (copying.stub / "hooks/restic-show").write_text(
-        f"cat {copying.path}/runs/${{3#/runs/}}; exit\n"
+        f"answer(text=(pathlib.Path('{copying.path}') / job['file'][1:]).read_text())\n"
     )
     shutil.copytree(copying.destination / "runs", copying.path / "runs")
     copying.empty_destination()
@@ -364,7 +364,7 @@ def test_latest_in_the_repository_is_the_newest_success_there(copying: Sandbox) 
     assert "restore of 20260102_030000" in named.out
     assert "warning: 20260102_030000 is incomplete, it lacks caddy" in named.out
     assert state(copying)["sequence"] == 2
-    (copying.stub / "repository/20260101_030000.json").unlink()
+    (copying.stub / "repository/20260101_030000.snapshot").unlink()
     refused = copying.call("restore", "--from", "restic", "--dry-run")
     assert (refused.code, "holds no successful backup" in refused.err) == (1, True)
 

@@ -24,10 +24,10 @@ from .protocol import LARGEST, printable, table_name
 DOCUMENT_BYTES = 16 << 20
 ITEMS = 100_000  # of one list or object
 RUN_ID = re.compile(r"[0-9]{8}_[0-9]{6}")
-# A backup file below the destination: directory, prefix, run's id, what it is, compression.
+# A backup file below the destination; groups: its directory, the run's id.
 BACKUP_FILE = re.compile(
-    r"(sqlite(?=.*\.db\.)|mysql(?=.*\.sql\.)|config(?=.*\.tar\.))/(\1)_([0-9]{8}_[0-9]{6})"
-    r"\.(db|sql|torrents\.sql|tar)\.(gz|zst)"
+    r"(sqlite(?=.*\.db\.)|mysql(?=.*\.sql\.)|config(?=.*\.tar\.))/\1_([0-9]{8}_[0-9]{6})"
+    r"\.(?:db|sql|torrents\.sql|tar)\.(?:gz|zst)"
 )
 
 D = TypeVar("D", bound="Document")
@@ -293,7 +293,7 @@ class RunManifest(Document):
         object.__setattr__(self, "driver", self.driver or driver)
         for file in self.files:
             match = BACKUP_FILE.fullmatch(file.path)
-            named = (match[1], match[3]) if match else ()
+            named = (match[1], match[2]) if match else ()
             twice = self.paths_of(file.kind).count(file.path) > 1
             if twice or named != ("config" if file.kind == "config" else self.driver, self.id):
                 raise bad(f"the path of a {file.kind} file", file.path)

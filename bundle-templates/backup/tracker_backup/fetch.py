@@ -59,8 +59,9 @@ def find_snapshots(repo: Repository, wanted: str) -> list[Snapshot]:
 def show_run(host: Host, repo: Repository, snapshot: Snapshot) -> RunManifest:
     described = f"the run manifest of {snapshot.run} in the restic repository"
     try:
-        file = f"/runs/{snapshot.run}.json"
-        run = RunManifest.decode(repo.call("show", snapshot=snapshot.id, file=file))
+        run = RunManifest.decode(
+            repo.call("show", snapshot=snapshot.id, file=f"/runs/{snapshot.run}.json")
+        )
     except BadDocument as error:
         raise Refused(f"{described} {error}") from error
     if (run.id, run.environment) != (snapshot.run, host.environment) or not run.published:
