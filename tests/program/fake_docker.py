@@ -395,7 +395,7 @@ def execute(words: list[str]) -> None:
     try:
         if not program.endswith("/backup.sh") and program != "backup.sh":
             fail(f"stub docker: no such program in the container: {program}")
-        fake_roles.serve(arguments, Path(facts["work"]))
+        fake_roles.converse(arguments[0], Path(facts["work"]))
     finally:
         client.unlink(missing_ok=True)
 
