@@ -314,6 +314,9 @@ class Host:
         """Whether a hook called `touch(name)`."""
         return (self.stub / name).exists()
 
+    def wait_for(self, name: str) -> None:
+        wait_until(lambda: self.touched(name), what=f"for {name}")
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Somebody else holds the lock."""
