@@ -136,7 +136,7 @@ def take_step(step: str, run: str, *words: str) -> None:
 def take_restic_step(step: str, *_: str) -> None:
     try:
         begin(step, Path("/nonexistent"), {})
-        print(restic_text(step))
+        print(restic_text(step), end="")
     except Refused as refused:
         docker.fail(f"now backup: ERROR: {refused}", refused.code)
 

@@ -1,21 +1,21 @@
-"""A run of long ago, which retention removes after the next success."""
+"""A run that is older than the retention, which removes it after the next success."""
 
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 
 from program.host import Host
 from unit.sandbox import manifest
 
-OLD = "20250101_030000"
 
-
-def add_old_run(host: Host) -> None:
-    """The operator has acknowledged the pause after it."""
-    run = manifest(OLD, 0, tables={})
-    for file in run["files"]:
-        (host.destination / file["path"]).write_text("backup")
-    (host.destination / f"runs/{OLD}.json").write_text(json.dumps(run))
-    # The pause is a reason to suspend retention. Its key names the run that came after it.
-    recent = manifest("20250101_040000", 1, tables={}, kinds=())
-    (host.destination / "runs/20250101_040000.json").write_text(json.dumps(recent))
+def add_old_run(host: Host) -> list[str]:
+    """Its files, relative to the destination. A newer run keeps the pause short."""
+    for sequence, days in ((0, 8), (1, 4)):
+        moment = datetime.now(timezone.utc) - timedelta(days=days)
+        kinds = ("database", "config") if sequence == 0 else ()
+        run = manifest(f"{moment:%Y%m%d_%H%M%S}", sequence, tables={}, kinds=kinds)
+        for file in run["files"]:
+            (host.destination / file["path"]).write_text("backup")
+        (host.destination / f"runs/{run['id']}.json").write_text(json.dumps(run))
+    return host.published()

@@ -1,0 +1,71 @@
+"""A real SQLite database, and the real programs of the image where its containers would run them.
+
+The commands of the image stand here alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import NoReturn
+
+from program.host import TEMPLATES, Host
+
+IMAGE_ENTRY = ["/bin/bash", str(TEMPLATES / "backup/backup.sh")]  # and a step, or a command
+ROLE_ENTRY = ["/usr/bin/python3", "-I", "-B", str(TEMPLATES / "backup/backup.py")]  # and a role
+TABLES = """
+CREATE TABLE torrents (info_hash TEXT); CREATE TABLE whitelist (a); CREATE TABLE keys (a);
+INSERT INTO torrents VALUES ('aa'), ('bb')
+"""
+
+
+def sidecar_command(host: Host, *options: str) -> list[str]:
+    """A run in the sidecar, as `backup.sh now` in the container."""
+    script = host.local / "lib/tracker-backup/sidecar-backup.sh"
+    return ["/bin/bash", str(script), *options]
+
+
+def become_role(arguments: list[str], work: Path) -> NoReturn:
+    """For the hook `exec`: Docker's client becomes the program of the container."""
+    entry = ROLE_ENTRY if len(arguments) == 1 else IMAGE_ENTRY
+    os.environ["BACKUP_WORK"] = str(work)
+    os.execv(entry[0], [*entry, *arguments])
+
+
+def database(host: Host) -> Path:
+    return host.deploy / "storage/tracker/lib/database/tracker.db"
+
+
+def change(host: Host, script: str) -> None:
+    """Changes the tracker's database."""
+    with closing(sqlite3.connect(database(host))) as connection:
+        connection.executescript(script)
+
+
+def make_real(host: Host) -> None:
+    """The deployment has a real database, and the settings name paths of this host."""
+    database(host).unlink()
+    change(host, TABLES)
+    paths = host.deploy / "backup/backup-paths.txt"
+    paths.write_text(
+        f"{host.deploy}/.env\n{host.deploy}/storage/tracker/etc\n"
+        f"dir:{host.deploy}/storage/tracker/lib\n?{host.deploy}/storage/caddy/etc\n"
+    )
+    host.configure_backup(DB_PATH=str(database(host)), BACKUP_PATHS_FILE=str(paths))
+    host.environment |= {
+        "BACKUP_DATA": str(host.deploy),
+        "BACKUP_CONFIG": str(host.deploy / "backup/backup.conf"),
+        "BACKUP_STAGING": str(host.staging),
+        "BACKUP_DESTINATION": str(host.destination),
+    }
+
+
+def restored_rows(host: Host, path: Path) -> list[str]:
+    """The torrents of a published database."""
+    restored = host.path / "restored.db"
+    restored.write_bytes(gzip.decompress(path.read_bytes()))
+    with closing(sqlite3.connect(restored)) as connection:
+        return [row[0] for row in connection.execute("SELECT info_hash FROM torrents")]
