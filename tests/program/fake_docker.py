@@ -350,10 +350,10 @@ def start_ours(words: list[str], labels: dict[str, str]) -> None:
         key, _, value = label.partition("=")
         labels[key] = value
     mounted = re.search(r'source=([^",]+)"?,target=/work\b', " ".join(words))
-    work = mounted[1] if mounted else os.environ.get("TRACKER_BACKUP_WORK", "")
+    work = mounted[1] if mounted else STAGING / os.environ.get("TRACKER_BACKUP_WORK", "")
     if (STUB / "containers" / name).exists():
         fail(f"Error response from daemon: Conflict. The name {name} is already in use")
-    add_container(name, labels, work)
+    add_container(name, labels, str(work))
     print(name)
 
 
@@ -449,7 +449,8 @@ def stop(words: list[str]) -> None:
     find(words[-1])
     happens("stop", words=words)
     stopped(137)
-    happened("stop")
+    for action in ("kill", "die", "stop"):
+        happened(action)
 
 
 def start(words: list[str]) -> None:

@@ -38,7 +38,7 @@ def serve(arguments: list[str], work: Path) -> None:
         take_step(*arguments)
 
 
-def begin(name: str, work: Path, answer: dict[str, Any], **job: Any) -> None:
+def begin(name: str, work: Path, answer: dict[str, Any], job: dict[str, Any]) -> None:
     """Writes the job down and does what the test wants."""
     docker.log_call(f"job {name} {json.dumps(job, sort_keys=True)}")
     docker.happens(name, work=work, job=job, answer=answer, refuse=refuse, say=say)
@@ -70,7 +70,7 @@ def converse(role: str, work: Path) -> None:
         job.pop("protocol", None)
         answer: dict[str, Any] = {"code": 0}
         try:
-            begin(name, work, answer, **job)
+            begin(name, work, answer, job)
             answer = usual_answer(role, name, job, work) | answer
         except Refused as refused:
             answer |= {"code": refused.code, "reason": str(refused)}
@@ -117,14 +117,14 @@ def take_step(step: str, run: str, *words: str) -> None:
     answer: dict[str, Any] = {}
     try:
         if step in ("preflight", "capture"):
-            begin(step, work, answer, method=words[0])
+            begin(step, work, answer, {"method": words[0]})
             if words[1:] == ("room",):
-                begin("preallocate", work, answer)
+                begin("preallocate", work, answer, {})
             if step == "capture":
                 put(work / "database.db", "captured\n")
         elif step == "finish":
-            begin("examine", work, answer)
-            begin("archive", work, answer)
+            begin("examine", work, answer, {})
+            begin("archive", work, answer, {})
             publish(run, work)
         else:
             docker.fail(f"backup.sh knows no step {step}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from program.host import IMAGE, TRACKER, Host
+from program.host import IMAGE, TRACKER, Host, wait_until
 
 
 @pytest.fixture
@@ -91,6 +91,18 @@ def test_no_run_begins_while_a_restore_that_died_cannot_be_rolled_back(host: Hos
     """What the roll-back needs must still be there."""
     work = dead_restore(host, undone=False)
     host.run().ends_with(4, "could not be rolled back")
+    assert work.is_dir() and (host.state / "restore.json").exists()
+    host.tracker_was_left_alone()
+    host.nothing_was_recorded()
+
+
+def test_no_run_begins_when_the_restore_that_it_waited_for_died(host: Host) -> None:
+    host.set("LOCK_SECONDS", 20)
+    with host.locked():
+        work = dead_restore(host, undone=False)
+        process = host.start()
+        wait_until(lambda: host.has_lock_open(process))
+    process.finish().ends_with(4, "rolled back")
     assert work.is_dir() and (host.state / "restore.json").exists()
     host.tracker_was_left_alone()
     host.nothing_was_recorded()

