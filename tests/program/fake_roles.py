@@ -6,6 +6,7 @@ Both do the same jobs, which the tests know by the names of the roles' jobs: eac
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from program import fake_docker as docker
 
 ROLES = ("reader", "examiner", "client", "courier", "unpacker")
 DATABASE_BYTES = 8192
+DIGEST = hashlib.sha256(b"backup\n").hexdigest()  # of every file that is published
 
 
 class Refused(Exception):
@@ -135,7 +137,7 @@ def take_step(step: str, run: str, *words: str) -> None:
 
 def take_restic_step(step: str, *_: str) -> None:
     try:
-        begin(step, Path("/nonexistent"), {})
+        begin(step, Path("/nonexistent"), {}, {})
         print(restic_text(step), end="")
     except Refused as refused:
         docker.fail(f"now backup: ERROR: {refused}", refused.code)
@@ -148,6 +150,6 @@ def publish(run: str, work: Path) -> None:
         ("config", f"config/config_{run}.tar.gz"),
     ):
         put(docker.DESTINATION / path, "backup\n")
-        lines.append(f"file\t{kind}\t{path}\t7\t{0:064}\n")
+        lines.append(f"file\t{kind}\t{path}\t7\t{DIGEST}\n")
     with (work / "result").open("a") as file:
         file.write("".join(lines))

@@ -305,7 +305,7 @@ class Host:
         before = len(self.hanging())
         process = self.start(*arguments)
         wait_until(
-            lambda: len(self.hanging()) > before or not process.alive, what="for a call to hang"
+            lambda: len(self.hanging()) > before or not process.alive, 30, "for a call to hang"
         )
         assert process.alive, process.finish().output
         return process

@@ -1,21 +1,14 @@
-"""A real SQLite database, and the real programs of the image where its containers would run them.
-
-The commands of the image stand here alone.
-"""
+"""A real SQLite database, for the real programs of the image."""
 
 from __future__ import annotations
 
 import gzip
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import NoReturn
 
-from program.host import TEMPLATES, Host
+from program.host import Host
 
-IMAGE_ENTRY = ["/bin/bash", str(TEMPLATES / "backup/backup.sh")]  # and a step, or a command
-ROLE_ENTRY = ["/usr/bin/python3", "-I", "-B", str(TEMPLATES / "backup/backup.py")]  # and a role
 TABLES = """
 CREATE TABLE torrents (info_hash TEXT); CREATE TABLE whitelist (a); CREATE TABLE keys (a);
 INSERT INTO torrents VALUES ('aa'), ('bb')
@@ -26,13 +19,6 @@ def sidecar_command(host: Host, *options: str) -> list[str]:
     """A run in the sidecar, as `backup.sh now` in the container."""
     script = host.local / "lib/tracker-backup/sidecar-backup.sh"
     return ["/bin/bash", str(script), *options]
-
-
-def become_role(arguments: list[str], work: Path) -> NoReturn:
-    """For the hook `exec`: Docker's client becomes the program of the container."""
-    entry = ROLE_ENTRY if len(arguments) == 1 else IMAGE_ENTRY
-    os.environ["BACKUP_WORK"] = str(work)
-    os.execv(entry[0], [*entry, *arguments])
 
 
 def database(host: Host) -> Path:

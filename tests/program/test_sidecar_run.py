@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from program.host import Host, Outcome, wait_until
-from program.real import IMAGE_ENTRY, change, make_real, restored_rows, sidecar_command
+from program.image import IMAGE_ENTRY
+from program.real import change, make_real, restored_rows, sidecar_command
 
 
 def tell(host: Host, refused: str = "", at: str = "") -> None:

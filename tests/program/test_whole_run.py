@@ -15,7 +15,7 @@ from program.real import change, make_real, restored_rows
 @pytest.fixture(autouse=True)
 def real(host: Host) -> None:
     make_real(host)
-    host.on("exec", "from program.real import become_role\nbecome_role(words[2:], work)")
+    host.on("exec", "from program.image import become_role\nbecome_role(words[2:], work)")
 
 
 def stop_at(host: Host, point: str) -> None:
