@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta, timezone
 
-from program.host import Host
 from unit.sandbox import manifest
+
+from program.host import Host
 
 
 def add_old_run(host: Host) -> list[str]:

@@ -9,7 +9,6 @@ import pytest
 from program.host import Host
 from program.old_runs import add_old_run
 
-
 NAMES = ("REPOSITORY", "PASSWORD")
 
 
@@ -25,8 +24,6 @@ def copying(host: Host) -> Host:
     for name in NAMES:
         (secrets / f"restic_{name.lower()}").write_text("rest:https://copies.example.org/")
     return host
-
-
 
 
 def test_what_was_published_is_pushed_after_retention_and_outside_the_window(

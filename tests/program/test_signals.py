@@ -13,35 +13,38 @@ import pytest
 from program.host import STARTED, Host
 
 # The engine goes on although its client dies, and tells the test that it began.
-SLOW_STOP = "later(0.5, lambda: (stopped(137), happened('stop'))); hang(1)"
-SLOW_PAUSE = "later(0.5, lambda: (become('paused'), happened('pause'))); hang(1)"
+SLOW = {
+    "stop": "later(0.5, lambda: (stopped(137), happened('stop'))); hang(1)",
+    "pause": "later(0.5, lambda: (become('paused'), happened('pause'))); hang(1)",
+}
 UNTOUCHED = ("preflight", "build")
 
 
 @pytest.mark.parametrize(
-    ("number", "quiesce", "event", "effect"),
+    ("number", "quiesce", "event"),
     [
-        (SIGTERM, "stop", "preflight", "hang()"),
-        (SIGHUP, "stop", "preflight", "hang()"),
-        (SIGTERM, "stop", "build", "hang()"),
-        (SIGTERM, "stop", "capture", "hang()"),
-        (SIGINT, "stop", "capture", "hang()"),
-        (SIGHUP, "stop", "capture", "hang()"),
-        (SIGTERM, "pause", "capture", "hang()"),
-        (SIGTERM, "stop", "stop", SLOW_STOP),
-        (SIGTERM, "pause", "pause", SLOW_PAUSE),
-        (SIGTERM, "stop", "examine", "hang()"),
-        (SIGINT, "stop", "examine", "hang()"),
-        (SIGHUP, "stop", "archive", "hang()"),
+        (SIGTERM, "stop", "preflight"),
+        (SIGHUP, "stop", "preflight"),
+        (SIGTERM, "stop", "build"),
+        (SIGTERM, "stop", "capture"),
+        (SIGINT, "stop", "capture"),
+        (SIGHUP, "stop", "capture"),
+        (SIGTERM, "pause", "capture"),
+        (SIGTERM, "stop", "stop"),
+        (SIGTERM, "pause", "pause"),
+        (SIGTERM, "stop", "examine"),
+        (SIGINT, "stop", "examine"),
+        (SIGHUP, "stop", "archive"),
     ],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else None,
 )
 def test_a_signal_ends_the_run_with_the_tracker_back_and_nothing_published(
-    host: Host, number: signal.Signals, quiesce: str, event: str, effect: str
+    host: Host, number: signal.Signals, quiesce: str, event: str
 ) -> None:
     host.configure(QUIESCE=quiesce)
     if event == "build":
         (host.stub / "images").write_text("")
-    host.on(event, effect)
+    host.on(event, SLOW.get(event, "hang()"))
     process = host.start_until_hanging()
     process.signal_group(number)
     end = f"exit code {128 + number}: ended by a signal"
@@ -66,7 +69,7 @@ def test_a_signal_acts_at_once_on_a_capture_that_hangs(host: Host) -> None:
     assert time.monotonic() - sent < 6
 
 
-@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT], ids=lambda one: one.name)
 def test_the_tracker_comes_back_after_a_stop_that_docker_goes_on_with(
     host: Host, number: signal.Signals
 ) -> None:
