@@ -557,13 +557,15 @@ HALF_WAY = (
     f"done; {KILL}) </dev/null >/dev/null 2>&1 &"
 ).format(container="$(docker ps --quiet --filter label=tracker-backup.run)")
 
+APPLY = r"swap backup\.sh unpacker"  # the second job in that container; the first one prepares
+
 KILLED = {
     "sqlite3": [
         ("before the stop", "^stop", DIE, "before", 1),
         ("while Docker stops the tracker", "^stop", KILL, "before", 1),
-        ("before the files are swapped", "restore.sh apply", DIE, "before", 1),
-        ("while the files are swapped", "restore.sh apply", HALF_WAY, "before", 1),
-        ("after the files were swapped", "restore.sh apply", KILL, "after", 1),
+        ("before the files are swapped", APPLY, DIE, "before", 2),
+        ("while the files are swapped", APPLY, HALF_WAY, "before", 2),
+        ("after the files were swapped", APPLY, KILL, "after", 2),
         ("before the start", "^start", DIE, "before", 1),
         ("after the start", "^start", KILL, "after", 4),
     ],
@@ -611,14 +613,14 @@ def test_a_restore_killed_at_any_step_is_rolled_back(
     assert recover(host) == Outcome(0, ""), "there is nothing more to recover"
 
 
-@pytest.mark.parametrize("at", ["restore.sh apply", "^start", "binary-mode"])
+@pytest.mark.parametrize(("at", "nth"), [(APPLY, 2), ("^start", 1), ("binary-mode", 1)])
 def test_a_restore_that_fails_is_rolled_back_at_once(
-    deployment: Deployment, spoilt: Good, at: str
+    deployment: Deployment, spoilt: Good, at: str, nth: int
 ) -> None:
     if at == "binary-mode" and deployment.stack.driver != "mysql":
         pytest.skip("nothing is imported into SQLite")
     host, before = deployment.host, deployment.host.containers()
-    failed = strike(host, TOOL, "restore", spoilt.id, "--confirm", at=at, do="exit 1")
+    failed = strike(host, TOOL, "restore", spoilt.id, "--confirm", at=at, do="exit 1", nth=nth)
     assert (
         failed.code == 1
         and "error: the restore failed" in failed.output
@@ -652,7 +654,7 @@ def test_a_roll_back_stops_what_was_started_since(deployment: Deployment, spoilt
     tracker = deployment.tracker().id
     stopped, swapped = (
         next(n for n, call in enumerate(rolled_back.calls) if words in call)
-        for words in (f"stop {tracker}", "restore.sh rollback")
+        for words in (f"stop {tracker}", "rollback backup.sh unpacker")
     )
     assert stopped < swapped, rolled_back.calls
     as_backed_up(deployment, spoilt)
@@ -701,7 +703,8 @@ def test_a_power_cut_while_files_are_swapped_is_rolled_back_after_the_boot(
         "restore",
         spoilt.id,
         "--confirm",
-        at="restore.sh apply",
+        at=APPLY,
+        nth=2,
         do=HALF_WAY.replace(KILL, "kill -STOP $FAULT_PID"),
     ):
         wait_until(

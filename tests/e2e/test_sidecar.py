@@ -292,7 +292,8 @@ def test_a_dead_restore_is_rolled_back_by_the_hosts_line_in_cron(sidecar: Deploy
         "--only",
         "database",
         "--confirm",
-        at="restore.sh apply",
+        at=r"swap backup\.sh unpacker",
+        nth=2,
         when="after",
     )
     assert killed.code == 137, killed.output

@@ -21,6 +21,7 @@ def own(host: Sandbox, **facts: str) -> None:
 
 def test_the_destination_that_was_installed_is_ours(host: Sandbox) -> None:
     assert json.loads((host.destination / ".tracker-backup.json").read_text()) == {
+        "format": 1,
         "environment": "production",
         "machine_id": "5ca1ab1e",
     }

@@ -34,7 +34,7 @@ class Old:
     def journal(self, point: str) -> Any:
         """The journal of a restore."""
         self.put(f"{point}/restore.json", "restore.json")
-        return self.package.restore.Journal.read()
+        return self.package.documents.RestoreJournal.load()
 
     def work(self, point: str, name: str) -> list[str]:
         """The entries of a file in a restore's work directory, which end with NUL."""
@@ -70,19 +70,22 @@ def test_every_run_manifest_is_read(old: Old, capsys: pytest.CaptureFixture[str]
     runs = old.package.runs.read_runs(old.host)
     assert capsys.readouterr() == ("", "")
     assert len(runs) == len(list((old.fixtures / "destination/runs").iterdir()))
-    told = {run["sequence"]: (run["result"], run["exit_code"], run["scope"]) for run in runs}
+    told = {run.sequence: (run.result, run.exit_code, run.scope) for run in runs}
     assert told[1] == ("success", 0, "full")
     assert told[2] == ("success", 0, "exclude-statistics")
     assert told[4] == ("failed", 143, "full")
     assert told[5] == ("failed", 1, "full")
     for run in runs:
-        assert len(old.package.runs.run_files(run)) == len(run["files"])
+        assert run.driver == (old.fixtures.name if run.files else "")
+        assert run.missing == []
+        written = json.loads((old.fixtures / f"destination/runs/{run.id}.json").read_bytes())
+        assert run.as_object() == written | {"format": 2, "driver": run.driver, "missing": []}
 
 
 def test_the_configuration_and_the_identity_are_read(old: Old) -> None:
     assert old.host.retention_days > 0
     assert old.host.scope == "full"
-    assert old.package.destination.identity_environment(old.host) == old.host.environment
+    assert old.package.destination.check_restorable(old.host).environment == old.host.environment
     for other in old.fixtures.glob("*/etc/tracker-backup.conf"):
         assert old.package.host.Host.read(other).environment == old.host.environment
 
@@ -139,10 +142,10 @@ def test_the_state_of_the_repository_is_read(old: Old) -> None:
     runs = old.package.runs.read_runs(old.host)
     old.put("state/remote-pending.json", "remote.json")
     pending = old.package.remote.pending(runs, old.package.remote.remembered())
-    assert [run["sequence"] for run in pending] == [13, 12]
-    assert old.package.remote.remembered()["error"]
+    assert [run.sequence for run in pending] == [13, 12]
+    assert old.package.remote.remembered().error
     old.put("state/remote.json", "remote.json")
-    assert old.package.remote.remembered()["error"] == ""
+    assert old.package.remote.remembered().error == ""
 
 
 def test_what_the_host_told_the_sidecar_is_read(old: Old) -> None:
@@ -150,8 +153,8 @@ def test_what_the_host_told_the_sidecar_is_read(old: Old) -> None:
         pytest.skip("this host has no sidecar")
     old.put("state/stack.json", "stack.json")
     told = old.package.deployment.told_by_host()
-    assert told["refused"] == ""
-    assert told["images"].keys() == {"tracker"}
+    assert told.refused == ""
+    assert told.images.keys() == {"tracker"}
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)

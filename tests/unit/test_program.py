@@ -70,12 +70,10 @@ def test_the_whole_package_is_installed_and_anyone_may_read_it(host: Sandbox) ->
         str(path.relative_to(library)): mode(path) for path in (library, *library.rglob("*"))
     } == {
         ".": "0755",
-        "run.sh": "0644",
         "tracker_backup": "0755",
+        "tracker_backup/drivers": "0755",
         "tracker_backup/worker": "0755",
-        **{
-            f"tracker_backup/{path.relative_to(PACKAGE)}": "0644" for path in PACKAGE.rglob("*.py")
-        },
+        **{f"tracker_backup/{path.relative_to(PACKAGE)}": "0644" for path in PACKAGE.rglob("*.py")},
     }
 
 
@@ -100,12 +98,17 @@ def test_a_module_imports_only_from_those_that_the_package_names_before_it() -> 
         for line in re.findall(r"^    (.+?)  ", text, re.MULTILINE)
         for name in line.split(", ")
     ]
-    assert sorted(order) == sorted(path.stem for path in PACKAGE.glob("[!_]*.py"))
+    modules = {path.stem: [path] for path in PACKAGE.glob("[!_]*.py")}
+    modules["drivers"] = list((PACKAGE / "drivers").glob("*.py"))
+    assert sorted(order) == sorted(modules)
     for position, name in enumerate(order):
-        for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                used = {node.module} if node.module else {alias.name for alias in node.names}
-                assert used <= set(order[:position]), f"{name} imports {used}"
+        for path in modules[name]:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.level == len(
+                    path.relative_to(PACKAGE).parts
+                ):
+                    used = {node.module} if node.module else {alias.name for alias in node.names}
+                    assert used <= set(order[:position]), f"{name} imports {used}"
 
 
 # ---------------------------------------------------------------- the log

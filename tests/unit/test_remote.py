@@ -26,41 +26,64 @@ SETTINGS = {
     "RESTIC_CHECK": "true",
 }
 
-# A repository that is a directory: restic.sh as the backup container has it, with a hook before
-# each step.
-STUB = """#!/bin/bash
-repository=$STUB/repository
-echo "$*" >>"$STUB/restic"
-fail() { echo "restic says so" >&2; echo "now backup: ERROR: $2" >&2; exit "$1"; }
-if [[ -e $STUB/hooks/restic-$1 ]]; then source "$STUB/hooks/restic-$1"; fi
-[[ $1 == init || -d $repository ]] || fail 10 'there is no restic repository'
-case $1 in
-    init) mkdir "$repository" && echo "1d$RANDOM" >"$repository/id" ;;
-    identify) cat "$repository/id" ;;
-    snapshots) printf '['; cat "$repository"/*.json 2>/dev/null | paste -sd,; printf ']' ;;
-    backup)
-        tags=$(printf '"%s",' ${3//,/ }); run=${3#*run=}; run=${run%%,*}
-        printf '{"id":"%s","tags":[%s]}\\n' "snapshot-$run" "${tags%,}" >"$repository/$run.json" ;;
-    show) cat "$STUB/shown" ;;
-    unlock | forget | check) ;;
-esac
+# A repository that is a directory: the courier as the container has it, with a hook before a job.
+STUB = """#!/usr/bin/env python3
+import json, os, pathlib, sys
+
+stub = pathlib.Path(os.environ["STUB"])
+repository = stub / "repository"
+job = json.loads(sys.stdin.readline())
+name = job.pop("job")
+with open(stub / "restic", "a") as log:
+    log.write(json.dumps([name, job]) + chr(10))
+
+
+def answer(code=0, **fields):
+    print(json.dumps({"protocol": 1}))
+    print(json.dumps({"code": code, **fields}))
+    sys.exit()
+
+
+def fail(code, reason):
+    answer(code, reason=reason, warnings=["restic says so"])
+
+
+hook = stub / f"hooks/restic-{name}"
+if hook.exists():
+    exec(hook.read_text())
+if name == "init":
+    repository.mkdir()
+    (repository / "id").write_text(f"1d{os.getpid()}")
+elif not repository.exists():
+    fail(10, "there is no restic repository")
+elif name == "identify":
+    answer(text=(repository / "id").read_text())
+elif name == "snapshots":
+    answer(text="".join(path.read_text() for path in sorted(repository.glob("*.snapshot"))))
+elif name == "backup":
+    tags = dict(tag.split("=") for tag in job["tag"].split(","))
+    line = f"5a5a5a5a{tags['sequence']} {tags['run']} {tags['sequence']}" + chr(10)
+    (repository / f"{tags['run']}.snapshot").write_text(line)
+elif name == "show":
+    answer(text=(stub / "shown").read_text())
+answer()
 """
 
 
-def calls(host: Sandbox) -> list[str]:
-    """The steps that were asked for since the last look."""
+def calls(host: Sandbox) -> list[tuple[str, dict[str, Any]]]:
+    """The jobs that were asked for since the last look, and their arguments."""
     path = host.stub / "restic"
     asked = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
-    return asked
+    return [tuple(json.loads(line)) for line in asked]
 
 
 def steps(host: Sandbox) -> list[str]:
-    return [call.split()[0] for call in calls(host)]
+    return [name for name, _ in calls(host)]
 
 
 def fails(host: Sandbox, step: str, code: int, reason: str) -> None:
-    (host.stub / f"hooks/restic-{step}").write_text(f"fail {code} '{reason}'\n")
+    (host.stub / f"hooks/restic-{step}").write_text(f"fail({code}, {reason!r})\n")
 
 
 def works(host: Sandbox, step: str) -> None:
@@ -76,7 +99,7 @@ def copying(sandbox: Sandbox) -> Sandbox:
     """A host with a repository, none of it made yet, and one run."""
     sandbox.make_bundle(**SETTINGS)
     assert sandbox.install(secrets=SECRETS).code == 0
-    script = sandbox.stub / "restic.sh"
+    script = sandbox.stub / "courier"
     script.write_text(STUB)
     script.chmod(0o755)
     add_run(sandbox, "20260101_030000", 1)
@@ -99,7 +122,7 @@ def test_the_first_push_makes_the_repository_and_copies_what_there_is_newest_fir
     pushed = copying.call("push")
     assert pushed.code == 0, pushed.err
     asked = calls(copying)
-    assert [call.split()[0] for call in asked] == [
+    assert [name for name, _ in asked] == [
         "identify",
         "init",
         "identify",
@@ -109,12 +132,19 @@ def test_the_first_push_makes_the_repository_and_copies_what_there_is_newest_fir
         "backup",
         "forget",
     ]
-    assert asked[5] == (
-        "backup production environment=production,run=20260102_030000,sequence=2 2026-01-02 "
-        "03:00:00 "
-        "sqlite/sqlite_20260102_030000.db.gz config/config_20260102_030000.tar.gz "
-        "runs/20260102_030000.json"
-    )
+    assert asked[5][1] == {
+        "protocol": 1,
+        "settings": SETTINGS,
+        "host": "production",
+        "tag": "environment=production,run=20260102_030000,sequence=2",
+        "time": "2026-01-02 03:00:00",
+        "files": [
+            "sqlite/sqlite_20260102_030000.db.gz",
+            "config/config_20260102_030000.tar.gz",
+            "runs/20260102_030000.json",
+        ],
+    }
+    assert not [call for call in copying.calls if "restic_" in call and "--mount" not in call]
     assert copying.call("push").code == 0
     assert steps(copying) == ["identify", "unlock", "snapshots", "forget"]
 
@@ -145,7 +175,7 @@ def test_a_failed_push_is_told_and_made_up_for(copying: Sandbox) -> None:
     assert copying.call("push").code == 0
     add_run(copying, "20260102_030000", 2)
     fails(copying, "backup", 14, "the server cannot be reached")
-    failed = copying.call("push", "--in-run")
+    failed = copying.call("push")
     assert failed.code == 1
     assert failed.err.splitlines()[-1] == (
         "error: copying to the restic repository failed, 1 to be made up for by the next run: "
@@ -168,7 +198,7 @@ def test_a_failed_push_is_told_and_made_up_for(copying: Sandbox) -> None:
     )
     works(copying, "backup")
     calls(copying)
-    assert copying.call("push", "--in-run").code == 0
+    assert copying.call("push").code == 0
     assert [call for call in steps(copying) if call == "backup"] == ["backup"]
     assert json.loads(copying.call("status", "--json").out)["remote"]["error"] == ""
 
@@ -182,12 +212,12 @@ def test_a_repository_that_is_gone_is_not_made_anew_but_another_one_is(copying: 
     assert not (copying.stub / "repository").exists()
     (copying.secrets / "restic_repository").write_text("rest:https://elsewhere.example.org/")
     assert copying.call("push").code == 0
-    assert (copying.stub / "repository/20260101_030000.json").exists()
+    assert (copying.stub / "repository/20260101_030000.snapshot").exists()
 
 
 def test_what_the_policy_removed_there_is_not_pushed_again(copying: Sandbox) -> None:
     assert copying.call("push").code == 0
-    (copying.stub / "repository/20260101_030000.json").unlink()
+    (copying.stub / "repository/20260101_030000.snapshot").unlink()
     calls(copying)
     assert copying.call("push").code == 0
     assert "backup" not in steps(copying)
@@ -210,7 +240,7 @@ def test_nothing_is_removed_there_while_retention_is_suspended(copying: Sandbox)
 
 
 def test_a_push_that_was_killed_shows_until_the_next(copying: Sandbox) -> None:
-    (copying.stub / "hooks/restic-backup").write_text("kill -KILL $$\n")
+    (copying.stub / "hooks/restic-backup").write_text("os.kill(os.getpid(), 9)\n")
     assert copying.call("push").code == 1
     assert state(copying)["error"]
     works(copying, "backup")
@@ -220,7 +250,7 @@ def test_a_push_that_was_killed_shows_until_the_next(copying: Sandbox) -> None:
 
 def test_a_push_that_dies_without_a_word_is_told_by_status(copying: Sandbox) -> None:
     (copying.stub / "hooks/restic-backup").write_text(
-        f"cp {copying.state}/remote.json {copying.stub}/meanwhile\n"
+        f"import shutil; shutil.copy('{copying.state}/remote.json', stub / 'meanwhile')\n"
     )
     assert copying.call("push").code == 0
     assert "did not end" in json.loads((copying.stub / "meanwhile").read_text())["error"]
@@ -228,14 +258,16 @@ def test_a_push_that_dies_without_a_word_is_told_by_status(copying: Sandbox) -> 
 
 
 def test_without_a_repository_a_run_pushes_nothing_and_says_nothing(host: Sandbox) -> None:
-    assert host.call("push", "--in-run").out == ""
+    package = host.package
+    package.run.push(package.host.Host.read(host.config))
+    assert host.capsys.readouterr() == ("", "")
     assert json.loads(host.call("status", "--json").out)["remote"] is None
 
 
 def test_the_sequence_goes_on_after_what_the_repository_holds(copying: Sandbox) -> None:
     assert copying.call("push").code == 0
-    (copying.stub / "repository/20260103_030000.json").write_text(
-        '{"id":"x","tags":["environment=production","run=20260103_030000","sequence=41"]}\n'
+    (copying.stub / "repository/20260103_030000.snapshot").write_text(
+        "5a5a5a5a 20260103_030000 41\nx\x1b[2J 20260104_030000 42\n5a5a5a5a ../../x 43\n"
     )
     assert copying.call("push").code == 0
     assert state(copying)["sequence"] == 41

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-
-from unit.sandbox import TEMPLATES
 
 LONG = "雪" * 83 + "x"  # 250 bytes
 DEEP = "d" * 200
 
 
-@pytest.fixture(scope="module")
-def program() -> Any:
-    spec = importlib.util.spec_from_file_location(
-        "restore_files", TEMPLATES / "backup/tracker_backup/worker/restore_files.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+class Steps:
+    """The module, with what the unpacker calls."""
+
+    def __init__(self, tool: ModuleType) -> None:
+        self.module = importlib.import_module(f"{tool.__name__}.worker.restore_files")
+        self.answer = importlib.import_module(f"{tool.__name__}.protocol").Answer()
+        self.failed = importlib.import_module(f"{tool.__name__}.worker.service").StepFailed
+
+    def prepare(self, data: Path, work: Path) -> None:
+        self.module.prepare(self.module.Tree(data), work, "config", "", self.answer)
+
+    def apply(self, data: Path, work: Path) -> None:
+        self.module.apply(self.module.Tree(data), work)
+
+    def rollback(self, data: Path, work: Path) -> None:
+        self.module.rollback(self.module.Tree(data), work, self.answer)
+
+
+@pytest.fixture
+def program(tool: ModuleType) -> Iterator[Steps]:
+    mask = os.umask(0o022)
+    yield Steps(tool)
+    os.umask(mask)
 
 
 @pytest.fixture(params=["one file system", "two file systems"])
@@ -60,9 +72,9 @@ def plant(base: Path, names: list[str], text: str) -> None:
     os.close(parent)
 
 
-def look(program: Any, base: Path) -> dict[bytes, bytes]:
+def look(program: Steps, base: Path) -> dict[bytes, bytes]:
     """Content by path, of everything below."""
-    tree, found = program.Tree(base), {}
+    tree, found = program.module.Tree(base), {}
     for parts, directory in tree.walk():
         if directory:
             continue
@@ -81,7 +93,7 @@ def pack(source: Path, work: Path) -> None:
 
 @pytest.mark.parametrize("levels", [19, 20, 40])
 def test_long_names_and_deep_paths_are_restored_and_rolled_back(
-    program: Any, places: tuple[Path, Path], tmp_path: Path, levels: int
+    program: Steps, places: tuple[Path, Path], tmp_path: Path, levels: int
 ) -> None:
     """19 levels make 4079 bytes, 20 and 40 are more than any path of a system call."""
     data, work = places
@@ -93,52 +105,52 @@ def test_long_names_and_deep_paths_are_restored_and_rolled_back(
     plant(tmp_path / "then/storage", ["made", *[DEEP] * levels, LONG], "then")
     before = look(program, data)
     pack(tmp_path / "then", work)
-    assert program.main(["prepare", str(data), str(work), "config"]) == 0
-    assert program.main(["apply", str(data), str(work)]) == 0
+    program.prepare(data, work)
+    program.apply(data, work)
     assert look(program, data) == look(program, tmp_path / "then")
     assert sorted(look(program, work / "old").values()) == [b"now"] * 3
-    assert program.main(["rollback", str(data), str(work)]) == 0
+    program.rollback(data, work)
     assert look(program, data) == before
     assert not (data / "storage/made").exists()
 
 
-def test_a_link_to_a_file_that_is_skipped_is_skipped_too(program: Any, tmp_path: Path) -> None:
+def test_a_link_to_a_file_that_is_skipped_is_skipped_too(program: Steps, tmp_path: Path) -> None:
     data, then = tmp_path / "data", tmp_path / "then"
     data.mkdir()
-    plant(then, ["a", *["d"] * (program.LEVELS + 1), "deep"], "deep")
+    plant(then, ["a", *["d"] * (program.module.LEVELS + 1), "deep"], "deep")
     plant(then, ["shallow"], "shallow")
-    deep = program.Tree(then).open((b"a", *[b"d"] * (program.LEVELS + 1)))
+    deep = program.module.Tree(then).open((b"a", *[b"d"] * (program.module.LEVELS + 1)))
     os.link("deep", then / "linked", src_dir_fd=deep)
     pack(then, tmp_path)
-    assert program.main(["prepare", str(data), str(tmp_path), "config"]) == 0
-    assert program.main(["apply", str(data), str(tmp_path)]) == 0
+    program.prepare(data, tmp_path)
+    program.apply(data, tmp_path)
     assert look(program, data) == {b"shallow": b"shallow"}
 
 
 def test_no_journal_is_looked_for_beside_a_name_that_has_no_room_for_it(
-    program: Any, tmp_path: Path
+    program: Steps, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
     plant(tmp_path / "then", ["s" * 250], "SQLite format 3\0 and more")
     pack(tmp_path / "then", tmp_path)
-    assert program.main(["prepare", str(data), str(tmp_path), "config"]) == 0
+    program.prepare(data, tmp_path)
     assert (
         len((tmp_path / "targets").read_bytes().split(b"\0")) == 4
     )  # itself, -wal, -shm: 254 bytes
-    assert program.main(["apply", str(data), str(tmp_path)]) == 0
+    program.apply(data, tmp_path)
 
 
 @pytest.mark.parametrize("stop", range(1, 5))
 def test_a_copy_that_dies_leaves_nothing_and_replaces_nothing(
-    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    program: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     data = tmp_path / "data"
     for name in ("a", "b", LONG):
         plant(data, [name], "now")
         plant(tmp_path / "then", [name], "then")
     pack(tmp_path / "then", tmp_path)
-    assert program.main(["prepare", str(data), str(tmp_path), "config"]) == 0
+    program.prepare(data, tmp_path)
 
     def no_link(*_: Any, **__: Any) -> None:
         raise OSError(18, "Invalid cross-device link")
@@ -154,18 +166,18 @@ def test_a_copy_that_dies_leaves_nothing_and_replaces_nothing(
         target.write(source.read())
 
     with monkeypatch.context() as patched:
-        patched.setattr(program.os, "link", no_link)
-        patched.setattr(program.shutil, "copyfileobj", die)
+        patched.setattr(program.module.os, "link", no_link)
+        patched.setattr(program.module.shutil, "copyfileobj", die)
         with pytest.raises(KeyboardInterrupt):
-            program.main(["apply", str(data), str(tmp_path)])
-    assert program.main(["rollback", str(data), str(tmp_path)]) == 0
+            program.apply(data, tmp_path)
+    program.rollback(data, tmp_path)
     assert set(look(program, data).values()) == {b"now"}
     assert len(look(program, data)) == 3
 
 
 @pytest.mark.parametrize("planted", ["link", "file"])
 def test_nothing_is_restored_through_a_link_or_a_file(
-    program: Any, tmp_path: Path, planted: str
+    program: Steps, tmp_path: Path, planted: str
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -177,30 +189,30 @@ def test_nothing_is_restored_through_a_link_or_a_file(
     else:
         (data / "storage/grafana").write_text("mine")
     pack(tmp_path / "then", tmp_path)
-    assert program.main(["prepare", str(data), str(tmp_path), "config"]) == 0
-    assert program.main(["apply", str(data), str(tmp_path)]) == 1
-    reason = (tmp_path / "reason").read_text()
-    assert f"storage/grafana is a {'symlink' if planted == 'link' else 'file'}; " in reason
+    program.prepare(data, tmp_path)
+    kind = "symlink" if planted == "link" else "file"
+    with pytest.raises(program.failed, match=f"storage/grafana is a {kind}; "):
+        program.apply(data, tmp_path)
     assert not list((tmp_path / "elsewhere").iterdir())
     assert not (tmp_path / "begun").exists()
 
 
 def test_a_rollback_is_not_kept_by_a_file_in_the_place_of_a_directory(
-    program: Any, places: tuple[Path, Path], tmp_path: Path
+    program: Steps, places: tuple[Path, Path], tmp_path: Path
 ) -> None:
     data, work = places
     plant(data / "storage", ["grafana", "x"], "now")
     plant(tmp_path / "then/storage", ["grafana", "x"], "then")
     pack(tmp_path / "then", work)
-    assert program.main(["prepare", str(data), str(work), "config"]) == 0
-    assert program.main(["apply", str(data), str(work)]) == 0
+    program.prepare(data, work)
+    program.apply(data, work)
     shutil.rmtree(data / "storage/grafana")
     (data / "storage/grafana").write_text("in the way")
-    assert program.main(["rollback", str(data), str(work)]) == 0
+    program.rollback(data, work)
     assert (data / "storage/grafana/x").read_text() == "now"
 
 
-def test_an_archive_is_extracted_as_tar_does_it(program: Any, tmp_path: Path) -> None:
+def test_an_archive_is_extracted_as_tar_does_it(program: Steps, tmp_path: Path) -> None:
     source, data = tmp_path / "then", tmp_path / "data"
     data.mkdir()
     plant(source / "a", ["file"], "text")
@@ -214,7 +226,7 @@ def test_an_archive_is_extracted_as_tar_does_it(program: Any, tmp_path: Path) ->
     (source / "a").chmod(0o711)
     (source / os.fsdecode(b"\xff\n")).write_text("no text")
     pack(source, tmp_path)
-    assert program.main(["prepare", str(data), str(tmp_path), "config"]) == 0
+    program.prepare(data, tmp_path)
     new = tmp_path / "new"
     facts = (new / "a/file").stat()
     assert (facts.st_uid, facts.st_gid, facts.st_mode & 0o7777) == (1000, 1001, 0o2751)
@@ -223,12 +235,13 @@ def test_an_archive_is_extracted_as_tar_does_it(program: Any, tmp_path: Path) ->
     assert (new / "a/link").lstat().st_uid == 1000
     assert (new / "a").stat().st_mode & 0o7777 == 0o711
     assert not (new / "a/pipe").exists()
+    assert program.answer.warnings == ["skipped, a device or a pipe: a/pipe"]
     assert (new / os.fsdecode(b"\xff\n")).read_text() == "no text"
 
 
-def test_a_member_with_dots_is_refused(program: Any, tmp_path: Path) -> None:
+def test_a_member_with_dots_is_refused(program: Steps, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with tarfile.open(tmp_path / "config.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("a/../../x"))
-    assert program.main(["prepare", str(tmp_path / "data"), str(tmp_path), "config"]) == 1
-    assert "'..'" in (tmp_path / "reason").read_text()
+    with pytest.raises(program.failed, match=r"'\.\.'"):
+        program.prepare(tmp_path / "data", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -37,18 +38,35 @@ def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
     sequence, runs = 0, []
     for age in ages:
         sequence += draw(st.integers(1, 3))
-        success = draw(st.booleans())
+        result = draw(st.sampled_from(["success", "incomplete", "failed"]))
         kinds = (
             draw(st.sampled_from([("database", "config"), ("database",), ("config",)]))
-            if success
+            if result != "failed"
             else ()
         )
-        runs.append(
-            manifest(
-                days_ago(age / 10), sequence, result="success" if success else "failed", kinds=kinds
-            )
-        )
+        run = manifest(days_ago(age / 10), sequence, result=result, kinds=kinds)
+        if result == "incomplete":
+            run["missing"] = ["caddy"]
+        if draw(st.booleans()):
+            use_mysql(run)
+        runs.append(run)
     return runs
+
+
+def use_mysql(run: dict[str, Any]) -> None:
+    for file in run["files"]:
+        if file["kind"] == "database":
+            file["path"] = f"mysql/mysql_{run['id']}.sql.gz"
+
+
+def expired(tool: ModuleType, runs: list[dict[str, Any]], *more: Any) -> Any:
+    """What the program says of these run manifests."""
+    decode = tool.documents.RunManifest.decode
+    return tool.retention.expired([decode(json.dumps(run)) for run in runs], *more)
+
+
+def driver_of(run: dict[str, Any]) -> str:
+    return next((path.split("/")[0] for path in files_of(run, "database")), "")
 
 
 def files_of(run: dict[str, Any], kind: str | None = None) -> set[str]:
@@ -60,7 +78,7 @@ def files_of(run: dict[str, Any], kind: str | None = None) -> set[str]:
 def test_retention_keeps_what_it_must(
     tool: ModuleType, runs: list[dict[str, Any]], days: int
 ) -> None:
-    files, ids = tool.retention.expired(runs, days)
+    files, ids, _kept = expired(tool, runs, days)
     assert len(files) == len(set(files))
     assert len(ids) == len(set(ids))
     by_id = {run["id"]: run for run in runs}
@@ -69,9 +87,11 @@ def test_retention_keeps_what_it_must(
     assert set(ids) <= set(by_id)
 
     newest = runs[-1] if runs else None
-    if newest is None or newest["result"] != "success":
-        assert (files, ids) == ([], []), "only a run's own success makes older ones superfluous"
+    if newest is None or newest["result"] == "failed":
+        assert (files, ids) == ([], []), "only a run's own backup makes older ones superfluous"
         return
+    if newest["result"] == "incomplete":
+        assert not any(path.startswith("config/") for path in files)
     limit = tool.runs.run_time(newest["id"]) - datetime.timedelta(days=days)
     assert not files_of(newest) & set(files)
     assert newest["id"] not in ids
@@ -87,10 +107,13 @@ def test_retention_keeps_what_it_must(
             assert not {path for run in runs for path in files_of(run, kind)} & set(files), (
                 "a kind that this run did not add to"
             )
-        had = [run for run in runs if files_of(run, kind)]
-        assert not had or any(not files_of(run, kind) & set(files) for run in had), (
-            "the last of a kind is removed"
-        )
+    for directory in ("sqlite", "mysql", "config"):
+        had = [path for path in owner if path.startswith(f"{directory}/")]
+        assert not had or had[-1] not in files, "the last of a kind or of a driver is removed"
+    complete = [run for run in runs if run["result"] == "success" and files_of(run, "config")]
+    assert not complete or not files_of(complete[-1], "config") & set(files), (
+        "the last complete configuration is removed"
+    )
 
 
 @given(runs=histories(), days=st.integers(1, 400))
@@ -98,9 +121,11 @@ def test_retention_keeps_what_it_must(
 def test_retention_removes_everything_that_is_due(
     tool: ModuleType, runs: list[dict[str, Any]], days: int
 ) -> None:
-    if not runs or runs[-1]["result"] != "success":
+    if not runs or runs[-1]["result"] == "failed":
         return
-    files, ids = tool.retention.expired(runs, days)
+    last = {driver_of(run): f"driver {run['id']}" for run in runs}
+    files, ids, kept = expired(tool, runs, days, [last.pop("sqlite", "")])
+    assert kept.keys() <= {last.get("mysql")}
     limit = tool.runs.run_time(runs[-1]["id"]) - datetime.timedelta(days=days)
     due = {
         path
@@ -108,33 +133,12 @@ def test_retention_removes_everything_that_is_due(
         for kind in ("database", "config")
         for path in files_of(run, kind)
         if tool.runs.run_time(run["id"]) < limit and files_of(runs[-1], kind)
+        if kind == "database" or runs[-1]["result"] == "success"
+        if kind == "config" or f"driver {run['id']}" != last.get("mysql")
     }
     assert set(files) == due
     left = [run for run in runs if run["id"] not in ids]
-    assert not (set(tool.retention.expired(left, days)[0]) - set(files)), "a second time finds more"
-
-
-def test_retention_takes_only_names_of_ours(tool: ModuleType) -> None:
-    old, new = manifest("20250101_030000", 1), manifest("20260101_030000", 2)
-    old["files"] += [
-        {"kind": "config", "path": path, "bytes": 1, "sha256": ""}
-        for path in (
-            "../../etc/passwd",
-            "/etc/passwd",
-            "config/config_20250102_030000.tar.gz",
-            "config/sqlite_20250101_030000.db.gz",
-            "runs/20250101_030000.json",
-            "config/config_20250101_030000.torrents.tar.gz",
-            "config/../config/config_20250101_030000.tar.gz",
-            "config/config_20250101_030000.tar.gz\n",
-            ".tracker-backup.json",
-        )
-    ]
-    files, _ = tool.retention.expired([old, new], 7)
-    assert sorted(files) == [
-        "config/config_20250101_030000.tar.gz",
-        "sqlite/sqlite_20250101_030000.db.gz",
-    ]
+    assert not (set(expired(tool, left, days)[0]) - set(files)), "a second time finds more"
 
 
 def test_a_run_exactly_as_old_as_the_retention_stays(tool: ModuleType) -> None:
@@ -143,7 +147,7 @@ def test_a_run_exactly_as_old_as_the_retention_stays(tool: ModuleType) -> None:
         manifest("20260101_030001", 2),
         manifest("20260108_030001", 3),
     ]
-    assert tool.retention.expired(runs, 7)[1] == ["20260101_030000"]
+    assert expired(tool, runs, 7)[1] == ["20260101_030000"]
 
 
 # ---------------------------------------------------------------- the command
@@ -256,8 +260,7 @@ def test_prune_on_disk_keeps_a_whole_newest_backup_and_every_stranger(
         host.add_run(
             run["id"],
             run["sequence"],
-            result=run["result"],
-            kinds=tuple(file["kind"] for file in run["files"]),
+            **{key: run[key] for key in ("result", "files", "missing") if key in run},
         )
     before = host.files()
     assert host.call("prune").code == 0
@@ -265,11 +268,9 @@ def test_prune_on_disk_keeps_a_whole_newest_backup_and_every_stranger(
     assert stranger.exists()
     if any(run["id"] > run_id(NOW + datetime.timedelta(minutes=5)) for run in runs):
         assert not removed, "retention while a run lies in the future"
-    for kind in ("database", "config"):
-        newest = next((run for run in reversed(runs) if files_of(run, kind)), None)
-        assert newest is None or not files_of(newest, kind) & removed, (
-            "the newest of a kind is removed"
-        )
+    for directory in ("sqlite", "mysql", "config"):
+        had = [path for run in runs for path in files_of(run) if path.startswith(directory)]
+        assert not had or had[-1] not in removed, "the newest of a kind is removed"
 
 
 # ---------------------------------------------------------------- suspension
@@ -277,7 +278,7 @@ def test_prune_on_disk_keeps_a_whole_newest_backup_and_every_stranger(
 
 def prunable(host: Sandbox) -> None:
     for sequence in range(1, 14):
-        host.add_run(days_ago(14 - sequence), sequence, tables={"torrents": 100, "keys": 10})
+        host.add_run(days_ago(14 - sequence), sequence, tables={"torrents": 1000, "keys": 10})
 
 
 def test_a_run_in_the_future_suspends_retention_until_it_is_acknowledged(host: Sandbox) -> None:
@@ -302,10 +303,10 @@ def test_half_the_rows_lost_suspend_retention_and_stay_pending_after_the_next_ru
     host: Sandbox,
 ) -> None:
     prunable(host)
-    host.add_run(days_ago(0.5), 14, tables={"torrents": 49, "keys": 10})
+    host.add_run(days_ago(0.5), 14, tables={"torrents": 499, "keys": 10})
     before = host.files()
     assert "torrents" in host.call("prune").out
-    host.add_run(days_ago(0.2), 15, tables={"torrents": 49, "keys": 10})
+    host.add_run(days_ago(0.2), 15, tables={"torrents": 499, "keys": 10})
     assert "suspended" in host.call("prune").out
     assert before <= host.files()
     assert host.call("acknowledge").code == 0
@@ -315,7 +316,7 @@ def test_half_the_rows_lost_suspend_retention_and_stay_pending_after_the_next_ru
 
 def test_a_table_that_is_gone_suspends_retention(host: Sandbox) -> None:
     prunable(host)
-    host.add_run(days_ago(0.5), 14, tables={"torrents": 100})
+    host.add_run(days_ago(0.5), 14, tables={"torrents": 1000})
     before = host.files()
     assert "keys" in host.call("prune").out
     assert host.files() == before
@@ -323,19 +324,44 @@ def test_a_table_that_is_gone_suspends_retention(host: Sandbox) -> None:
 
 def test_a_few_rows_less_do_not_suspend_retention(host: Sandbox) -> None:
     prunable(host)
-    host.add_run(days_ago(0.5), 14, tables={"torrents": 50, "keys": 5})
+    host.add_run(days_ago(0.5), 14, tables={"torrents": 500, "keys": 0})
     assert "suspended" not in host.call("prune").out
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "suspicious"),
+    [
+        (199, 99, True),
+        (198, 99, False),
+        (199, 100, False),
+        (100, 0, True),
+        (99, 0, False),
+        (10**9, 10**9 // 2 - 1, True),
+        (10**9, 10**9 // 2, False),
+        (3, None, True),
+        (0, None, True),
+        (0, 0, False),
+    ],
+)
+def test_a_table_is_suspicious_when_gone_or_with_less_than_half_and_100_rows_fewer(
+    host: Sandbox, before: int, now: int | None, suspicious: bool
+) -> None:
+    host.add_run(days_ago(0.5), 1, tables={"torrents": before})
+    host.add_run(days_ago(0.4), 2, tables={} if now is None else {"torrents": now})
+    assert ("suspended" in host.call("prune").out) == suspicious
 
 
 def test_leaving_statistics_out_is_not_taken_for_lost_rows(host: Sandbox) -> None:
     prunable(host)
-    host.add_run(days_ago(0.5), 14, tables={"torrents": 3, "keys": 10}, scope="exclude-statistics")
+    host.add_run(
+        days_ago(0.5), 14, tables={"torrents": 300, "keys": 10}, scope="exclude-statistics"
+    )
     assert "suspended" not in host.call("prune").out
-    host.add_run(days_ago(0.4), 15, tables={"torrents": 100, "keys": 10})
+    host.add_run(days_ago(0.4), 15, tables={"torrents": 1000, "keys": 10})
     assert "suspended" not in host.call("prune").out
     host.add_run(days_ago(0.3), 16, tables={"torrents": 1, "keys": 10}, scope="exclude-statistics")
     assert (
-        f"the table torrents has 1 rows in {days_ago(0.3)} and had 3 in {days_ago(0.5)}"
+        f"the table torrents has 1 rows in {days_ago(0.3)} and had 300 in {days_ago(0.5)}"
         in host.call("prune").out
     )
 
@@ -343,11 +369,12 @@ def test_leaving_statistics_out_is_not_taken_for_lost_rows(host: Sandbox) -> Non
 def test_retention_removes_both_dumps_of_a_run(host: Sandbox) -> None:
     prunable(host)
     dumps = [f"mysql/mysql_{days_ago(20)}.sql.gz", f"mysql/mysql_{days_ago(20)}.torrents.sql.gz"]
-    files = [{"kind": "database", "path": path, "bytes": 6, "sha256": "00"} for path in dumps]
+    files = [{"kind": "database", "path": path, "bytes": 6, "sha256": "00" * 32} for path in dumps]
     host.add_run(days_ago(20), 0, files=files, scope="exclude-statistics")
     (host.destination / "mysql").mkdir(exist_ok=True)
     for path in dumps:
         (host.destination / path).write_text("packed")
+    # An acknowledgement lets go of what retention keeps: here the last backup of MySQL.
     assert host.call("acknowledge").code == 0  # of the pause after it
     assert host.call("prune").code == 0
     assert not {*dumps, f"runs/{days_ago(20)}.json"} & host.files()
@@ -356,6 +383,139 @@ def test_retention_removes_both_dumps_of_a_run(host: Sandbox) -> None:
 def test_nothing_to_acknowledge_is_said(host: Sandbox) -> None:
     outcome = host.call("acknowledge")
     assert (outcome.code, outcome.changes) == (0, [])
+
+
+def test_an_incomplete_run_removes_old_databases_and_no_configuration(host: Sandbox) -> None:
+    prunable(host)
+    host.add_run(
+        days_ago(0),
+        14,
+        result="incomplete",
+        kinds=("database", "config"),
+        missing=["caddy"],
+        tables={"torrents": 1000, "keys": 10},
+    )
+    before = host.files()
+    assert host.call("prune").code == 0
+    assert {name.partition("/")[0] for name in before - host.files()} == {"sqlite"}
+    host.add_run(days_ago(-0.0001), 15, tables={"torrents": 1000, "keys": 10})
+    assert host.call("prune").code == 0
+    assert f"config/config_{days_ago(8)}.tar.gz" not in host.files()
+    assert f"runs/{days_ago(8)}.json" not in host.files()
+
+
+def test_the_rows_of_an_incomplete_run_count(host: Sandbox) -> None:
+    prunable(host)
+    facts: dict[str, Any] = {"result": "incomplete", "kinds": ("database",), "missing": ["caddy"]}
+    host.add_run(days_ago(0.5), 14, tables={"torrents": 9, "keys": 10}, **facts)
+    assert "torrents has 9 rows" in host.call("prune").out
+
+
+def test_the_last_backup_of_another_driver_is_kept_until_it_is_acknowledged(host: Sandbox) -> None:
+    last = days_ago(9)
+    for sequence in range(1, 14):
+        run = manifest(days_ago(14 - sequence), sequence)
+        if sequence > 4:
+            use_mysql(run)
+        host.add_run(run["id"], sequence, files=run["files"])
+    drivers = [run["driver"] for run in json.loads(host.call("list", "--json").out)]
+    assert drivers == ["sqlite"] * 4 + ["mysql"] * 9
+    outcome = host.call("prune")
+    kept = f"{days_ago(10)} is the last backup of sqlite"
+    assert f"warning: {kept} and is kept until `tracker-backup acknowledge`" in outcome.out
+    left = {name for name in host.files() if name.startswith("sqlite/")}
+    assert left == {f"sqlite/sqlite_{days_ago(10)}.db.gz"}
+    assert f"config/config_{days_ago(10)}.tar.gz" not in host.files()
+    assert f"runs/{days_ago(10)}.json" in host.files()
+    assert f"mysql/mysql_{last}.sql.gz" not in host.files()
+    status = host.call("status")
+    assert (status.code, f"kept        {kept}" in status.out) == (0, True)
+    assert f"changed: acknowledged: {kept}" in host.call("acknowledge").out
+    assert host.call("prune").code == 0
+    assert not {name for name in host.files() if days_ago(10) in name}
+
+
+def test_an_old_driver_within_the_period_is_not_to_be_acknowledged(host: Sandbox) -> None:
+    host.add_run(days_ago(2), 1)
+    run = manifest(days_ago(1), 2)
+    use_mysql(run)
+    host.add_run(days_ago(1), 2, files=run["files"], tables={})
+    assert host.call("prune").out == ""
+    assert "not suspended" in host.call("acknowledge").out
+
+
+def test_the_leftovers_of_dead_runs_go_by_the_time_in_their_name(tool: ModuleType) -> None:
+    names = [
+        ".leftover/sqlite_20260101_030000.db.gz",
+        ".leftover/20260101_030001_config",
+        ".leftover/sqlite_20269999_999999.db.gz",
+        ".leftover/notes.txt",
+    ]
+
+    def due(result: str, kinds: tuple[str, ...] = ("database",)) -> list[str]:
+        run = manifest("20260108_030001", 1, result=result, kinds=kinds)
+        runs = [tool.documents.RunManifest.decode(json.dumps(run))]
+        found: list[str] = tool.retention.expired_leftovers(names, runs, 7)
+        return found
+
+    assert due("success") == names[:1]
+    assert due("failed", ()) == []
+    assert tool.retention.expired_leftovers(names, [], 7) == []
+
+
+# ---------------------------------------------------------------- a damaged state
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "{}", '{"acknowledged": []}', "{ torn"])
+def test_retention_stays_suspended_while_its_state_is_damaged(host: Sandbox, content: str) -> None:
+    prunable(host)
+    path = host.state / "retention.json"
+    path.write_text(content)
+    before = host.files()
+    outcome = host.call("prune")
+    assert outcome.code == 0
+    assert f"retention is suspended, nothing is removed: {path} is damaged" in outcome.out
+    assert (host.files(), path.read_text()) == (before, content)
+    assert host.call("status").code == 1
+    assert f"changed: acknowledged: {path} is damaged" in host.call("acknowledge").out
+    assert json.loads(path.read_text()) == {"format": 1, "acknowledged": [], "pending": {}}
+    assert "suspended" not in host.call("prune").out
+    assert host.files() < before
+    assert host.call("status").code == 0
+
+
+def test_a_state_of_retention_in_a_newer_format_is_not_written_over(host: Sandbox) -> None:
+    prunable(host)
+    path = host.state / "retention.json"
+    path.write_text('{"format": 2, "acknowledged": [], "held": true}')
+    before, content = host.files(), path.read_text()
+    for command, code in (("prune", 0), ("acknowledge", 1), ("status", 1)):
+        outcome = host.call(command)
+        assert outcome.code == code
+        assert f"{path} is of format 2, this program knows 1: install a newer bundle" in (
+            outcome.out + outcome.err
+        )
+    assert (host.files(), path.read_text()) == (before, content)
+
+
+def test_retention_is_suspended_while_the_result_of_the_verification_is_damaged(
+    host: Sandbox,
+) -> None:
+    prunable(host)
+    path = host.state / "verified.json"
+    path.write_text("")
+    before = host.files()
+    assert "suspended" in host.call("prune").out
+    assert "is still suspended" in host.call("acknowledge").out
+    assert host.files() == before
+    path.write_text(
+        json.dumps({"run": days_ago(1), "at": "2026-01-01T00:00:00Z", "problems": ["torn"]})
+    )
+    assert f"verifying {days_ago(1)} failed: torn" in host.call("prune").out
+    path.unlink()
+    assert "suspended" in host.call("prune").out, "a failed verification is remembered"
+    assert host.call("acknowledge").code == 0
+    assert "suspended" not in host.call("prune").out
 
 
 # ---------------------------------------------------------------- over the years
@@ -446,7 +606,7 @@ def test_whatever_happens_over_the_years_the_good_backups_stay(
             if run["id"] not in acknowledged
         ):
             assert not gone, "a run lies in the future"
-        good = [run for run in there if run["result"] == "success"]
+        good = [run for run in there if files_of(run, "database")]
         if (
             len(good) > 1
             and good[-1]["id"] not in acknowledged

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -93,9 +92,16 @@ def test_files_of_strangers_are_passed_over(host: Sandbox) -> None:
     outcome = host.call("list")
     assert outcome.code == 0
     assert hours_ago(1) in outcome.out
-    for name in ("empty.json", "20260101_030001.json", "20260101_030005.json"):
-        assert f"{name} is not a run manifest" in outcome.out + outcome.err
-    assert host.call("status").code == 0
+    assert "empty.json is not a run manifest of ours and is left alone" in outcome.err
+    assert "20260101_030001.json is damaged" in outcome.err
+    assert "20260101_030005.json is damaged: its id is 20260101_030000" in outcome.err
+    told = host.call("status")
+    assert told.code == 1
+    damaged = [name for name in strangers() if name.startswith("2026") and name[-6:] == "0.json"]
+    for name in (*damaged, "20260101_030001.json", "20260101_030011.json"):
+        assert f"{name} " in told.out.splitlines()[-1]
+    for name in ("empty.json", "20260101_030007.json", "20260101_030010.json.partial"):
+        assert name not in told.out
 
 
 @pytest.mark.parametrize("command", ["list", "status"])
@@ -103,18 +109,24 @@ def test_json_stays_json_beside_files_of_strangers(host: Sandbox, command: str) 
     (host.destination / "runs/20260101_030001.json").write_text("{ torn")
     host.add_run(hours_ago(1), 1)
     outcome = host.call(command, "--json")
-    assert outcome.code == 0
+    assert outcome.code == (1 if command == "status" else 0)
     assert json.loads(outcome.out)
 
 
 @pytest.mark.parametrize("facts", HALF_MANIFESTS.values(), ids=HALF_MANIFESTS.keys())
-def test_half_a_manifest_stops_neither_status_nor_the_next_run(
+def test_half_a_manifest_is_a_problem_in_status_and_does_not_stop_the_next_run(
     host: Sandbox, tmp_path: Path, facts: dict[str, Any]
 ) -> None:
     host.add_run(hours_ago(2), 1)
     put_half_manifest(host, facts)
     assert host.call("list").code == 0
-    assert host.call("status").code == 0
+    told = host.call("status", "--json")
+    if facts.get("id", "").isascii():
+        assert told.code == 1
+        (problem,) = json.loads(told.out)["problems"]
+        assert "is damaged" in problem and "restore it from a copy, or remove it" in problem
+    else:
+        assert told.code == 0
     assert host.call("expect", str(tmp_path)).code == 0
     assert record(host, tmp_path).code == 0
     assert host.call("prune").code == 0
@@ -180,22 +192,41 @@ def test_list_names_the_scope(host: Sandbox) -> None:
     assert second.endswith(" exclude-statistics")
 
 
-def test_both_dumps_of_a_run_are_its_files(tool: ModuleType) -> None:
-    run = manifest("20260101_030000", 1)
-    run["files"] = [
-        {"kind": "database", "path": f"{path}.gz", "bytes": 1, "sha256": ""}
-        for path in (
-            "mysql/mysql_20260101_030000.sql",
-            "mysql/mysql_20260101_030000.torrents.sql",
-            "mysql/mysql_20260101_030000.keys.sql",
-            "mysql/mysql_20260102_030000.torrents.sql",
-            "mysql/mysql_20260101_030000torrents.sql",
-        )
-    ]
-    assert [path for _, path in tool.runs.run_files(run)] == [
-        "mysql/mysql_20260101_030000.sql.gz",
-        "mysql/mysql_20260101_030000.torrents.sql.gz",
-    ]
+def test_list_and_status_name_what_an_incomplete_run_lacks(host: Sandbox) -> None:
+    host.add_run(hours_ago(2), 1)
+    host.add_run(hours_ago(1), 2, result="incomplete", kinds=("database",), missing=["caddy"])
+    assert host.call("list").out.splitlines()[1].endswith("full, without caddy")
+    outcome = host.call("status", "--json")
+    told = json.loads(outcome.out)
+    assert (outcome.code, told["ok"], told["problems"]) == (
+        1,
+        False,
+        ["the last run is incomplete, it lacks caddy"],
+    )
+    assert told["last_run"]["missing"] == ["caddy"]
+    assert told["last_success"]["id"] == hours_ago(2)
+    host.add_run(hours_ago(0), 3)
+    assert host.call("status").code == 0
+
+
+def test_latest_is_the_newest_success_and_an_id_may_be_an_incomplete_run(host: Sandbox) -> None:
+    host.add_run(hours_ago(3), 1)
+    host.add_run(hours_ago(2), 2, result="incomplete", kinds=("database",), missing=["caddy"])
+    host.add_run(hours_ago(1), 3, result="failed")
+    assert f"restore of {hours_ago(3)}" in host.call("restore", "latest", "--dry-run").out
+    outcome = host.call("restore", hours_ago(2), "--dry-run")
+    assert outcome.code == 0
+    assert f"warning: {hours_ago(2)} is incomplete, it lacks caddy" in outcome.out
+    assert "there is no successful run" in host.call("restore", hours_ago(1), "--dry-run").err
+
+
+def test_a_run_expects_the_tables_of_an_incomplete_one(host: Sandbox, tmp_path: Path) -> None:
+    host.add_run(hours_ago(3), 1, tables={"old": 1})
+    host.add_run(
+        hours_ago(2), 2, result="incomplete", kinds=("database",), missing=["x"], tables={"new": 1}
+    )
+    assert host.call("expect", str(tmp_path)).code == 0
+    assert (tmp_path / "expected-tables").read_text() == "new\n"
 
 
 # ---------------------------------------------------------------- record
@@ -240,7 +271,7 @@ def test_a_success_is_recorded_with_all_that_is_known_of_it(host: Sandbox, tmp_p
     assert record(host, tmp_path).code == 0
     run = recorded(host)
     assert (run["format"], run["id"], run["sequence"], run["environment"]) == (
-        1,
+        2,
         hours_ago(0),
         42,
         "production",
@@ -271,6 +302,7 @@ def test_a_success_is_recorded_with_all_that_is_known_of_it(host: Sandbox, tmp_p
     assert run["warnings"] == ["of the host", "optional path missing: /data/x"]
     assert run["tools"] == {"sqlite3": "3.46.1"}
     assert run["images"] == {"tracker": "sha256:feed"}
+    assert (run["driver"], run["missing"]) == ("sqlite", [])
     assert run["finished"].endswith("Z")
 
 

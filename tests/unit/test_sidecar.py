@@ -206,7 +206,7 @@ def test_freshness(sidecar: Sandbox) -> None:
 def test_a_run_after_a_suspicious_one_does_not_hide_it(sidecar: Sandbox) -> None:
     """The sidecar cannot write down what it saw: each run looks at all that are there."""
     ids = [(NOW - datetime.timedelta(hours=hours)).strftime("%Y%m%d_%H%M%S") for hours in (3, 2, 1)]
-    for sequence, (run_id, rows) in enumerate(zip(ids, (100, 1, 1), strict=True), 1):
+    for sequence, (run_id, rows) in enumerate(zip(ids, (1000, 1, 1), strict=True), 1):
         sidecar.add_run(run_id, sequence, tables={"torrents": rows})
     assert "retention is suspended" in sidecar.call("prune").out
     (sidecar.state / "retention.json").unlink()

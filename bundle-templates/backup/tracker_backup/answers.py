@@ -12,9 +12,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .host import Refused
-from .runs import BACKUP_FILE
 
 ANSWER_BYTES = 1 << 20
 MEMBERS_BYTES = 1 << 30
@@ -26,6 +26,10 @@ LINES = {"file": 10, "path": 10000, "table": TABLES, "duration": 100, "tool": 10
 NUMBER = re.compile("[0-9]{1,19}")
 SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 SHA256 = re.compile("[0-9a-f]{64}")
+BACKUP_FILE = re.compile(
+    r"(sqlite|mysql|config)/(sqlite|mysql|config)_([0-9]{8}_[0-9]{6})"
+    r"\.(db|sql|torrents\.sql|tar)\.(gz|zst)"
+)
 KINDS = {"sqlite": "database", "mysql": "database", "config": "config"}
 
 
@@ -37,7 +41,7 @@ class BadAnswer(Refused):
 class Result:
     """The file `result`: what one run's or one restore's steps found."""
 
-    files: list[dict[str, str | int]] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     tables: dict[str, int] = field(default_factory=dict)
     durations: dict[str, float] = field(default_factory=dict)
@@ -65,7 +69,7 @@ def open_answer(work: Path, name: str, limit: int) -> int | None:
     finally:
         os.close(directory)
     facts = os.fstat(descriptor)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1 or facts.st_size > limit:
         os.close(descriptor)
         raise BadAnswer(f"the container's file {name} is no regular file of at most {limit} bytes")
     return descriptor
@@ -144,7 +148,7 @@ def add_line(result: Result, kind: str, fields: list[str], run_id: str) -> None:
         result.warnings.append(printable(fields[0], REASON_CHARACTERS))
 
 
-def decode_file(fields: list[str], run_id: str) -> dict[str, str | int]:
+def decode_file(fields: list[str], run_id: str) -> dict[str, Any]:
     """A file with the name that this run gives it, and no other."""
     kind, path, size, sha256 = fields
     match = BACKUP_FILE.fullmatch(path)

@@ -7,19 +7,19 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .docker import service_of, stack_containers
+from .documents import Owner, StackFacts
 from .files import make_directory
 from .host import IN_SIDECAR, STATE, Host, Refused, parse_time, utc_now
-from .state import read_state
 
-TOLD = "stack.json"  # what the host tells the sidecar
 TOLD_SECONDS = 600
 
 
-def look_for_sidecar(host: Host) -> dict[str, Any]:
+def look_for_sidecar(host: Host) -> StackFacts:
     """What only the host can see of the stack; the sidecar's runs go by it."""
     images, directories = stack_facts(host)
     tracker = [
@@ -27,10 +27,8 @@ def look_for_sidecar(host: Host) -> dict[str, Any]:
         for found in stack_containers(host)
         if service_of(found) == "tracker"
     ]
-    refused, warnings = (
-        "",
-        [f"the tracker is {status}" for status in tracker if status != "running"],
-    )
+    refused = ""
+    warnings = [f"the tracker is {status}" for status in tracker if status != "running"]
     try:
         warnings += check_deployment(host)
     except Refused as error:
@@ -40,68 +38,55 @@ def look_for_sidecar(host: Host) -> dict[str, Any]:
             f"there is no container of the service tracker in {host.deploy_dir}: what its "
             "database is nobody can tell"
         )
-    return {
-        "at": utc_now(),
-        "images": images,
-        "directories": directories,
-        "refused": refused,
-        "warnings": warnings,
-    }
+    return StackFacts(utc_now(), images, directories, refused, warnings)
 
 
-def told_by_host() -> dict[str, Any]:
+def told_by_host() -> StackFacts:
     """The same, in the sidecar."""
-    told = read_state(TOLD, {})
-    if not told:
-        raise Refused(
-            f"{STATE / TOLD} is missing: cron on the host writes it every minute, by "
-            "`tracker-backup sidecar`"
-        )
-    age = (datetime.datetime.now(datetime.timezone.utc) - parse_time(told["at"])).total_seconds()
-    if age > TOLD_SECONDS:
-        told["warnings"] = [
-            *told["warnings"],
-            (
-                f"cron on the host has told nothing of the stack for {age / 60:.0f} minutes: does "
-                "it run?"
-            ),
-        ]
-    return told
+    told = StackFacts.load()
+    if told is None:
+        raise Refused(f"{STATE / StackFacts.FILE} is missing: {StackFacts.REMEDY}")
+    age = (datetime.datetime.now(datetime.timezone.utc) - parse_time(told.at)).total_seconds()
+    if age <= TOLD_SECONDS:
+        return told
+    late = (
+        f"cron on the host has told nothing of the stack for {age / 60:.0f} minutes: does it run?"
+    )
+    return replace(told, warnings=[*told.warnings, late])
 
 
-def stack_facts(host: Host) -> tuple[dict[str, str], dict[str, Any]]:
+def stack_facts(host: Host) -> tuple[dict[str, str], dict[str, Owner]]:
     """Image ids by service, and owner and mode of each directory of the deployment that a service
     mounts.
     """
     if IN_SIDECAR:
         told = told_by_host()
-        return told["images"], told["directories"]
+        return told.images, told.directories
     # Docker keeps the spelling with which the stack was started, which may lead through a link.
     deploy_dir = host.deploy_dir.resolve()
     images: dict[str, str] = {}
-    directories: dict[str, Any] = {}
+    places = {".": deploy_dir, "storage": deploy_dir / "storage"}
     for found in stack_containers(host):
         images[service_of(found)] = found["Image"]
         for mount in found["Mounts"]:
             source = Path(mount.get("Source", "")).resolve()
             if source.is_relative_to(deploy_dir) and source.is_dir():
-                directories[str(source.relative_to(deploy_dir))] = owner_and_mode(source)
-    for name in (".", "storage"):
-        directories[name] = owner_and_mode(host.deploy_dir / name)
-    return images, directories
+                places[str(source.relative_to(deploy_dir))] = source
+    return images, {name: owner_of(place) for name, place in places.items()}
 
 
-def owner_and_mode(path: Path) -> dict[str, Any]:
+def owner_of(path: Path) -> Owner:
     facts = path.stat()
-    return {"uid": facts.st_uid, "gid": facts.st_gid, "mode": f"{facts.st_mode & 0o7777:04o}"}
+    return Owner(facts.st_uid, facts.st_gid, f"{facts.st_mode & 0o7777:04o}")
 
 
-def make_deploy_directory(host: Host, directories: Mapping[str, Any]) -> None:
+def make_deploy_directory(host: Host, directories: Mapping[str, Owner]) -> None:
     """The deploy directory and its `storage`, as the run manifest has them."""
     for name in (".", "storage"):
-        facts = directories[name]
-        make_directory(host.deploy_dir / name, int(facts["mode"], 8))
-        os.chown(host.deploy_dir / name, facts["uid"], facts["gid"])
+        if (owner := directories.get(name)) is None:
+            raise Refused(f"the run manifest does not say who owns {host.deploy_dir / name}")
+        make_directory(host.deploy_dir / name, int(owner.mode, 8))
+        os.chown(host.deploy_dir / name, owner.uid, owner.gid)
 
 
 def tracker_database(host: Host, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -116,13 +101,10 @@ def tracker_database(host: Host, environment: Mapping[str, str]) -> tuple[str, s
     )
 
     def value(key: str) -> str:
-        override = environment.get(
-            f"TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__{key.upper()}", ""
-        )
-        found = re.search(
-            rf"""^\s*{key}\s*=\s*(["'])(.*?)\1""", section[1] if section else "", re.MULTILINE
-        )
-        return override or (found[2] if found else "")
+        name = f"TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__{key.upper()}"
+        line = rf"""^\s*{key}\s*=\s*(["'])(.*?)\1"""
+        found = re.search(line, section[1] if section else "", re.MULTILINE)
+        return environment.get(name, "") or (found[2] if found else "")
 
     return value("driver").lower(), value("path")
 
@@ -136,11 +118,8 @@ def read_plain_file(path: Path) -> str:
     except OSError:
         return ""
     with open(descriptor, "rb") as file:
-        return (
-            file.read(1 << 20).decode(errors="replace")
-            if stat.S_ISREG(os.fstat(descriptor).st_mode)
-            else ""
-        )
+        plain = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return file.read(1 << 20).decode(errors="replace") if plain else ""
 
 
 def expected_database(settings: Mapping[str, str]) -> tuple[str, str]:
@@ -152,48 +131,46 @@ def expected_database(settings: Mapping[str, str]) -> tuple[str, str]:
     raise Refused(f"backup.conf: DB_TYPE='{settings.get('DB_TYPE', '')}'; allowed: sqlite mysql", 2)
 
 
-def check_deployment(host: Host) -> list[str]:
-    """The tracker's database is the one that backup.conf names, otherwise Refused; returns what
-    else is not as installed.
+def check_tracker(host: Host, container: Mapping[str, Any]) -> list[str]:
+    """The tracker's database is the one that backup.conf names, otherwise Refused; a warning when
+    nothing says which one it is.
     """
+    pairs = (pair.partition("=") for pair in container["Config"]["Env"] or [])
+    driver, path = tracker_database(host, {key: value for key, _, value in pairs})
+    uses = Path(path).name
+    if driver == "mysql":
+        address = path.removeprefix("mysql://").rpartition("@")[2]
+        uses = re.sub(r"^([^:/]+)/", r"\1:3306/", address)
+    expected = expected_database(host.backup_settings)
+    if (driver and driver != expected[0]) or (path and uses != expected[1]):
+        raise Refused(
+            f"the tracker uses {driver} {uses}, backup.conf says {' '.join(expected)}: "
+            "correct the environment JSON, generate and install again"
+        )
+    mounted = {mount.get("Destination"): mount.get("Source") for mount in container["Mounts"]}
+    library = (host.deploy_dir / "storage/tracker/lib").resolve()
+    found = mounted.get("/var/lib/torrust/tracker")
+    if driver == "sqlite3" and found is not None and Path(found).resolve() != library:
+        raise Refused(f"the tracker's database directory is {found}, not {library}")
+    if driver and path:
+        return []
+    return ["what database the tracker uses cannot be read from its environment or tracker.toml"]
+
+
+def check_deployment(host: Host) -> list[str]:
+    """What is not as it was installed. Refused when the tracker uses another database."""
     if IN_SIDECAR:
         told = told_by_host()
-        if told["refused"]:
-            raise Refused(told["refused"])
-        return list(told["warnings"])
-    warnings = []
-    settings = host.backup_settings
+        if told.refused:
+            raise Refused(told.refused)
+        return told.warnings
     containers = stack_containers(host)
-    for container in containers:
-        if service_of(container) != "tracker":
-            continue
-        pairs = (pair.partition("=") for pair in container["Config"]["Env"] or [])
-        driver, path = tracker_database(host, {key: value for key, _, value in pairs})
-        if driver == "mysql":
-            uses = re.sub(
-                r"^([^:/]+)/", r"\1:3306/", path.removeprefix("mysql://").rpartition("@")[2]
-            )
-        else:
-            uses = Path(path).name
-        expected = expected_database(settings)
-        if (driver and driver != expected[0]) or (path and uses != expected[1]):
-            raise Refused(
-                f"the tracker uses {driver} {uses}, backup.conf says {' '.join(expected)}: "
-                "correct the environment JSON, generate and install again"
-            )
-        if not (driver and path):
-            warnings.append(
-                "what database the tracker uses cannot be read from its environment or tracker.toml"
-            )
-        mounted = {mount.get("Destination"): mount.get("Source") for mount in container["Mounts"]}
-        library = (host.deploy_dir / "storage/tracker/lib").resolve()
-        found = mounted.get("/var/lib/torrust/tracker")
-        if driver == "sqlite3" and found is not None and Path(found).resolve() != library:
-            raise Refused(f"the tracker's database directory is {found}, not {library}")
-    services = {service_of(container) for container in containers}
+    trackers = [one for one in containers if service_of(one) == "tracker"]
+    warnings = [text for one in trackers for text in check_tracker(host, one)]
     listed = (host.deploy_dir / "backup/backup-paths.txt").read_text(encoding="utf-8")
     for service in ("prometheus", "grafana", "caddy"):
-        if service in services and f"/data/storage/{service}/" not in listed:
+        runs = any(service_of(one) == service for one in containers)
+        if runs and f"/data/storage/{service}/" not in listed:
             warnings.append(
                 f"the service {service} runs here, and nothing of it is in the backup: add it "
                 "to the environment JSON"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+from .documents import DestinationIdentity
 from .files import make_directory, write_durably
 from .host import ROOT, Host, Refused
 from .log import say
@@ -15,55 +14,34 @@ def machine_id() -> str:
     return (ROOT / "etc/machine-id").read_text(encoding="ascii").strip()
 
 
-def check_destination(host: Host) -> None:
-    """The destination is ours: neither an empty mount point, nor another environment's, nor another
-    machine's.
+def check_restorable(host: Host) -> DestinationIdentity:
+    """The destination is this environment's; it can be another machine's, which a restore takes
+    over.
     """
     path = host.destination / IDENTITY
     try:
-        owner = json.loads(path.read_bytes())
+        owner = DestinationIdentity.read(path)
     except FileNotFoundError as error:
         raise Refused(
             f"{path} is missing: is the destination mounted? When it is new, install the "
             "bundle again"
         ) from error
-    except (OSError, ValueError) as error:
-        raise Refused(f"{path} cannot be read: {error}") from error
-    if not isinstance(owner, dict):
-        raise Refused(
-            f"{path} does not say whose backups these are: restore it from another copy, or "
-            "remove it and install again"
-        )
-    if owner.get("environment") != host.environment:
+    if owner.environment != host.environment:
         raise Refused(
             f"{host.destination} holds the backups of the environment "
-            f"{owner.get('environment')!r}, not of {host.environment!r}"
+            f"{owner.environment!r}, not of {host.environment!r}"
         )
-    if owner.get("machine_id") != machine_id():
+    return owner
+
+
+def check_destination(host: Host) -> None:
+    """The same, and it is this machine's."""
+    if check_restorable(host).machine_id != machine_id():
         raise Refused(
             f"{host.destination} belongs to another machine of this environment; when that "
             "machine is gone, "
             "take it over: ansible-playbook install-backup.yml -e take_over_destination=yes"
         )
-
-
-def check_restorable(host: Host) -> None:
-    """As `check_destination`; but another machine's of this environment will do: restoring takes it
-    over.
-    """
-    try:
-        check_destination(host)
-    except Refused:
-        if identity_environment(host) != host.environment:
-            raise
-
-
-def identity_environment(host: Host) -> str:
-    """The environment whose backups the destination holds; empty when it does not say."""
-    try:
-        return str(json.loads((host.destination / IDENTITY).read_bytes())["environment"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def claim_destination(host: Host, take_over: bool) -> None:
@@ -77,17 +55,13 @@ def claim_destination(host: Host, take_over: bool) -> None:
             2,
         )
     identity = host.destination / IDENTITY
+    if identity.exists() and take_over and check_restorable(host).machine_id != machine_id():
+        say(f"changed: {identity} (taken over from another machine)")
+        identity.unlink()
     if identity.exists():
-        try:
-            check_destination(host)
-        except Refused:
-            if not take_over or identity_environment(host) != host.environment:
-                raise
-            say(f"changed: {identity} (taken over from another machine)")
-            identity.unlink()
-    if not identity.exists():
-        owner = {"environment": host.environment, "machine_id": machine_id()}
-        write_durably(identity, json.dumps(owner, indent=2) + "\n")
+        check_destination(host)
+    else:
+        write_durably(identity, DestinationIdentity(host.environment, machine_id()).encode())
         say(f"changed: {identity}")
     for name in ("sqlite", "mysql", "config", "runs"):
         make_directory(host.destination / name, 0o700)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import signal
 import sys
+from dataclasses import asdict, replace
 from typing import Any
 
 from .docker import bind
+from .documents import RemoteState, RepositoryCheck, RunManifest
 from .files import require_space, write_durably
 from .host import CONFIG, STATE, Host, Refused, utc_now
-from .log import say
+from .log import complain, say
 from .repository import (
     NO_REPOSITORY,
     Repository,
@@ -22,107 +23,92 @@ from .repository import (
     uses_restic,
 )
 from .retention import suspended
-from .runs import Manifest, check_files, newest_success, read_runs
-from .state import LockHeld, lock, read_state, write_state
+from .runs import check_files, newest_backup, read_runs
+from .state import LockHeld, lock
 
-STATE_FILE = "remote.json"
+NOTHING = RemoteState(address="", repository="", pushed=[])
 SCRATCH_BYTES = 256 << 20  # of packs that restic has on disk at one time, at most
 
 
-def nothing_yet() -> dict[str, Any]:
-    return {
-        "address": "",  # of the repository that the rest is about, as a digest
-        "repository": "",  # its id; empty when there was none yet
-        # ids of this host's runs that are or were in it: the policy may have removed them there
-        "pushed": [],
-        "checked": None,  # {"at", "problem"}
-        "error": "",  # why the last push failed
-        "tried": "",  # the newest run at the last push
-        "sequence": 0,  # the highest of any run in it
-    }
+def remembered() -> RemoteState:
+    return RemoteState.load() or NOTHING
 
 
-def remembered() -> dict[str, Any]:
-    return nothing_yet() | read_state(STATE_FILE, {})
+def next_sequence(runs: list[RunManifest]) -> int:
+    """One more than that of any run here or in the repository. A damaged state stops no run."""
+    problems: list[str] = []
+    state = RemoteState.peek(problems) or NOTHING
+    for problem in problems:
+        complain(f"warning: {problem}")
+    return max([state.sequence, *(run.sequence for run in runs)]) + 1
 
 
-def begin_anew(state: dict[str, Any], address: str) -> None:
-    """For another repository: what was known of the one before does not count."""
-    state.update(
-        nothing_yet(),
-        address=address,
-        **{name: state[name] for name in ("error", "tried", "sequence")},
-    )
-
-
-def open_repository(host: Host, repo: Repository, state: dict[str, Any]) -> None:
+def open_repository(host: Host, repo: Repository, state: RemoteState) -> RemoteState:
     """Makes the repository when there never was one at this address; one that is gone is not made
-    anew without a word.
+    anew without a word. What was known of another repository does not count.
     """
     address = address_digest(host)
-    if state["address"] != address:
-        begin_anew(state, address)
+    if state.address != address:
+        state = replace(state, address=address, repository="", pushed=[], checked=None)
     try:
         identity = repo.call("identify").strip()
     except RepositoryFailure as failure:
         if failure.reason != NO_REPOSITORY:
             raise
-        if state["repository"]:
+        if state.repository:
             raise Refused(
                 "the restic repository that had the copies is gone: is its disk mounted, is "
                 "it the same server? "
-                f"To begin a new one there: rm {STATE / STATE_FILE}"
+                f"To begin a new one there: rm {STATE / RemoteState.FILE}"
             ) from failure
         repo.call("init")
         identity = repo.call("identify").strip()
         say(f"changed: made the restic repository {identity[:10]}")
-    if state["repository"] not in ("", identity):
-        begin_anew(state, address)
-    state["repository"] = identity
-    write_state(STATE_FILE, state)
+    if state.repository not in ("", identity):
+        state = replace(state, pushed=[], checked=None)
+    state = replace(state, repository=identity)
+    state.store()
+    return state
 
 
-def pending(runs: list[Manifest], state: dict[str, Any]) -> list[Manifest]:
-    """Successful runs that are not in the repository and never were, newest first."""
-    return [
-        run
-        for run in reversed(runs)
-        if run["result"] == "success" and run["id"] not in state["pushed"]
-    ]
+def pending(runs: list[RunManifest], state: RemoteState) -> list[RunManifest]:
+    """Published runs that are not in the repository and never were, newest first."""
+    return [run for run in reversed(runs) if run.published and run.id not in state.pushed]
 
 
-def push(host: Host, runs: list[Manifest], state: dict[str, Any]) -> None:
+def push(host: Host, runs: list[RunManifest], state: RemoteState) -> None:
+    """Copies what is pending. The state on disk grows with each copy."""
     with repository(host, *bind(host.destination, "/backups", "readonly")) as repo:
-        open_repository(host, repo, state)
+        state = open_repository(host, repo, state)
         repo.call("unlock")
         there = repo.snapshots()
-        state["pushed"] = [
-            run["id"] for run in runs if run["id"] in there or run["id"] in state["pushed"]
-        ]
-        state["sequence"] = max(
-            state["sequence"],
-            *(one.sequence for one in there.values()),
-            *(run["sequence"] for run in runs),
-            0,
+        sequences = [*(one.sequence for one in there.values()), *(run.sequence for run in runs)]
+        state = replace(
+            state,
+            pushed=[run.id for run in runs if run.id in there or run.id in state.pushed],
+            sequence=max([state.sequence, *sequences]),
         )
         for run in pending(runs, state):
             if problems := check_files(host, run):
                 say(
-                    f"warning: {run['id']} is not copied to the restic repository: "
+                    f"warning: {run.id} is not copied to the restic repository: "
                     f"{'; '.join(problems)}"
                 )
                 continue
-            size = sum(int(file["bytes"]) for file in run["files"])
-            require_space(host.staging, min(size, SCRATCH_BYTES))
+            require_space(host.staging, min(run.bytes, SCRATCH_BYTES))
             repo.backup(run)
-            state["pushed"].append(run["id"])
-            write_state(STATE_FILE, state)
-            say(f"copied {run['id']} to the restic repository")
-        if suspended(host, runs) or (state["checked"] or {}).get("problem"):
+            state = replace(state, pushed=[*state.pushed, run.id])
+            state.store()
+            say(f"copied {run.id} to the restic repository")
+        state.store()
+        newest = newest_backup(runs)
+        if suspended(host, runs) or (state.checked and state.checked.problem):
             say(
                 "warning: nothing is removed from the restic repository: retention is "
                 "suspended, or its last check failed"
             )
+        elif newest and newest.result == "incomplete":
+            say("warning: nothing is removed from the restic repository: a backup is incomplete")
         else:
             repo.forget()
 
@@ -132,51 +118,50 @@ def push_or_tell(host: Host) -> None:
     exception.
     """
     runs, state = read_runs(host), remembered()
-    state["tried"] = run["id"] if (run := newest_success(runs)) else ""
-    state["error"] = f"a copy that began at {utc_now()} did not end"
-    write_state(STATE_FILE, state)
+    newest = newest_backup(runs)
+    state = replace(
+        state,
+        tried=newest.id if newest else "",
+        error=f"a copy that began at {utc_now()} did not end",
+    )
+    state.store()
     try:
         push(host, runs, state)
     except Refused as failure:
+        state = replace(remembered(), error=str(failure))
+        state.store()
         waiting = pending(runs, state)
-        state["error"] = str(failure)
-        write_state(STATE_FILE, state)
-        newest = newest_success(runs)
         if newest in waiting:
-            newest["warnings"].append(f"not copied to the restic repository: {failure}")
-            write_durably(
-                host.destination / f"runs/{newest['id']}.json",
-                json.dumps(newest, indent=2, ensure_ascii=False) + "\n",
-            )
+            warning = f"not copied to the restic repository: {failure}"
+            newest = replace(newest, warnings=[*newest.warnings, warning])
+            write_durably(host.destination / f"runs/{newest.id}.json", newest.encode())
         raise Refused(
             f"copying to the restic repository failed, {len(waiting)} to be made up for by "
             f"the next run: {failure}"
         ) from failure
-    write_state(STATE_FILE, state | {"error": ""})
+    replace(remembered(), error="").store()
 
 
 def push_what_is_new(host: Host) -> None:
     """For the sidecar, which has neither restic's secrets nor Docker: its host pushes, once for
     each of its runs.
     """
-    run = newest_success(read_runs(host)) if uses_restic(host) else None
-    if run and run["id"] != remembered()["tried"]:
+    newest = newest_backup(read_runs(host)) if uses_restic(host) else None
+    if newest and newest.id != remembered().tried:
         with contextlib.suppress(LockHeld), lock(wait=0):
             push_or_tell(host)
 
 
-def command_push(arguments: argparse.Namespace) -> int:
-    """For the run, which holds the lock; by hand it makes up for what a run could not copy."""
+def command_push(_: argparse.Namespace) -> int:
+    """By hand: makes up for what a run could not copy."""
     host = Host.read(CONFIG)
     if not uses_restic(host):
-        if not arguments.in_run:
-            say("there is no restic repository: backup.restic is absent")
+        say("there is no restic repository: backup.restic is absent")
         return 0
-    before = signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that the container goes, too
+    # SIGTERM ends this process by an exception, so that the container is removed.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with contextlib.nullcontext() if arguments.in_run else lock():
+        with lock():
             push_or_tell(host)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -187,38 +172,36 @@ def check_repository(host: Host) -> str:
     """What is wrong with the repository itself; empty when it is whole, or not to be checked."""
     if host.backup_settings.get("RESTIC_CHECK") != "true":
         return ""
-    state, problem = remembered(), ""
+    problem = ""
     try:
         with repository(host) as repo:
             repo.call("unlock")
             repo.call("check")
     except Refused as failure:
         problem = str(failure)
-    write_state(STATE_FILE, state | {"checked": {"at": utc_now(), "problem": problem}})
+    replace(remembered(), checked=RepositoryCheck(utc_now(), problem)).store()
     return problem
 
 
-def remote_status(host: Host, runs: list[Manifest]) -> tuple[dict[str, Any] | None, list[str]]:
+def remote_status(host: Host, runs: list[RunManifest]) -> tuple[dict[str, Any] | None, list[str]]:
     """(what `status --json` shows as `remote`, what is wrong)."""
+    problems: list[str] = []
     if not uses_restic(host):
-        return None, []
-    state = remembered()
-    waiting = [run["id"] for run in pending(runs, state)]
-    problems = []
-    if state["error"]:
+        return None, problems
+    state = RemoteState.peek(problems) or NOTHING
+    waiting = [run.id for run in pending(runs, state)]
+    if state.error:
         problems.append(
             f"the last copy to the restic repository failed, {len(waiting)} to be made up "
-            f"for: {state['error']}"
+            f"for: {state.error}"
         )
-    if state["checked"] and state["checked"]["problem"]:
+    if state.checked and state.checked.problem:
         problems.append(
-            f"checking the restic repository failed at {state['checked']['at']}: "
-            f"{state['checked']['problem']}"
+            f"checking the restic repository failed at {state.checked.at}: {state.checked.problem}"
         )
-    last = next((run["id"] for run in reversed(runs) if run["id"] in state["pushed"]), None)
     return {
-        "last_pushed": last,
+        "last_pushed": next((run.id for run in reversed(runs) if run.id in state.pushed), None),
         "pending": waiting,
-        "error": state["error"],
-        "checked": state["checked"],
+        "error": state.error,
+        "checked": asdict(state.checked) if state.checked else None,
     }, problems

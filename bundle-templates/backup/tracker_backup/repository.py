@@ -1,4 +1,4 @@
-"""The restic repository, through restic.sh: in a container that sees the repository and what it is
+"""The restic repository, through the courier: a container that sees the repository and what it is
 given for one purpose.
 """
 
@@ -6,28 +6,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import subprocess
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from .destination import machine_id
 from .docker import bind, container, docker, has_image
+from .documents import RunManifest, run_time
 from .files import remove_tree
 from .host import STATE, Host, Refused
+from .jobs import CONFINED, ask, words
 from .log import complain
-from .runs import RUN_ID, Manifest, run_files, run_time
 from .secrets import named_secrets
 
 CONTAINER = "tracker-backup-restic"
-CALL_SECONDS = 22000  # more than restic.sh itself gives any call of restic
+CALL_SECONDS = 22000  # more than the courier itself gives any call of restic
+SNAPSHOT = re.compile("([0-9a-f]{8,64}) ([0-9]{8}_[0-9]{6}) ([0-9]{1,18})")
 NO_REPOSITORY = 10  # restic's own exit code: then, and only then, one may be made
 
 
 class RepositoryFailure(Refused):
-    """What restic.sh says is wrong; `reason` is its exit code."""
+    """What the courier says is wrong; `reason` is the code of its answer."""
 
     def __init__(self, message: str, reason: int) -> None:
         super().__init__(message)
@@ -45,66 +47,43 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Repository:
-    """How to call restic.sh, and under which name this environment's snapshots go."""
+    """The courier, and under which name this environment's snapshots go."""
 
-    command: tuple[str, ...]
+    settings: dict[str, str]
     environment: str
 
     @property
-    def tag(self) -> str:
+    def own(self) -> dict[str, str]:
         """restic separates tags by commas, which a name may hold."""
-        return f"environment={quote(self.environment, safe=' ')}"
+        tag = f"environment={quote(self.environment, safe=' ')}"
+        return {"host": self.environment, "tag": tag}
 
-    def call(self, step: str, *arguments: str) -> str:
-        """What one step of restic.sh printed."""
-        try:
-            done = subprocess.run(
-                [*self.command, step, *arguments],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=CALL_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RepositoryFailure(
-                f"restic.sh {step} was not over after {CALL_SECONDS} s", 15
-            ) from error
-        if done.returncode == 0:
-            return done.stdout
-        *before, last = done.stderr.strip().splitlines()[-20:] or ["it said nothing"]
-        for line in before if done.returncode != NO_REPOSITORY else ():
+    def call(self, job: str, **arguments: Any) -> str:
+        """What one job of the courier found."""
+        answer = ask(CONTAINER, "courier", job, CALL_SECONDS, settings=self.settings, **arguments)
+        if answer.code == 0:
+            return answer.text
+        for line in answer.warnings if answer.code != NO_REPOSITORY else ():
             complain(f"restic: {line}")
-        raise RepositoryFailure(
-            last.partition("ERROR: ")[2] or f"restic.sh {step} failed: {last}", done.returncode
-        )
+        raise RepositoryFailure(answer.reason, answer.code)
 
     def snapshots(self) -> dict[str, Snapshot]:
         """This environment's, by run."""
         found = {}
-        for snapshot in (
-            json.loads(self.call("snapshots", self.environment, self.tag) or "null") or []
-        ):
-            tags = dict(tag.partition("=")[::2] for tag in snapshot.get("tags") or [])
-            if RUN_ID.fullmatch(tags.get("run", "")) and tags.get("sequence", "").isdigit():
-                found[tags["run"]] = Snapshot(snapshot["id"], tags["run"], int(tags["sequence"]))
+        for line in self.call("snapshots", **self.own).splitlines():
+            if match := SNAPSHOT.fullmatch(line):
+                found[match[2]] = Snapshot(match[1], match[2], int(match[3]))
         return found
 
-    def backup(self, run: Manifest) -> None:
+    def backup(self, run: RunManifest) -> None:
         """One run's files and its run manifest, as a snapshot with the start time of the run."""
-        tags = f"{self.tag},run={run['id']},sequence={run['sequence']}"
-        paths = [path for _, path in run_files(run)]
-        self.call(
-            "backup",
-            self.environment,
-            tags,
-            f"{run_time(run['id']):%Y-%m-%d %H:%M:%S}",
-            *paths,
-            f"runs/{run['id']}.json",
-        )
+        tag = f"{self.own['tag']},run={run.id},sequence={run.sequence}"
+        files = [*(file.path for file in run.files), f"runs/{run.id}.json"]
+        time = f"{run_time(run.id):%Y-%m-%d %H:%M:%S}"
+        self.call("backup", host=self.environment, tag=tag, time=time, files=files)
 
     def forget(self) -> None:
-        self.call("forget", self.environment, self.tag)
+        self.call("forget", **self.own)
 
 
 def uses_restic(host: Host) -> bool:
@@ -168,36 +147,15 @@ def repository(host: Host, *arguments: str, secrets: Path | None = None) -> Iter
         for name in restic_secrets(host)
         for word in bind(secrets / name, f"/run/secrets/{name}", "readonly")
     ]
-    with (
-        scratch_directory(host) as scratch,
-        container(
-            CONTAINER,
-            host.image,
-            "--init",
-            "--hostname",
-            host_name,
-            "--user",
-            "0:0",
-            "--read-only",
-            "--cap-drop",
-            "ALL",
-            "--cap-add",
-            "DAC_OVERRIDE",
-            "--security-opt",
-            "no-new-privileges",
-            "--tmpfs",
-            "/tmp:mode=0700,size=16m",
-            "--network",
-            "none" if where else "bridge",
-            "--env",
-            "TMPDIR=/scratch",
-            *bind(scratch, "/scratch"),
-            *bind(host.configuration, "/etc/backup", "readonly"),
-            *where,
-            *given,
-            *arguments,
-        ),
-    ):
-        yield Repository(
-            ("docker", "exec", CONTAINER, "/usr/local/bin/restic.sh"), host.environment
-        )
+    network = "none" if where else "bridge"
+    options = words(
+        f"--hostname {host_name} --user 0:0 --cap-add DAC_OVERRIDE --network {network} "
+        "--tmpfs /tmp:size=16m --env TMPDIR=/scratch"
+    )
+    settings = {
+        name: value for name, value in host.backup_settings.items() if name.startswith("RESTIC_")
+    }
+    with scratch_directory(host) as scratch:
+        places = [*bind(scratch, "/scratch"), *where, *given, *arguments]
+        with container(CONTAINER, host.image, *CONFINED, *options, *places):
+            yield Repository(settings, host.environment)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 
 from .deployment import make_deploy_directory
 from .destination import IDENTITY, check_restorable, claim_destination
@@ -18,83 +19,37 @@ from .docker import (
     service_of,
     stack_containers,
 )
+from .documents import RestoreJournal, RunManifest
+from .drivers import SERVICES, driver_of, driver_of_run
 from .fetch import fetch, find_run
-from .files import make_directory, remove_tree, sync_directory
+from .files import make_directory, remove_tree
 from .host import STATE, Host, Refused, config_path
+from .jobs import words
 from .log import say
-from .runs import Manifest, check_files, choose_run, read_runs
+from .runs import check_files, choose_run, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets
-from .server import Server, tracker_server
-from .state import LockHeld, lock, read_state, write_state
-from .workshop import Workshop, compare_rows, workshop
-
-
-@dataclass
-class Journal:
-    """What a restore has begun, durable before each step, so that a dead one can be undone: by
-    --recover, too.
-    """
-
-    run: str
-    work: str
-    fresh: bool  # there was no stack: what is undone is everything
-    config: bool  # files of all services are swapped, not the database alone
-    running: list[str]  # ids of the containers that are to run in the end
-    importing: bool = False  # the database may be gone; work/before.sql holds it as it was, whole
-    undone: bool = False  # rolled back but for what is to be started
-
-    def write(self) -> None:
-        write_state("restore.json", self.__dict__)
-
-    @classmethod
-    def read(cls) -> Journal | None:
-        state = read_state("restore.json", {})
-        return cls(**state) if state else None
-
-    def end(self) -> None:
-        """Durable before anything is removed that a roll-back would need."""
-        (STATE / "restore.json").unlink()
-        sync_directory(STATE)
+from .state import LockHeld, lock
+from .workshop import Workshop, workshop
 
 
 @contextlib.contextmanager
-def restore_workshop(host: Host) -> Iterator[Workshop]:
-    """As for verifying, with the deployment mounted to be written, and with a network when the
-    server is external.
-    """
-    server = []
-    if "DB_HOST" in host.backup_settings and not host.in_stack:
-        server = [
-            "--network",
-            "bridge",
-            *bind(host.deploy_dir / "backup/secrets", "/run/secrets", "readonly"),
-        ]
-    if host.database_ca_file:
-        server += bind(host.database_ca_file, "/etc/backup/ca.pem", "readonly")
-    with workshop(
-        host,
-        "restore",
-        "--cap-add",
-        "CHOWN",
-        "--cap-add",
-        "FOWNER",
-        "--cap-add",
-        "FSETID",
-        *server,
-        *bind(host.deploy_dir, "/data"),
-        *bind(host.configuration / "backup.conf", "/etc/backup/backup.conf", "readonly"),
-    ) as shop:
+def swapper(host: Host, purpose: str, work: Path) -> Iterator[Workshop]:
+    """A workshop that may write to the deployment."""
+    owners = words("--cap-add CHOWN --cap-add FOWNER --cap-add FSETID")
+    with workshop(host, purpose, *owners, *bind(host.deploy_dir, "/data"), work=work) as shop:
         yield shop
 
 
-def rollback(host: Host, journal: Journal) -> None:
+def rollback(host: Host, journal: RestoreJournal) -> None:
     """Puts everything back as it was before the restore that the journal tells of, then starts what
     it had stopped. Can die and be begun again.
     """
     work = host.staging / journal.work
     if not journal.undone:
         say(f"rolling back the restore of {journal.run}")
-        needed = [work / "targets", *([work / "before.sql"] if journal.importing else [])]
+        needed = [work / "targets"]
+        if journal.importing:
+            needed.append(work / driver_of(host).SAVED)
         if gone := [str(path) for path in needed if not path.exists()]:
             raise Refused(
                 f"cannot be rolled back: {', '.join(gone)} is gone. Restore by hand "
@@ -105,25 +60,19 @@ def rollback(host: Host, journal: Journal) -> None:
         if not journal.fresh:
             # What runs now, too: a dead restore's last call may still be under way in Docker, and
             # somebody may have started something.
-            journal.running = list(dict.fromkeys([*journal.running, *running(host)]))
-            journal.write()
+            ids = list(dict.fromkeys([*journal.running, *running(host)]))
+            journal = replace(journal, running=ids)
+            journal.store()
             stop(users(host, config=journal.config))
-        with restore_workshop(host) as shop:
-            if journal.importing:
-                if host.in_stack:
-                    raise_server(host, fresh=journal.fresh)
-                with tracker_server(host, shop) as server:
-                    server.end_imports()
-                    server.recreate()
-                    server.load(work / "before.sql")
-                journal.importing = False
-                journal.write()
-            if journal.fresh:
-                take_down(host)
-            Workshop(host, shop.container, work).step("rollback")
-            remove_tree(shop.work)
-        journal.undone = True
-        journal.write()
+        if journal.fresh:
+            # The server runs by the compose files that go away with the rest.
+            undo_import(host, journal)
+            take_down(host)
+            undo_swap(host, journal)
+        else:
+            undo_both(host, journal)
+        journal = replace(journal, importing=False, undone=True)
+        journal.store()
         say("rolled back: files and database are as they were before the restore")
     failures = start(journal.running)
     if tracker_is_down(host, journal.running):
@@ -135,6 +84,31 @@ def rollback(host: Host, journal: Journal) -> None:
     remove_tree(work)
     if failures:
         raise Refused("rolled back, but not everything started again: " + "; ".join(failures))
+
+
+def undo_both(host: Host, journal: RestoreJournal) -> None:
+    """A failure of the one does not keep the other from being rolled back."""
+    failures = []
+    for name, undo in (("the files", undo_swap), ("the database", undo_import)):
+        try:
+            undo(host, journal)
+        except Refused as error:
+            failures.append(f"{name} cannot be rolled back: {error}")
+    if failures:
+        raise Refused("; ".join(failures))
+
+
+def undo_swap(host: Host, journal: RestoreJournal) -> None:
+    with swapper(host, "rollback", host.staging / journal.work) as shop:
+        shop.step("rollback", work=journal.work)
+
+
+def undo_import(host: Host, journal: RestoreJournal) -> None:
+    if journal.importing:
+        driver = driver_of(host)
+        raise_service(host, driver.service(host), fresh=journal.fresh)
+        driver.undo(host, host.staging / journal.work)
+        replace(journal, importing=False).store()
 
 
 def running(host: Host) -> list[str]:
@@ -151,7 +125,7 @@ def users(host: Host, *, config: bool) -> list[str]:
     return [
         one["Id"]
         for one in stack_containers(host)
-        if service_of(one) == "tracker" or (config and service_of(one) not in ("mysql", "backup"))
+        if service_of(one) == "tracker" or (config and service_of(one) not in {*SERVICES, "backup"})
     ]
 
 
@@ -199,15 +173,17 @@ def compose(host: Host, *arguments: str) -> None:
     )
 
 
-def raise_server(host: Host, *, fresh: bool) -> None:
-    """The stack's MySQL: not made yet on an empty machine, and taken down by a Docker that died."""
-    if fresh:
-        compose(host, "up", "--detach", "mysql")
+def raise_service(host: Host, service: str, *, fresh: bool) -> None:
+    """A database server of the stack: not made yet on an empty machine, and taken down by a Docker
+    that died. Nothing for no name.
+    """
+    if service and fresh:
+        compose(host, "up", "--detach", service)
     start(
         [
             one["Id"]
             for one in stack_containers(host)
-            if service_of(one) == "mysql" and not one["State"]["Running"]
+            if service_of(one) == service and not one["State"]["Running"]
         ]
     )
 
@@ -222,41 +198,47 @@ def take_down(host: Host) -> None:
         docker("rm", "--force", left["Id"])
 
 
-def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
+def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> None:
     """Unpacks and checks first; then stops, swaps, imports and starts, each step in the journal
     before it is done.
     """
-    database = host.backup_settings.get("DB_PATH", "").removeprefix("/data/")
-    mysql = "database" in kinds and not database
-    with restore_workshop(host) as shop:
+    driver = driver_of(host)
+    if "database" in kinds and driver_of_run(run) != driver:
+        raise Refused(f"{run.id} has no database of the driver {driver.TRACKER_NAME}")
+    target = driver.target(host) if "database" in kinds else ""
+    importing = "database" in kinds and not target
+    service = driver.service(host) if importing else ""
+    if importing and not (fresh and service):
+        driver.prove_rights(host)
+    problems = check_files(host, run)
+    with workshop(host, "restore", run=run) as shop:
+        work, dumps = shop.work, []
         try:
-            if mysql and not (fresh and host.in_stack):
-                with tracker_server(host, shop) as server:
-                    server.prove_rights()
-            problems = check_files(host, run)
             if not problems:
                 shop.require_space(run, kinds)
                 problems = shop.unpack(run, kinds)
             if problems:
-                raise Refused(f"{run['id']} is not restored: " + "; ".join(problems))
-            shop.step(
-                "prepare",
-                "all" if len(kinds) == 2 else min(kinds),
-                *([database] if database else []),
-            )
+                raise Refused(f"{run.id} is not restored: " + "; ".join(problems))
+            dumps = shop.dumps
         except BaseException:
-            remove_tree(shop.work)
+            remove_tree(work)
             raise
-        journal = Journal(run["id"], shop.work.name, fresh, "config" in kinds, running(host))
-        journal.write()
+    with swapper(host, "swap", work) as shop:
+        try:
+            kind = "all" if len(kinds) == 2 else min(kinds)
+            shop.step("prepare", work=work.name, kind=kind, database=target)
+        except BaseException:
+            remove_tree(work)
+            raise
+        journal = RestoreJournal(run.id, work.name, fresh, "config" in kinds, running(host))
+        journal.store()
         try:
             stop(users(host, config=journal.config))
-            shop.step("apply")
-            if mysql:
-                if host.in_stack:
-                    raise_server(host, fresh=fresh)
-                with tracker_server(host, shop) as server:
-                    replace_database(server, journal, shop, run)
+            shop.step("apply", work=work.name)
+            if importing:
+                raise_service(host, service, fresh=fresh)
+                begin = replace(journal, importing=True).store
+                driver.replace(host, work, dumps, run, begin)
             if fresh and "config" in kinds:
                 compose(host, "up", "--detach")
             failures = start(journal.running)
@@ -266,39 +248,23 @@ def restore(host: Host, run: Manifest, kinds: set[str], *, fresh: bool) -> None:
                 say(f"warning: {failure}")
         except BaseException as error:
             say(f"error: the restore failed: {error}")
-            rollback(host, journal)
+            rollback(host, RestoreJournal.load() or journal)
             raise
         journal.end()
-        before = host.staging / "before-restore"
-        remove_tree(before)
-        (shop.work / "old").rename(before)
-        if mysql:
-            (shop.work / "before.sql").rename(before / "before.sql")
-        remove_tree(shop.work)
-        say(
-            f"changed: restored {' and '.join(sorted(kinds))} of {run['id']}; what was there "
-            f"before is in {before}, until the next restore"
-        )
-        if not any(
-            service_of(one) == "tracker" and one["State"]["Running"]
-            for one in stack_containers(host)
-        ):
-            say("the tracker does not run, as before the restore: docker compose up -d")
-
-
-def replace_database(server: Server, journal: Journal, shop: Workshop, run: Manifest) -> None:
-    """Saves the database as it is, an empty one, too: whatever else is in the server's volume of an
-    empty machine is not lost.
-    """
-    server.prove_rights()
-    server.save(shop.work / "before.sql")
-    sync_directory(shop.work)
-    journal.importing = True
-    journal.write()
-    server.recreate()
-    server.load(*shop.dumps)
-    if problems := compare_rows(run["tables"], server.count_rows()):
-        raise Refused("; ".join(problems))
+    before = host.staging / "before-restore"
+    remove_tree(before)
+    (work / "old").rename(before)
+    if importing:
+        (work / driver.SAVED).rename(before / driver.SAVED)
+    remove_tree(work)
+    say(
+        f"changed: restored {' and '.join(sorted(kinds))} of {run.id}; what was there "
+        f"before is in {before}, until the next restore"
+    )
+    if not any(
+        service_of(one) == "tracker" and one["State"]["Running"] for one in stack_containers(host)
+    ):
+        say("the tracker does not run, as before the restore: docker compose up -d")
 
 
 def command_restore(arguments: argparse.Namespace) -> int:
@@ -312,7 +278,7 @@ def command_restore(arguments: argparse.Namespace) -> int:
         )
     if (
         kinds == {"database"}
-        and host.in_stack
+        and driver_of(host).service(host)
         and not (host.deploy_dir / "docker-compose.yml").exists()
     ):
         raise Refused(
@@ -333,10 +299,10 @@ def command_restore(arguments: argparse.Namespace) -> int:
     else:
         run = choose_run(read_runs(host), arguments.run)
     say(
-        f"restore of {run['id']} ({run['started']}, {run['scope']}): "
+        f"restore of {run.id} ({run.started}, {run.scope}): "
         f"{' and '.join(sorted(kinds))} into {host.deploy_dir}"
     )
-    for name, rows in run["tables"].items() if "database" in kinds else ():
+    for name, rows in run.tables.items() if "database" in kinds else ():
         say(f"  table {name}: {rows} rows")
     if arguments.dry_run:
         say("dry run: nothing was done")
@@ -350,7 +316,7 @@ def command_restore(arguments: argparse.Namespace) -> int:
     with lock():
         there = (host.deploy_dir / "docker-compose.yml").exists()
         if not there:  # an empty machine, whatever was made there for the destination
-            make_deploy_directory(host, run["directories"])
+            make_deploy_directory(host, run.directories)
         make_directory(host.staging, 0o700)
         claim_destination(host, take_over=True)
         make_directory(host.deploy_dir / "backup", 0o755)
@@ -366,6 +332,6 @@ def command_rollback(_: argparse.Namespace) -> int:
     """For --recover: undoes a dead restore; a live one holds the lock and is left alone."""
     host = Host.read(config_path())
     with contextlib.suppress(LockHeld), lock(wait=0, recovering=True):
-        if journal := Journal.read():
+        if journal := RestoreJournal.load():
             rollback(host, journal)
     return 0

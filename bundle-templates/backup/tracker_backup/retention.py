@@ -4,39 +4,70 @@ from __future__ import annotations
 
 import argparse
 import datetime
+from collections.abc import Collection
+from dataclasses import replace
 
+from .documents import (
+    BadDocument,
+    NewerFormat,
+    RetentionState,
+    RunManifest,
+    VerificationState,
+    run_time,
+)
 from .fault_points import fault_point
 from .host import CONFIG, IN_SIDECAR, Host
 from .log import say
-from .runs import Manifest, newest_success, read_runs, run_files, run_time
-from .state import lock, read_state, write_state
+from .publish import remove_old_leftovers
+from .runs import newest_backup, read_runs
+from .state import lock
+
+ROWS = 100  # a table that lost fewer is not suspicious
+DAMAGED = "damaged "  # begins the key of a reason that ends when its document is whole again
 
 
-def expired(runs: list[Manifest], retention_days: int) -> tuple[list[str], list[str]]:
-    """(file paths, run ids) that retention removes after the newest run, by the times in their
-    names.
+def begin_of_period(runs: list[RunManifest], days: int) -> datetime.datetime | None:
+    """What is older can go; None when the newest run published nothing."""
+    if not runs or not runs[-1].published:
+        return None
+    return run_time(runs[-1].id) - datetime.timedelta(days=days)
 
-    A kind is touched only when the newest run itself added to it; the newest successful file of a
-    kind stays, and a run manifest goes with its last file. `runs` are in order of their sequence.
+
+def expired(
+    runs: list[RunManifest], days: int, acknowledged: Collection[str] = ()
+) -> tuple[list[str], list[str], dict[str, str]]:
+    """(file paths, run ids) that retention removes, by the times in their names, and what it keeps
+    until its key is acknowledged: the last backup of another driver.
+
+    A kind is touched only when the newest run added to it, and an incomplete run never touches the
+    configuration. A run manifest goes with its last file. `runs` are in order of their sequence.
     """
-    newest = runs[-1] if runs else None
-    if newest is None or newest["result"] != "success":
-        return [], []
-    limit = run_time(newest["id"]) - datetime.timedelta(days=retention_days)
-    kinds = {kind for kind, _ in run_files(newest)}
-    files, ids = [], []
+    files: list[str] = []
+    ids: list[str] = []
+    kept: dict[str, str] = {}
+    begin = begin_of_period(runs, days)
+    if begin is None:
+        return files, ids, kept
+    kinds = {file.kind for file in runs[-1].files}
+    if runs[-1].result == "incomplete":
+        kinds -= {"config"}
+    last = {run.driver: run for run in runs if run.paths_of("database")}
     for run in runs[:-1]:
-        if run_time(run["id"]) >= limit:
+        if run_time(run.id) >= begin:
             continue
-        old = [path for kind, path in run_files(run) if kind in kinds]
+        old = run.paths_of(*kinds)
+        key = f"driver {run.id}"
+        if run is last.get(run.driver) and "database" in kinds and key not in acknowledged:
+            old = run.paths_of(*kinds - {"database"})
+            kept[key] = f"{run.id} is the last backup of {run.driver}"
         files += old
-        if len(old) == len(run_files(run)):
-            ids.append(run["id"])
-    return files, ids
+        if len(old) == len(run.files):
+            ids.append(run.id)
+    return files, ids, kept
 
 
 def suspicions(
-    runs: list[Manifest], retention_days: int, longest_interval: int, now: datetime.datetime
+    runs: list[RunManifest], days: int, longest_interval: int, now: datetime.datetime
 ) -> dict[str, str]:
     """Reasons not to trust the newest run enough to remove older ones, by a key that an
     acknowledgement names.
@@ -45,95 +76,109 @@ def suspicions(
     """
     found = {}
     for run in runs:
-        if run_time(run["id"]) > now + datetime.timedelta(minutes=1):
-            found[f"future {run['id']}"] = (
-                f"the run {run['id']} lies in the future: the clock was or is wrong"
+        if run_time(run.id) > now + datetime.timedelta(minutes=1):
+            found[f"future {run.id}"] = (
+                f"the run {run.id} lies in the future: the clock was or is wrong"
             )
-    good = [run for run in runs if run["result"] == "success"]
+    good = [run for run in runs if run.published]
     for index, newest in enumerate(good[1:], 1):  # a run after a suspicious one does not hide it
-        before = good[index - 1]
-        pause = (run_time(newest["id"]) - run_time(before["id"])).total_seconds()
-        if pause > max(retention_days * 86400, 2 * longest_interval):
-            found[f"pause {newest['id']}"] = (
-                f"{newest['id']} came {pause / 86400:.0f} days after the success before it: "
+        pause = (run_time(newest.id) - run_time(good[index - 1].id)).total_seconds()
+        if pause > max(days * 86400, 2 * longest_interval):
+            found[f"pause {newest.id}"] = (
+                f"{newest.id} came {pause / 86400:.0f} days after the success before it: "
                 "the clock jumped, or backups paused"
             )
-        if same := newest_success(good[:index], newest["scope"]):
-            for table, rows in same["tables"].items():
-                if reason := table_suspicion(table, rows, same["id"], newest):
-                    found[f"rows {newest['id']} {table}"] = reason
+        same = newest_backup(good[:index], scope=newest.scope, driver=newest.driver)
+        if same and newest.driver:
+            for table, rows in same.tables.items():
+                if reason := table_suspicion(table, rows, same.id, newest):
+                    found[f"rows {newest.id} {table}"] = reason
     return found
 
 
-def table_suspicion(table: str, rows: int, before: str, newest: Manifest) -> str:
+def table_suspicion(table: str, rows: int, before: str, newest: RunManifest) -> str:
     """Why a table that had so many rows in the run `before` is suspicious now; empty if not."""
-    if table not in newest["tables"]:
-        return f"the table {table} is gone in {newest['id']}; it had {rows} rows in {before}"
-    if 2 * (now := newest["tables"][table]) < rows:
-        return f"the table {table} has {now} rows in {newest['id']} and had {rows} in {before}"
+    if (now := newest.tables.get(table)) is None:
+        return f"the table {table} is gone in {newest.id}; it had {rows} rows in {before}"
+    if 2 * now < rows and rows - now >= ROWS:
+        return f"the table {table} has {now} rows in {newest.id} and had {rows} in {before}"
     return ""
 
 
-def suspended(host: Host, runs: list[Manifest]) -> dict[str, str]:
-    """Why retention is suspended, by key; once a reason is there it stays until `tracker-backup
-    acknowledge`.
+def suspended(host: Host, runs: list[RunManifest]) -> dict[str, str]:
+    """Why retention is suspended, by key. A reason stays until `tracker-backup acknowledge`, and
+    damage to what is known of reasons stays until it is repaired.
     """
+    damage: list[str] = []
+    state = RetentionState.peek(damage) or RetentionState([], {})
+    verified = VerificationState.peek(damage)
     now = datetime.datetime.now(datetime.timezone.utc)
-    state = read_state("retention.json", {"acknowledged": [], "pending": {}})
-    reasons: dict[str, str] = {
-        **state["pending"],
-        **suspicions(runs, host.retention_days, host.longest_interval, now),
-    }
-    verified = read_state("verified.json", {})
-    if verified.get("problems"):
-        reasons[f"verify {verified['at']}"] = (
-            f"verifying {verified['run']} failed: {'; '.join(verified['problems'])}"
+    reasons = state.pending | suspicions(runs, host.retention_days, host.longest_interval, now)
+    if verified and verified.problems:
+        reasons[f"verify {verified.at}"] = (
+            f"verifying {verified.run} failed: {'; '.join(verified.problems)}"
         )
-    return {key: reason for key, reason in reasons.items() if key not in state["acknowledged"]}
+    return {key: reason for key, reason in reasons.items() if key not in state.acknowledged} | {
+        DAMAGED + problem: problem for problem in damage
+    }
+
+
+def lasting(reasons: dict[str, str]) -> dict[str, str]:
+    """Those that end with an acknowledgement, and not with a repair."""
+    return {key: reason for key, reason in reasons.items() if not key.startswith(DAMAGED)}
+
+
+def remember_suspension(host: Host, runs: list[RunManifest]) -> dict[str, str]:
+    """Why retention is suspended. It is written down, but not by the sidecar, which may not write
+    there, and not over a damaged document.
+    """
+    reasons, damage = suspended(host, runs), list[str]()
+    state = RetentionState.peek(damage) or RetentionState([], {})
+    if not IN_SIDECAR and not damage:
+        replace(state, pending=lasting(reasons)).store()
+    return reasons
 
 
 def command_acknowledge(_: argparse.Namespace) -> int:
     """The operator has looked at what suspended retention: go on."""
     host = Host.read(CONFIG)
     with lock():
-        reasons = suspended(host, read_runs(host))
-        state = read_state("retention.json", {"acknowledged": []})
-        write_state(
-            "retention.json",
-            {"acknowledged": sorted({*state["acknowledged"], *reasons}), "pending": {}},
-        )
-    for reason in reasons.values():
-        say(f"changed: acknowledged: {reason}")
+        runs = read_runs(host)
+        reasons = suspended(host, runs)
+        try:
+            state = RetentionState.load() or RetentionState([], {})
+        except NewerFormat:
+            raise
+        except BadDocument:
+            state = RetentionState([], {})
+        reasons |= expired(runs, host.retention_days, state.acknowledged)[2]
+        RetentionState(sorted({*state.acknowledged, *lasting(reasons)}), {}).store()
+        left = suspended(host, runs)
+    for key, reason in reasons.items():
+        if key not in left:
+            say(f"changed: acknowledged: {reason}")
+    for reason in left.values():
+        say(f"retention is still suspended: {reason}")
     if not reasons:
         say("retention is not suspended")
     return 0
 
 
-def remember_suspension(host: Host, runs: list[Manifest]) -> dict[str, str]:
-    """Why retention is suspended; kept until somebody has looked, but for the sidecar, which may
-    not write there.
-    """
-    reasons = suspended(host, runs)
-    if not IN_SIDECAR:
-        write_state(
-            "retention.json",
-            {**read_state("retention.json", {"acknowledged": []}), "pending": reasons},
-        )
-    return reasons
-
-
-def command_prune(_: argparse.Namespace) -> int:
-    host = Host.read(CONFIG)
+def prune(host: Host) -> None:
+    """Removes what is older than the retention, unless it is suspended."""
     fault_point("removing-old-backups", host)
-    runs = read_runs(host)
-    days = host.retention_days
+    runs, days = read_runs(host), host.retention_days
     reasons = remember_suspension(host, runs)
     for reason in reasons.values():
         say(f"warning: retention is suspended, nothing is removed: {reason}")
     if reasons:
-        return 0
-    files, ids = expired(runs, days)
+        return
+    state = RetentionState.load()
+    files, ids, kept = expired(runs, days, state.acknowledged if state else ())
+    for reason in kept.values():
+        say(f"warning: {reason} and is kept until `tracker-backup acknowledge`")
     for name in [*files, *(f"runs/{run_id}.json" for run_id in ids)]:
         (host.destination / name).unlink(missing_ok=True)
         say(f"retention: removed {name}, older than {days} days")
-    return 0
+    if begin := begin_of_period(runs, days):
+        remove_old_leftovers(host, begin, say)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .deployment import TOLD, look_for_sidecar
+from .deployment import look_for_sidecar
 from .docker import (
     BUILD_SECONDS,
     SIDECAR_LABEL,
@@ -22,12 +22,13 @@ from .docker import (
     make_image,
     stack_containers,
 )
+from .documents import RestoreJournal, StackFacts
 from .files import put, remove
 from .host import CONFIG, ROOT, STATE, Host, Refused
 from .log import say
 from .remote import push_what_is_new
 from .restore import command_rollback
-from .state import LockHeld, lock, write_state
+from .state import LockHeld, lock
 
 LOCK_TRIES = 40  # a second each: no longer than until cron calls again
 
@@ -107,8 +108,8 @@ def sidecar_state(host: Host) -> str:
 
 def bring_up_sidecar(host: Host) -> None:
     """Starts or replaces the sidecar if it is not as wanted; touches no other container."""
-    if not (STATE / TOLD).exists():
-        write_state(TOLD, look_for_sidecar(host))
+    if not (STATE / StackFacts.FILE).exists():
+        look_for_sidecar(host).store()
     before = find_sidecar(host)
     put(
         host.deploy_dir / "backup/sidecar.env",
@@ -157,7 +158,7 @@ def remove_sidecar(host: Host) -> None:
     for found in deployed_containers(host, SIDECAR_LABEL):
         docker("rm", "--force", "--volumes", found["Id"])
         say(f"changed: sidecar {found['Name'].lstrip('/')} (removed)")
-    for path in (host.deploy_dir / "backup/sidecar.env", STATE / TOLD):
+    for path in (host.deploy_dir / "backup/sidecar.env", STATE / StackFacts.FILE):
         remove(path)
 
 
@@ -167,10 +168,10 @@ def command_sidecar(arguments: argparse.Namespace) -> int:
     """
     if (STATE / "hold").exists():
         return 0
-    if (STATE / "restore.json").exists():
+    if (STATE / RestoreJournal.FILE).exists():
         command_rollback(arguments)
     host = sidecar_host()
-    write_state(TOLD, look_for_sidecar(host))
+    look_for_sidecar(host).store()
     if is_as_wanted(host, find_sidecar(host)):
         push_what_is_new(host)
         return 0

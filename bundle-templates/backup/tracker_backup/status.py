@@ -12,28 +12,26 @@ from typing import Any
 from .cron import MISSING, REMEDY, cron_runs
 from .deployment import check_deployment
 from .destination import check_destination
+from .documents import Document, RestoreJournal, RetentionState, RunManifest, VerificationState
 from .host import CONFIG, STATE, Host, Refused
 from .log import say
 from .remote import remote_status
-from .retention import suspended
-from .runs import newest_success, read_runs, too_old
+from .retention import expired, lasting, suspended
+from .runs import newest_success, read_runs, scan_runs, too_old
 from .sidecar import sidecar_state
-from .state import read_state
 
 
 def command_list(arguments: argparse.Namespace) -> int:
     runs = read_runs(Host.read(CONFIG))
     if arguments.json:
-        say(json.dumps(runs, indent=2, ensure_ascii=False))
+        say(json.dumps([run.as_object() for run in runs], indent=2, ensure_ascii=False))
         return 0
     for run in runs:
-        size = sum(file["bytes"] for file in run["files"])
-        what = (
-            f"{size:>14,} bytes  window {run['window_seconds']:.1f} s  {run['scope']}"
-            if run["files"]
-            else run["reason"]
+        what = f"{run.bytes:>14,} bytes  window {run.window_seconds:.1f} s  {run.scope}"
+        say(
+            f"{run.sequence:>5}  {run.id}  {run.result:<7}  {what if run.files else run.reason}"
+            + (f", without {', '.join(run.missing)}" if run.missing else "")
         )
-        say(f"{run['sequence']:>5}  {run['id']}  {run['result']:<7}  {what}")
     if not runs:
         say("no run yet")
     return 0
@@ -47,28 +45,26 @@ def next_run(calendar: str, after: datetime.datetime) -> datetime.datetime | Non
     minutes, hours, days, months, weekdays = (
         [int(number) for number in field.split(",")] for field in fields
     )
-    for offset in range(40 * 366):
-        day = after.date() + datetime.timedelta(days=offset)
-        in_days, in_weekdays = day.day in days, day.isoweekday() % 7 in weekdays
-        if day.month in months and (
-            in_days and in_weekdays if days_taken == "both" else in_days or in_weekdays
-        ):
-            for hour in hours:
-                for minute in minutes:
-                    time_of_day = datetime.datetime.combine(day, datetime.time(hour, minute))
-                    if time_of_day > after:
-                        return time_of_day
-    return None
+    combine = all if days_taken == "both" else any
+    dates = (after.date() + datetime.timedelta(days=offset) for offset in range(40 * 366))
+    moments = (
+        datetime.datetime.combine(date, datetime.time(hour, minute))
+        for date in dates
+        if date.month in months and combine((date.day in days, date.isoweekday() % 7 in weekdays))
+        for hour in hours
+        for minute in minutes
+    )
+    return next((moment for moment in moments if moment > after), None)
 
 
 def command_status(arguments: argparse.Namespace) -> int:
     """How the backups are; docs/operations.md describes the JSON object."""
     host = Host.read(CONFIG)
-    problems, drift, runs = [], [], []
-    free = None
+    problems, damaged, drift = list[str](), list[str](), list[str]()
+    runs, free = list[RunManifest](), None
     try:
         check_destination(host)
-        runs = read_runs(host)
+        runs, damaged = scan_runs(host)
         free = shutil.disk_usage(host.destination).free
     except (Refused, OSError) as error:
         problems.append(str(error))
@@ -76,7 +72,10 @@ def command_status(arguments: argparse.Namespace) -> int:
         drift = check_deployment(host)
     except Refused as error:
         problems.append(str(error))
+    problems += damaged
     last, success = (runs[-1] if runs else None), newest_success(runs)
+    if last and last.result == "incomplete":
+        problems.append(f"the last run is incomplete, it lacks {', '.join(last.missing)}")
     age, problem = too_old(host, runs)
     problems += [problem] if problem else []
     cron = cron_runs()
@@ -90,37 +89,38 @@ def command_status(arguments: argparse.Namespace) -> int:
         problems.append(
             "the sidecar is unhealthy; `docker logs` of its container tells what its runs said"
         )
-    suspension = list(suspended(host, runs).values())
-    if suspension:
+    retention = RetentionState.peek(problems) or RetentionState([], {})
+    verified = VerificationState.peek(problems)
+    RestoreJournal.peek(problems)
+    reasons = suspended(host, runs)
+    if lasting(reasons):
         problems.append("retention is suspended until `tracker-backup acknowledge`")
     remote, failures = remote_status(host, runs)
-    problems += failures
-    unfinished = [name for name in ("window", "restore.json") if (STATE / name).exists()]
     upcoming = next_run(host.calendar, datetime.datetime.now())
+    problems += failures
     status = {
         "environment": host.environment,
         "ok": not problems,
         "problems": problems,
         "schedule": host.schedule,
         "next_run": upcoming.isoformat(timespec="minutes") if upcoming else None,
-        "last_run": {key: last[key] for key in ("id", "result", "exit_code", "reason", "warnings")}
-        if last
-        else None,
-        "last_success": {key: success[key] for key in ("id", "files", "tables", "window_seconds")}
-        if success
-        else None,
-        "last_verify": read_state("verified.json", {}) or None,
+        "last_run": pick(last, "id", "result", "exit_code", "reason", "warnings", "missing"),
+        "last_success": pick(success, "id", "files", "tables", "window_seconds"),
+        "last_verify": pick(verified, "run", "at", "problems"),
         "remote": remote,
         "age_seconds": age,
         "age_limit_seconds": host.age_limit,
         "runs": len(runs),
-        "bytes": sum(file["bytes"] for run in runs for file in run["files"]),
+        "bytes": sum(run.bytes for run in runs),
         "free_bytes": free,
         "sidecar": sidecar or None,
         "cron": cron,
         "hold": (STATE / "hold").exists(),
-        "unfinished": unfinished,
-        "retention_suspended": suspension,
+        "unfinished": [name for name in ("window", "restore.json") if (STATE / name).exists()],
+        "retention_suspended": list(reasons.values()),
+        "retention_keeps": list(
+            expired(runs, host.retention_days, retention.acknowledged)[2].values()
+        ),
         "drift": drift,
     }
     if arguments.json:
@@ -130,47 +130,48 @@ def command_status(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def pick(document: Document | None, *names: str) -> dict[str, Any] | None:
+    """Some members of a document as JSON has them."""
+    members = document.as_object() if document else {}
+    return {name: members[name] for name in names} if members else None
+
+
 def show_status(host: Host, status: Mapping[str, Any]) -> None:
+    def show(label: str, text: str) -> None:
+        say(f"{label:<14}{text}")
+
     last, success, verified = status["last_run"], status["last_success"], status["last_verify"]
-    say(f"environment   {host.environment}, destination {host.destination}")
-    say(
-        f"schedule      {host.schedule}, next "
-        f"{status['next_run'] or 'never'}{', ON HOLD' if status['hold'] else ''}"
-    )
+    hold = ", ON HOLD" if status["hold"] else ""
+    show("environment", f"{host.environment}, destination {host.destination}")
+    show("schedule", f"{host.schedule}, next {status['next_run'] or 'never'}{hold}")
     if status["sidecar"]:
-        say(f"sidecar       {status['sidecar']}")
+        show("sidecar", status["sidecar"])
     if last:
-        say(
-            f"last run      {last['id']} {last['result']}"
-            + (f": {last['reason']}" if last["reason"] else "")
-        )
+        show("last run", f"{last['id']} {last['result']}{last['reason'] and ': '}{last['reason']}")
         for warning in last["warnings"]:
-            say(f"  warning     {warning}")
+            show("  warning", warning)
     if success:
-        say(
-            f"last success  {success['id']}, {status['age_seconds'] / 3600:.1f} hours ago, "
-            f"window {success['window_seconds']:.1f} s"
-        )
+        hours, window = status["age_seconds"] / 3600, success["window_seconds"]
+        show("last success", f"{success['id']}, {hours:.1f} hours ago, window {window:.1f} s")
     if verified:
-        say(
-            f"last verify   {verified['at']}, run {verified['run']}: "
-            f"{'; '.join(verified['problems']) or 'can be restored'}"
-        )
+        problems = "; ".join(verified["problems"]) or "can be restored"
+        show("last verify", f"{verified['at']}, run {verified['run']}: {problems}")
     if remote := status["remote"]:
-        say(
-            f"restic        last copied {remote['last_pushed'] or 'nothing yet'}, "
-            f"{len(remote['pending'])} to be copied"
+        pending = len(remote["pending"])
+        show(
+            "restic",
+            f"last copied {remote['last_pushed'] or 'nothing yet'}, {pending} to be copied",
         )
-    if remote and remote["checked"]:
-        say(f"  checked     {remote['checked']['at']}: {remote['checked']['problem'] or 'whole'}")
-    say(
-        f"backups       {status['runs']} runs, {status['bytes']:,} bytes; "
-        f"{status['free_bytes'] or 0:,} bytes free"
-    )
+        if checked := remote["checked"]:
+            show("  checked", f"{checked['at']}: {checked['problem'] or 'whole'}")
+    free = status["free_bytes"] or 0
+    show("backups", f"{status['runs']} runs, {status['bytes']:,} bytes; {free:,} bytes free")
     for reason in status["retention_suspended"]:
-        say(f"  suspended   {reason}")
+        show("  suspended", reason)
+    for text in status["retention_keeps"]:
+        show("  kept", f"{text}, until `tracker-backup acknowledge`")
     for text in status["drift"]:
-        say(f"  drift       {text}")
+        show("  drift", text)
     for name in status["unfinished"]:
-        say(f"  unfinished  {STATE / name}: under way, or for maintenance-backup.sh --recover")
+        show("  unfinished", f"{STATE / name}: under way, or for maintenance-backup.sh --recover")
     say("OK" if status["ok"] else "PROBLEM: " + "; ".join(status["problems"]))

@@ -7,74 +7,59 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .answers import read_members, read_reason, read_result, read_sizes, table_name
-from .docker import WORK_SECONDS, bind, container, docker
+from .docker import WORK_SECONDS, bind, container
+from .documents import RunManifest
 from .files import require_space
 from .host import Host, Refused
-from .runs import Manifest, run_files
+from .jobs import CONFINED, ask, words
+from .log import say
+from .protocol import Answer, table_name
 
 
 @dataclass(frozen=True)
 class Workshop:
     """A container of the backup image, and the directory in staging where it works on one run."""
 
-    host: Host
     container: str
     work: Path
 
     @property
     def dumps(self) -> list[Path]:
-        """The MySQL dumps that `unpack` left, in the order in which they are imported."""
-        return [
-            dump for name in ("database.sql", "torrents.sql") if (dump := self.work / name).exists()
-        ]
+        """The dumps that `unpack` left, in the order in which they are imported."""
+        names = ("database.sql", "torrents.sql")
+        return [dump for name in names if (dump := self.work / name).exists()]
 
-    def step(self, name: str, *arguments: str) -> None:
-        """One step of restore.sh; raises Refused with the reason that it gives."""
-        try:
-            docker(
-                "exec",
-                self.container,
-                "/usr/local/bin/restore.sh",
-                name,
-                self.work.name,
-                *arguments,
-                seconds=WORK_SECONDS,
-            )
-        except Refused as error:
-            if reason := read_reason(self.work):
-                raise Refused(reason) from error
-            raise
+    def step(self, job: str, **arguments: Any) -> Answer:
+        """One job of the unpacker. Raises Refused with its reason."""
+        answer = ask(self.container, "unpacker", job, WORK_SECONDS, **arguments)
+        for warning in answer.warnings:
+            say(f"warning: {warning}")
+        if answer.code != 0:
+            raise Refused(answer.reason)
+        return answer
 
-    def require_space(self, run: Manifest, kinds: set[str]) -> None:
-        """Refuses a run for which staging has no room: the configuration is there as archive and as
-        files, of MySQL two dumps when one is saved.
+    def require_space(self, run: RunManifest, kinds: set[str]) -> None:
+        """Refuses a run for which staging has no room. The configuration is there as archive and as
+        files. Of a server's database, a second dump is there when it is saved.
         """
-        self.step("measure", *(path for kind, path in run_files(run) if kind in kinds))
-        sizes = read_sizes(self.work)
-        require_space(
-            self.host.staging,
-            sum(size * (1 if path.startswith("sqlite/") else 2) for size, path in sizes),
-        )
+        sizes = self.step("measure", files=run.paths_of(*kinds)).numbers
+        twice = (size * (1 if path.startswith("sqlite/") else 2) for path, size in sizes.items())
+        require_space(self.work, sum(twice))
 
-    def unpack(self, run: Manifest, kinds: set[str]) -> list[str]:
-        """Unpacks the run's files of these kinds, checked; returns what differs from the run
+    def unpack(self, run: RunManifest, kinds: set[str]) -> list[str]:
+        """Unpacks the run's files of these kinds, checked. Returns what differs from the run
         manifest.
         """
-        files = [path for kind, path in run_files(run) if kind in kinds]
+        paths = run.paths if "config" in kinds else []
         try:
-            self.step("unpack", *files)
+            found = self.step("unpack", files=run.paths_of(*kinds), paths=paths)
         except Refused as error:
             return [str(error)]
-        problems = []
+        problems = [f"the configuration archive lacks {path}" for path in found.missing]
         if "database" in kinds:
-            problems += compare_rows(run["tables"], read_result(self.work, run["id"]).tables)
-        if "config" in kinds:
-            missing = dict.fromkeys(run["paths"])
-            for member in read_members(self.work):
-                missing.pop(member, None)
-            problems += [f"the configuration archive lacks {path}" for path in missing]
+            problems += compare_rows(run.tables, found.tables)
         return problems
 
 
@@ -90,31 +75,31 @@ def compare_rows(expected: Mapping[str, int], found: Mapping[str, int]) -> list[
 
 
 @contextlib.contextmanager
-def workshop(host: Host, purpose: str, *arguments: str) -> Iterator[Workshop]:
-    """No network unless the arguments give one; the destination read-only; nothing of the
-    deployment but staging.
-    """
-    work = host.staging / f"{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}.{purpose}"
-    work.mkdir(mode=0o700)
-    network = [] if "--network" in arguments else ["--network", "none"]
+def workshop(
+    host: Host,
+    purpose: str,
+    *arguments: str,
+    run: RunManifest | None = None,
+    work: Path | None = None,
+) -> Iterator[Workshop]:
+    """It has no network, and sees the files of one run and its own directory in staging."""
+    name = f"{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}.{purpose}"
+    if not work:
+        work = host.staging / name
+        work.mkdir(mode=0o700)
+    files = [
+        word
+        for file in (run.files if run else [])
+        for word in bind(host.destination / file.path, f"/backups/{file.path}", "readonly")
+    ]
+    options = words("--user 0:0 --network none --cap-add DAC_OVERRIDE --tmpfs /tmp:size=16m")
     with container(
-        f"tracker-backup-{work.name}",
+        f"tracker-backup-{name}",
         host.image,
-        "--init",
-        "--user",
-        "0:0",
-        "--read-only",
-        "--cap-drop",
-        "ALL",
-        "--cap-add",
-        "DAC_OVERRIDE",
-        "--security-opt",
-        "no-new-privileges",
-        "--tmpfs",
-        "/tmp:mode=0700,size=16m",
-        *network,
-        *bind(host.destination, "/backups", "readonly"),
-        *bind(host.staging, "/staging"),
+        *CONFINED,
+        *options,
+        *bind(work, "/work"),
+        *files,
         *arguments,
-    ) as name:
-        yield Workshop(host, name, work)
+    ) as started:
+        yield Workshop(started, work)

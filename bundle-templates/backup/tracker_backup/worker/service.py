@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,21 @@ class StepFailed(Exception):
 def log(message: str) -> None:
     """A line on standard error. The host copies at most 64 KiB of it into the log."""
     print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """Limits every file that this process or a program started meanwhile writes, in bytes.
+
+    Writing more is an OSError here, and ends a program with SIGXFSZ.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def serve(jobs: Mapping[str, Job]) -> int:

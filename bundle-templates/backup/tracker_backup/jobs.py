@@ -1,0 +1,124 @@
+"""Programs in containers, called with bounded output; and one job of a role.
+
+A container can be hostile. So neither its output nor its messages are read without a limit.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import IO, Any
+
+from .docker import DOCKER_SECONDS
+from .host import Refused
+from .protocol import (
+    ANSWER_BYTES,
+    Answer,
+    BadAnswer,
+    check_hello,
+    decode_answer,
+    encode_job,
+    printable,
+)
+
+
+def words(text: str) -> list[str]:
+    """Options of Docker, as they are written in a shell."""
+    return text.split()
+
+
+# How a container of ours is started: it can do nothing but what the caller adds.
+CONFINED = words(
+    "--init --read-only --cap-drop ALL --security-opt no-new-privileges --log-driver none "
+    "--pids-limit 64 --oom-score-adj 500 --userns host --ulimit core=0"
+)
+OUTPUT_BYTES = 1 << 20
+SAID_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a program in a container ended, what it printed, and the end of its messages."""
+
+    code: int
+    output: bytes
+    said: str
+
+
+def execute(
+    container: str,
+    *words: str,
+    given: IO[bytes] | bytes = b"",
+    into: IO[bytes] | None = None,
+    limit: int = OUTPUT_BYTES,
+    seconds: float = DOCKER_SECONDS,
+) -> Done:
+    """Runs a program in a container, with `given` on its standard input. The output goes `into` a
+    file if there is one. Refused if it prints more than `limit` bytes or takes too long.
+    """
+    deadline, output, said = time.monotonic() + seconds, bytearray(), b""
+    with tempfile.TemporaryFile() as spooled:
+        if isinstance(given, bytes):
+            spooled.write(given)
+            spooled.seek(0)
+        process = subprocess.Popen(
+            ["docker", "exec", "--interactive", container, *words],
+            stdin=spooled if isinstance(given, bytes) else given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    assert process.stdout and process.stderr
+    with process, selectors.DefaultSelector() as selector:
+        try:
+            for stream in (process.stdout, process.stderr):
+                selector.register(stream, selectors.EVENT_READ)
+            while selector.get_map():
+                left = deadline - time.monotonic()
+                ready = selector.select(max(0.0, left))
+                if left <= 0 or not ready:
+                    raise Refused(f"{words[0]} in {container} was not over after {seconds} s")
+                for key, _ in ready:
+                    block = os.read(key.fd, 1 << 16)
+                    if not block:
+                        selector.unregister(key.fileobj)
+                    elif key.fileobj is process.stderr:
+                        said = (said + block)[-SAID_BYTES:]
+                    else:
+                        limit -= len(block)
+                        if limit < 0:
+                            raise Refused(f"{words[0]} in {container} printed too much")
+                        if into:
+                            into.write(block)
+                        else:
+                            output += block
+            process.wait(max(1.0, deadline - time.monotonic()))
+        except BaseException as error:
+            process.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Refused(f"{words[0]} in {container} did not end") from error
+            raise
+    text = "\n".join(map(printable, said.decode(errors="replace").strip().splitlines()))
+    return Done(process.returncode, bytes(output), text)
+
+
+def ask(container: str, role: str, job: str, seconds: float, **arguments: Any) -> Answer:
+    """The answer to one job, whatever its code. Refused if there is none."""
+    done = execute(
+        container,
+        "backup.sh",
+        role,
+        given=encode_job(job, arguments),
+        limit=2 * ANSWER_BYTES,
+        seconds=seconds,
+    )
+    hello, _, line = done.output.partition(b"\n")
+    try:
+        check_hello(hello)
+        return decode_answer(line)
+    except BadAnswer as error:
+        reason = done.said[-400:] or f"{error} (exit code {done.code})"
+        raise Refused(f"the {role} gave no answer to the job {job}: {reason}") from error

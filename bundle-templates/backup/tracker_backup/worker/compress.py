@@ -1,0 +1,67 @@
+"""Compresses into a file with pigz or zstd, and reads the file back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from .service import StepFailed
+
+SUFFIX = {"gzip": ".gz", "zstd": ".zst"}
+THREADS = min(8, len(os.sched_getaffinity(0)))
+PROGRAM = {"gzip": f"pigz --processes {THREADS}", "zstd": f"zstd -q -T{THREADS}"}
+
+
+@contextmanager
+def compressor(target: Path, compression: str) -> Iterator[IO[bytes]]:
+    """What is written to the stream becomes the file. Raises StepFailed if the program fails."""
+    with open(target, "xb", opener=private) as output:
+        program = subprocess.Popen(
+            ["nice", *PROGRAM[compression].split(), "--stdout"],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            bufsize=1 << 16,
+        )
+        assert program.stdin is not None
+        try:
+            with program.stdin as stream:
+                yield stream
+        except BrokenPipeError:
+            program.kill()
+            program.wait()
+            raise failed(target) from None
+        except BaseException:
+            program.kill()
+            program.wait()
+            raise
+        if program.wait() != 0:
+            raise failed(target)
+
+
+def compress_file(source: Path, target: Path, compression: str) -> None:
+    """Compresses a whole file and reads the result back. Raises StepFailed if a program fails."""
+    words = ["nice", *PROGRAM[compression].split(), "--stdout"]
+    with open(source, "rb") as input_, open(target, "xb", opener=private) as output:
+        if subprocess.run(words, stdin=input_, stdout=output, check=False).returncode != 0:
+            raise failed(target)
+    read_back(target, compression)
+
+
+def read_back(target: Path, compression: str) -> None:
+    """Raises StepFailed unless the whole file can be decompressed."""
+    words = [*PROGRAM[compression].split(), "--test"]
+    with open(target, "rb") as file:
+        if subprocess.run(words, stdin=file, stdout=2, check=False).returncode != 0:
+            raise failed(target)
+
+
+def private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def failed(target: Path) -> StepFailed:
+    return StepFailed(f"compressing into {target.name} failed; the message is in the log")

@@ -1,0 +1,147 @@
+"""Copies files as bytes: shared blocks where the file system can, a preallocated copy elsewhere.
+
+docs/decisions/0008 and 0009 say why. All copies are in the role's own directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from . import service
+
+FICLONE = 0x40049409
+PIECE_BYTES = 1 << 20
+SYNCED_BYTES = 16 << 20
+PREALLOCATE_SECONDS = 60
+MEMORY = Path("/proc/meminfo")
+CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def share(source: int, target: int) -> bool:
+    """Makes the target share all blocks of the source, if the file system can."""
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError:
+        return False
+    return True
+
+
+def copy_bytes(
+    source: int, target: int, size: int, piece: int = PIECE_BYTES, deadline: float = float("inf")
+) -> int:
+    """Copies from both positions. Returns the bytes: fewer if the source ends, or at the deadline.
+
+    The buffer is aligned to pages, as direct writes need it.
+    """
+    done = 0
+    with mmap.mmap(-1, piece) as pages, memoryview(pages) as buffer:
+        while done < size and time.monotonic() < deadline:
+            with buffer[: min(piece, size - done)] as wanted:
+                count = os.readv(source, [wanted])
+            if count == 0:
+                break
+            written = 0
+            while written < count:
+                with buffer[written:count] as rest:
+                    written += os.write(target, rest)
+            done += count
+    return done
+
+
+def copy_file(source: int, size: int, target: Path) -> bool:
+    """The first `size` bytes become the file `target`. Returns whether it shares blocks.
+
+    If there is a preallocated copy, that one is overwritten and renamed.
+    """
+    preallocated = service.WORK / "room"
+    target.unlink(missing_ok=True)
+    try:
+        descriptor = os.open(preallocated, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        written, name = True, preallocated
+    except OSError:
+        descriptor, written, name = os.open(target, CREATE, 0o600), False, target
+    try:
+        shared = not written and share(source, descriptor)
+        if not shared:
+            os.lseek(source, 0, os.SEEK_SET)
+            size = copy_bytes(source, descriptor, size)
+        if os.fstat(descriptor).st_size != size:
+            os.ftruncate(descriptor, size)
+    except OSError:
+        if not written:
+            raise
+        # A file system that never writes in place can be full although the room is there.
+        preallocated.unlink()
+        return copy_file(source, size, target)
+    finally:
+        os.close(descriptor)
+    if written:
+        name.rename(target)
+    return shared
+
+
+def preallocate(source: int) -> None:
+    """Makes a first copy before the window, torn and synced piece by piece; see `copy_file`.
+
+    Leaves none if blocks can be shared, memory does not hold both files, or the disk is slow.
+    """
+    size = os.fstat(source).st_size
+    if available_bytes() <= 2 * size:
+        return
+    preallocated = service.WORK / "room"
+    target = os.open(preallocated, CREATE | os.O_DSYNC, 0o600)
+    try:
+        if share(source, target):
+            size = -1
+        end = time.monotonic() + PREALLOCATE_SECONDS
+        done = copy_bytes(source, target, size, SYNCED_BYTES, end)
+    except OSError:
+        done = -1
+    finally:
+        os.close(target)
+    if done != size or size < 0:
+        preallocated.unlink()
+
+
+def available_bytes() -> int:
+    """What /proc/meminfo says; 0 if it says nothing."""
+    with suppress(OSError):
+        if found := re.search(
+            rb"^MemAvailable: *(\d{1,18}) kB$", MEMORY.read_bytes(), re.MULTILINE
+        ):
+            return 1024 * int(found[1])
+    return 0
+
+
+def unshare(path: Path) -> None:
+    """Replaces a file that shares blocks by a copy of its own, written directly if possible."""
+    own = path.with_name("own")
+    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        size = os.fstat(source).st_size
+        for flags in (CREATE | os.O_DIRECT, CREATE):
+            try:
+                target = os.open(own, flags, 0o600)
+            except OSError:
+                continue
+            try:
+                os.lseek(source, 0, os.SEEK_SET)
+                whole = size - size % mmap.PAGESIZE
+                copy_bytes(source, target, whole)
+                fcntl.fcntl(target, fcntl.F_SETFL, 0)  # the rest is no whole block
+                copy_bytes(source, target, size - whole)
+                break
+            except OSError:
+                if flags == CREATE:
+                    raise
+            finally:
+                os.close(target)
+    finally:
+        os.close(source)
+    own.rename(path)

@@ -1,0 +1,45 @@
+"""The entry point of the image: the one argument names a role."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import time
+
+from .service import serve
+
+IDLE_SECONDS = 86400
+# The module of each role. A role imports no other module than its own.
+ROLES = {
+    "reader": "reader",
+    "examiner": "examiner",
+    "client": "client",
+    "courier": "courier",
+    "unpacker": "unpacker",
+}
+
+
+def main(words: list[str]) -> int:
+    role = words[0] if len(words) == 1 else ""
+    os.umask(0o077)
+    # restic sends one to the process that a lock names, which can have a process id of ours.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if role == "idle":
+        return idle()
+    if role not in ROLES:
+        print(
+            f"usage: backup.sh idle | sidecar | now | healthy | {' | '.join(ROLES)}",
+            file=sys.stderr,
+        )
+        return 2
+    return serve(importlib.import_module(f".{ROLES[role]}", __package__).JOBS)
+
+
+def idle() -> int:
+    """The container's own process: waits for conversations, at most a day."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    time.sleep(IDLE_SECONDS)
+    return 0

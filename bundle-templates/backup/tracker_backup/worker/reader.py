@@ -1,0 +1,337 @@
+"""The role that reads the deployment: copies databases as bytes, and makes the archive.
+
+The host checks and compresses the databases in other roles. Each job reads the settings and the
+path list again. Odd or broken files of a service never end a job; the answer names them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..protocol import LARGEST, Answer
+from . import copies, service
+from .archive import Archive, Entry, Findings, Walk, archived_bytes
+from .compress import SUFFIX, compressor, read_back
+from .locks import Busy, copy_live
+from .paths import (
+    Line,
+    Unusable,
+    open_directory,
+    open_path,
+    open_regular,
+    read_path_list,
+    read_settings,
+    relative,
+    shown,
+)
+from .service import Job, StepFailed, fault_point, log, timed
+
+LOCK_SECONDS = float(os.environ.get("BACKUP_ONLINE_RETRY_SECONDS", "30"))
+SAMPLE_BYTES = 64 << 20
+HEADER = b"SQLite format 3\0"
+JOURNALS = ("-journal", "-wal")
+
+
+# ---------------------------------------------------------------- preflight
+
+
+def preflight(arguments: dict[str, Any], answer: Answer) -> None:
+    """numbers: database_bytes, config_bytes (of the archive), config_disk_bytes (without holes),
+    entries, members, wal. `archive` gives the warnings.
+    """
+    settings, lines = read_settings(), read_lines()
+    findings = Findings(Answer())
+    walk = Walk(findings)
+    numbers = dict.fromkeys(("config_bytes", "config_disk_bytes", "database_bytes", "wal"), 0)
+    for line, descriptor in opened(lines, findings):
+        content = walk.below(line.path, descriptor)
+        for entry in content if line.kind == "path" else [next(content)]:
+            numbers["config_bytes"] += archived_bytes(entry.facts)
+            numbers["config_disk_bytes"] += entry.facts.st_blocks * 512
+    answer.missing = findings.answer.missing
+    numbers["entries"], numbers["members"] = walk.entries, len(members(lines))
+    if settings["DB_TYPE"] == "sqlite":
+        with database(settings) as (directory, name):
+            survey_database(directory, name, arguments, numbers)
+    answer.numbers = {key: min(value, LARGEST) for key, value in numbers.items()}
+
+
+def survey_database(
+    directory: int, name: str, arguments: dict[str, Any], numbers: dict[str, int]
+) -> None:
+    """Raises StepFailed for no database, and for an online copy that would stall its writers."""
+    descriptor = open_regular(directory, name)
+    try:
+        head = require_header(descriptor, name)
+        numbers["wal"] = int(head[18:19] == b"\x02")
+        for suffix in ("", *JOURNALS):
+            with suppress(OSError):
+                numbers["database_bytes"] += os.stat(name + suffix, dir_fd=directory).st_size
+        if arguments["method"] == "online" and arguments["stall_limit"] and not numbers["wal"]:
+            refuse_writer_stall(descriptor, arguments["stall_limit"])
+    finally:
+        os.close(descriptor)
+
+
+def require_header(descriptor: int, name: str) -> bytes:
+    head = os.pread(descriptor, 100, 0)
+    if not head:
+        raise Unusable("is empty (0 bytes)", name)
+    if not head.startswith(HEADER):
+        raise Unusable("is not an SQLite database", name)
+    return head
+
+
+def refuse_writer_stall(descriptor: int, limit: int) -> None:
+    """A writer in rollback mode waits for the whole online copy, unless blocks are shared."""
+    size = os.fstat(descriptor).st_size
+    if size <= SAMPLE_BYTES:
+        return
+    sample = service.WORK / "sample"
+    target = os.open(sample, copies.CREATE, 0o600)
+    try:
+        if copies.share(descriptor, target):
+            return
+        started = time.monotonic()
+        copies.copy_bytes(descriptor, target, SAMPLE_BYTES)
+        estimate = round((time.monotonic() - started) * size / SAMPLE_BYTES)
+    finally:
+        os.close(target)
+        sample.unlink()
+    log(f"an online copy would make the tracker's writes wait for about {estimate} s")
+    if estimate > limit:
+        raise StepFailed(
+            f"the tracker's writes would wait for about {estimate} s (limit {limit} s): choose "
+            "strategy 'maintenance-window' with quiesce 'pause' or 'stop', or set "
+            "backup.allow_writer_stall"
+        )
+
+
+# ---------------------------------------------------------------- databases
+
+
+def preallocate(_arguments: dict[str, Any], _answer: Answer) -> None:
+    """A first copy of the database, for `capture` to write over; none if it does not pay."""
+    with suppress(OSError), database(read_settings()) as (directory, name):
+        descriptor = open_regular(directory, name)
+        try:
+            copies.preallocate(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def capture(arguments: dict[str, Any], answer: Answer) -> None:
+    """numbers: shared. Method "copy" is for a database to which nobody writes."""
+    settings = read_settings()
+    fault_point("capturing-the-database")
+    with database(settings) as (directory, name):
+        capture_set(directory, name, "database.db", arguments["method"] == "online", answer)
+
+
+def unshare(_arguments: dict[str, Any], _answer: Answer) -> None:
+    """Ends the sharing of blocks between the copies and the live files."""
+    for path in copied_set("database.db"):
+        if path.exists():
+            copies.unshare(path)
+
+
+def capture_member(arguments: dict[str, Any], answer: Answer) -> None:
+    """Copies the `sqlite:` line with that index, always under locks. paths: its path, or nothing
+    if it is optional and missing; numbers: uid, gid, mode.
+    """
+    line = members(read_lines())[arguments["index"]]
+    try:
+        with located(line.path) as (directory, name):
+            capture_set(directory, name, "member.db", True, answer)
+            facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except Absent as absent:
+        if not line.optional:
+            raise StepFailed(str(absent)) from absent
+        return
+    answer.paths = [shown(line.path)]
+    answer.numbers |= uid_gid_mode(facts)
+
+
+def uid_gid_mode(facts: os.stat_result) -> dict[str, int]:
+    return {"uid": facts.st_uid, "gid": facts.st_gid, "mode": stat.S_IMODE(facts.st_mode)}
+
+
+def capture_set(directory: int, name: str, to: str, locked: bool, answer: Answer) -> None:
+    """Copies the database and its journals to the names that begin with `to`."""
+    answer.numbers["shared"] = 0
+
+    def copy(suffix: str, descriptor: int, size: int) -> None:
+        if not suffix:
+            require_header(descriptor, name)
+            for path in copied_set(to):
+                path.unlink(missing_ok=True)
+        answer.numbers["shared"] |= copies.copy_file(descriptor, size, service.WORK / (to + suffix))
+
+    if locked:
+        return copy_live(directory, name, copy, LOCK_SECONDS)
+    for suffix in ("", *JOURNALS):
+        try:
+            descriptor = open_regular(directory, name + suffix)
+        except FileNotFoundError:
+            if suffix:
+                continue
+            raise
+        try:
+            copy(suffix, descriptor, os.fstat(descriptor).st_size)
+        finally:
+            os.close(descriptor)
+    return None
+
+
+def copied_set(name: str) -> list[Path]:
+    return [service.WORK / (name + suffix) for suffix in ("", *JOURNALS)]
+
+
+class Absent(StepFailed):
+    """A database does not exist."""
+
+
+@contextmanager
+def located(path: str) -> Iterator[tuple[int, str]]:
+    """The descriptor of a database's directory, and its name there. What goes wrong meanwhile
+    becomes StepFailed with the path.
+    """
+    where = f"{service.DATA}/{path}"
+    parent, _, name = path.rpartition("/")
+    directory = -1
+    try:
+        directory = open_directory(parent)
+        yield directory, name
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Absent(f"the database {where} does not exist") from error
+    except Unusable as error:
+        file = Path(where).with_name(error.name) if error.name else where
+        raise StepFailed(f"{file} {error}") from error
+    except Busy as error:
+        raise StepFailed(f"cannot read {where} while it is in use: {error}") from error
+    except BlockingIOError as error:
+        raise StepFailed(f"cannot read {where}: somebody holds a lease on it") from error
+    finally:
+        if directory >= 0:
+            os.close(directory)
+
+
+def database(settings: dict[str, str]) -> Any:
+    """The tracker's own; see `located`."""
+    return located(relative(settings["DB_PATH"], service.CONFIG))
+
+
+# ---------------------------------------------------------------- the archive
+
+
+def read_lines() -> list[Line]:
+    return read_path_list(Path(read_settings()["BACKUP_PATHS_FILE"]))
+
+
+def members(lines: Iterable[Line]) -> list[Line]:
+    return [line for line in lines if line.kind == "sqlite"]
+
+
+def opened(lines: Iterable[Line], findings: Findings) -> Iterator[tuple[Line, int]]:
+    """Each line that is there, with an O_PATH descriptor that is good until the next one.
+
+    The answer's `missing` gets lines that are not there, and those from which content was lost.
+    """
+    for line in lines:
+        where = shown(f"{service.DATA}/{line.path}")
+        findings.lost = False
+        try:
+            descriptor = open_path(line.path)
+        except FileNotFoundError:
+            findings.lost = not line.optional
+            findings.answer.warnings.append(
+                f"optional path missing: {where}"
+                if line.optional
+                else f"{where} is in the path list and does not exist"
+            )
+        except Unusable as error:
+            findings.lose(where, str(error))
+        except OSError as error:
+            findings.lose(where, f"cannot be read ({error.strerror})")
+        else:
+            try:
+                yield line, descriptor
+            finally:
+                os.close(descriptor)
+        if findings.lost:
+            findings.answer.missing.append(shown(line.path))
+
+
+def archive(arguments: dict[str, Any], answer: Answer) -> None:
+    """Writes config.tar.gz or .zst. Members come from the directory `members`, by their index.
+    numbers: bytes.
+    """
+    lines, findings = read_lines(), Findings(answer)
+    target = service.WORK / f"config.tar{SUFFIX[arguments['compression']]}"
+    target.unlink(missing_ok=True)
+    there = [line for line, _ in opened(lines, findings)]
+    fault_point("archiving-the-configuration")
+    with timed(answer, "archive"), compressor(target, arguments["compression"]) as stream:
+        written = Archive(stream, arguments["limit_bytes"], findings)
+        add_directories(written, there)
+        walk = Walk(findings)
+        for line, descriptor in opened((one for one in there if one.kind == "path"), findings):
+            for entry in walk.below(line.path, descriptor):
+                written.add(entry)
+        for index, line in enumerate(members(lines)):
+            if line in there:
+                add_member(written, index, line, arguments["members"])
+        written.close()
+    with timed(answer, "compress"):
+        read_back(target, arguments["compression"])
+    findings.close()
+    order = ("dir", "path", "sqlite")
+    answer.paths = [shown(line.path) for kind in order for line in there if line.kind == kind]
+    answer.numbers["bytes"] = target.stat().st_size
+
+
+def add_directories(written: Archive, there: list[Line]) -> None:
+    """The `dir:` lines, and what is above any line, outermost first, so that an empty machine gets
+    them with their owners.
+    """
+    paths = {line.path for line in there if line.kind == "dir"}
+    for line in there:
+        paths |= {str(parent) for parent in PurePosixPath(line.path).parents}
+    for path in sorted(paths):
+        with suppress(OSError, Unusable):  # it was there a moment ago, so its line will say so
+            descriptor = open_path(path)
+            try:
+                written.add(Entry(path, descriptor, os.fstat(descriptor)))
+            finally:
+                os.close(descriptor)
+
+
+def add_member(written: Archive, index: int, line: Line, checked: list[int]) -> None:
+    """The checked copy of a database, with the owner and mode of the live file."""
+    missing = written.findings.answer.missing
+    if index not in checked:
+        return missing.append(shown(line.path))
+    for _, live in opened([line], written.findings):
+        with open(service.WORK / "members" / str(index), "rb", opener=no_link) as file:
+            written.add_checked(line.path, file.fileno(), os.fstat(live))
+    return None
+
+
+def no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+JOBS: dict[str, Job] = {
+    "preflight": preflight,
+    "preallocate": preallocate,
+    "capture": capture,
+    "unshare": unshare,
+    "capture_member": capture_member,
+    "archive": archive,
+}
