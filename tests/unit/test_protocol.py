@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,10 +11,12 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from tracker_backup import protocol
-from tracker_backup.protocol import ANSWER_BYTES, ITEMS, LARGEST, Answer, BadAnswer
 
-from unit.sandbox import TEMPLATES
+from unit.sandbox import TEMPLATES, load
+
+protocol: Any = importlib.import_module(f"{load(TEMPLATES).__name__}.protocol")
+ANSWER_BYTES, ITEMS, LARGEST = protocol.ANSWER_BYTES, protocol.ITEMS, protocol.LARGEST
+Answer, BadAnswer = protocol.Answer, protocol.BadAnswer
 
 
 def line(**fields: Any) -> bytes:
@@ -42,13 +45,36 @@ def test_an_answer_survives_the_way_through_the_protocol() -> None:
 
 @pytest.mark.parametrize(
     "number",
-    ["NaN", "Infinity", "-Infinity", "1.0", "1e3", "1e999", "true", "false", "null", '"1"']
-    + ["-1", "-0.0", str(LARGEST + 1), "9" * 5000, "[1]", "{}", "01", "0x1", "1_000"],
+    [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1.0",
+        "1e3",
+        "1e999",
+        "true",
+        "false",
+        "null",
+        '"1"',
+        "-1",
+        "-0.0",
+        str(LARGEST + 1),
+        "9" * 5000,
+        "[1]",
+        "{}",
+        "01",
+        "0x1",
+        "1_000",
+    ],
 )
 @pytest.mark.parametrize(
     "template",
-    ['{"code": %s}', '{"numbers": {"bytes": %s}}', '{"tables": {"keys": %s}}']
-    + ['{"milliseconds": {"check": %s}}'],
+    [
+        '{"code": %s}',
+        '{"numbers": {"bytes": %s}}',
+        '{"tables": {"keys": %s}}',
+        '{"milliseconds": {"check": %s}}',
+    ],
 )
 def test_a_number_that_is_not_whole_or_out_of_range_is_refused(template: str, number: str) -> None:
     with pytest.raises(BadAnswer) as refused:
@@ -76,8 +102,12 @@ def test_a_whole_number_in_range_is_taken(number: int) -> None:
         b"'a'",
         b"\xff\xfe",
         b"\xef\xbb\xbf{}",
-    ]
-    + [b"[" * 200_000, b'{"code":' * 200_000, b'{"code": 0, "code": 1,}', b"\0", b"{\0}"],
+        b"[" * 200_000,
+        b'{"code":' * 200_000,
+        b'{"code": 0, "code": 1,}',
+        b"\0",
+        b"{\0}",
+    ],
     ids=lambda text: ascii(text[:12]),
 )
 def test_what_is_no_json_object_is_refused(text: bytes) -> None:
@@ -149,8 +179,22 @@ def test_surrogates_are_refused(surrogate: str) -> None:
 
 @pytest.mark.parametrize(
     "sign",
-    ["\033[2J", "\r", "\n", "\a", "\0", "\x7f", "\x9b", "\u202e", "\u2066", "\u200f", "\u2028"]
-    + ["\ufeff", "\U000e0001", "\ud800"],
+    [
+        "\033[2J",
+        "\r",
+        "\n",
+        "\a",
+        "\0",
+        "\x7f",
+        "\x9b",
+        "\u202e",
+        "\u2066",
+        "\u200f",
+        "\u2028",
+        "\ufeff",
+        "\U000e0001",
+        "\ud800",
+    ],
     ids=ascii,
 )
 def test_signs_that_could_change_a_terminal_or_the_log_are_escaped(sign: str) -> None:
@@ -203,8 +247,17 @@ def test_of_two_fields_with_one_name_the_last_one_is_checked_and_taken() -> None
 
 @pytest.mark.parametrize(
     "hello",
-    ['{"protocol": 2}', '{"protocol": true}', '{"protocol": "1"}', '{"protocol": null}', "{}"]
-    + ["[]", "", '{"protocol": 1.0}', '{"protocol": "\\u001b[2J"}'],
+    [
+        '{"protocol": 2}',
+        '{"protocol": true}',
+        '{"protocol": "1"}',
+        '{"protocol": null}',
+        "{}",
+        "[]",
+        "",
+        '{"protocol": 1.0}',
+        '{"protocol": "\\u001b[2J"}',
+    ],
 )
 def test_a_role_that_speaks_another_protocol_is_refused(hello: str) -> None:
     with pytest.raises(BadAnswer) as refused:
@@ -241,6 +294,9 @@ def nameless(job, answer):
 def long(job, answer):
     answer.warnings = ["x" * 1000] * 2000
 
+def great(job, answer):
+    answer.text = "x" * 1_000_000
+
 def noisy(job, answer):
     print("a word")
     os.write(1, b"bytes\\n")
@@ -248,11 +304,11 @@ def noisy(job, answer):
     log("a line")
 
 sys.exit(serve({name: globals()[name] for name in
-                ("good", "refused", "broken", "nameless", "long", "noisy")}))
+                ("good", "refused", "broken", "nameless", "great", "long", "noisy")}))
 """
 
 
-def serve(*jobs: tuple[str, dict[str, Any]]) -> tuple[list[Answer], str, int]:
+def serve(*jobs: tuple[str, dict[str, Any]]) -> tuple[list[Any], str, int]:
     """Its answers, its standard error and its exit code."""
     done = subprocess.run(
         [sys.executable, "-B", "-c", SERVICE],
@@ -286,8 +342,9 @@ def test_a_job_that_fails_answers_with_its_reason_on_one_line_and_the_next_job_i
     assert code == 0
 
 
-def test_an_answer_that_is_too_long_says_so() -> None:
-    (answer,), _, _ = serve(("long", {}))
+def test_a_great_answer_comes_whole_and_one_that_is_too_long_says_so() -> None:
+    (great, answer), _, _ = serve(("great", {}), ("long", {}))
+    assert great.text == "x" * 1_000_000
     assert answer.code == 1
     assert answer.reason.startswith("the answer has 20")
 
