@@ -15,12 +15,6 @@ INSERT INTO torrents VALUES ('aa'), ('bb')
 """
 
 
-def sidecar_command(host: Host, *options: str) -> list[str]:
-    """A run in the sidecar, as `backup.sh now` in the container."""
-    script = host.local / "lib/tracker-backup/sidecar-backup.sh"
-    return ["/bin/bash", str(script), *options]
-
-
 def database(host: Host) -> Path:
     return host.deploy / "storage/tracker/lib/database/tracker.db"
 

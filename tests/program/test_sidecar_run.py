@@ -11,7 +11,9 @@ import pytest
 
 from program.host import Host, Outcome, wait_until
 from program.image import IMAGE_ENTRY
-from program.real import change, make_real, restored_rows, sidecar_command
+from program.real import change, make_real, restored_rows
+
+NOW = [*IMAGE_ENTRY, "now"]
 
 
 def tell(host: Host, refused: str = "", at: str = "") -> None:
@@ -32,26 +34,27 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
+def use_real_roles(host: Host) -> None:
+    program(host.stub / "bin/backup.sh", f'exec {" ".join(IMAGE_ENTRY)} "$@"')
+
+
 @pytest.fixture
 def sidecar(host: Host) -> Host:
     make_real(host)
     change(host, "PRAGMA journal_mode = wal")
     host.configure(STRATEGY="sidecar", QUIESCE="none")
     host.lock_file.touch()
-    library = host.local / "lib/tracker-backup"
-    steps = program(host.stub / "backup.sh", f'exec {" ".join(IMAGE_ENTRY)} "$@"')
+    use_real_roles(host)
     host.environment |= {
         "TRACKER_BACKUP_DEPLOY_DIR": str(host.deploy),
         "TRACKER_BACKUP_DESTINATION": str(host.destination),
-        "TRACKER_BACKUP_TOOL": str(library / "__main__.py"),
-        "TRACKER_BACKUP_STEPS": str(steps),
     }
     tell(host)
     return host
 
 
 def run(host: Host, *options: str) -> Outcome:
-    return host.start(command=sidecar_command(host, *options)).finish()
+    return host.start(command=[*NOW, *options]).finish()
 
 
 def test_a_run_captures_online_publishes_and_records_and_asks_docker_for_nothing(
@@ -72,7 +75,7 @@ def test_a_run_captures_online_publishes_and_records_and_asks_docker_for_nothing
         "sidecar-backup[" in line and "succeeded" in line
         for line in sidecar.log.read_text().splitlines()
     )
-    sidecar.tool("check", "freshness").ends_with(0)
+    sidecar.start(command=[*IMAGE_ENTRY, "healthy"]).finish().ends_with(0)
 
 
 def test_what_the_host_refuses_fails_the_run(sidecar: Host) -> None:
@@ -104,25 +107,24 @@ def test_without_its_lock_it_says_what_to_do(sidecar: Host) -> None:
 
 @pytest.fixture
 def hanging(sidecar: Host) -> Host:
-    """Every step hangs."""
-    steps = program(sidecar.stub / "steps", f"echo $$ >>{sidecar.stub}/hanging; exec sleep 30")
-    sidecar.environment["TRACKER_BACKUP_STEPS"] = str(steps)
+    """Every role hangs."""
+    program(sidecar.stub / "bin/backup.sh", f"echo $$ >>{sidecar.stub}/hanging; exec sleep 30")
     return sidecar
 
 
 def test_the_lock_is_free_when_the_run_dies_and_the_next_one_cleans_up(hanging: Host) -> None:
-    process = hanging.start(command=sidecar_command(hanging))
+    process = hanging.start(command=NOW)
     wait_until(hanging.hanging, what="for a step")
     process.kill()
     wait_until(hanging.lock_is_free, 3, "for the lock")
     assert list(hanging.staging.iterdir())
-    hanging.environment["TRACKER_BACKUP_STEPS"] = str(hanging.stub / "backup.sh")
+    use_real_roles(hanging)
     run(hanging).ends_with(0, "removing what a dead run left")
     hanging.nothing_is_left()
 
 
 def test_term_ends_the_step_publishes_nothing_and_is_recorded(hanging: Host) -> None:
-    process = hanging.start(command=sidecar_command(hanging))
+    process = hanging.start(command=NOW)
     wait_until(hanging.hanging, what="for a step")
     process.signal(signal.SIGTERM)
     process.finish().ends_with(143)
