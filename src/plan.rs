@@ -171,11 +171,8 @@ impl BackupPlan {
         let quiesce = backup.quiesce(database);
         let repository = backup.restic.as_ref().map(|restic| &restic.repository);
         let networks = services.derive_networks(database);
-        let own_networks: Vec<_> = networks
-            .iter()
-            .copied()
-            .filter(|net| net.is_ours())
-            .collect();
+        let mut own_networks = networks.clone();
+        own_networks.retain(|network| network.is_ours());
         let dependencies = services.derive_dependencies();
         let secret_files = secret_files(backup.restic.as_ref());
         let secrets = secret_names(environment, &secret_files);

@@ -322,8 +322,8 @@ fn each_role_has_a_user_and_a_directory_of_its_own_and_no_secret() {
         for (role, service) in &services {
             let (user, capabilities, memory) = match role.as_str() {
                 "backup" => ("'0:0'", "[DAC_OVERRIDE]", "null"),
-                "backup-examiner" => ("'64001:64001'", "null", "1g"),
-                _ => ("'64101:64101'", "null", "1g"),
+                "backup-examiner" => ("'64001:64001'", "null", "2g"),
+                _ => ("'64101:64101'", "null", "2g"),
             };
             for (key, value) in [
                 ("profiles", "[backup]"),

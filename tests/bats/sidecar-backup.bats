@@ -18,7 +18,8 @@ setup() {
         BACKUP_STAGING=$STAGING BACKUP_DESTINATION=$STUB_DESTINATION \
         BACKUP_CLIENT_CONFIG=$BATS_TEST_TMPDIR/client.cnf \
         TRACKER_BACKUP_STEPS=$BATS_TEST_TMPDIR/backup.sh \
-        BACKUP_PROGRAM=$TEMPLATES/host/__main__.py
+        BACKUP_PROGRAM=$BATS_TEST_TMPDIR/__main__.py
+    cp -R "$TEMPLATES"/{host/__main__.py,backup/tracker_backup} "$BATS_TEST_TMPDIR"
     install -m 0755 "${BACKUP%/*}"/{backup.sh,lib.sh} "$BATS_TEST_TMPDIR"
     mkdir -p "${DATABASE%/*}"
     printf 'SECRET=1\n' >"$STUB_DEPLOY/.env"

@@ -138,7 +138,7 @@ def clear_leftovers(host: Host, warn: Callable[[str], None]) -> None:
                 if PARTIAL.fullmatch(name):
                     warn(f"removing what a dead run left: {path}")
                     remove_in_steps(directory, name, warn)
-                elif match and not (host.destination / f"runs/{match[2]}.json").exists():
+                elif match and not (host.destination / f"runs/{match[3]}.json").exists():
                     warn(f"moving what a dead run left, without a run manifest: {path} to {target}")
                     target.parent.mkdir(mode=0o700, exist_ok=True)
                     os.rename(name, target, src_dir_fd=directory)
@@ -150,7 +150,7 @@ def remove_old_leftovers(host: Host, before: datetime, say: Callable[[str], None
         with opened(host.destination / LEFTOVER) as directory:
             for name in names(directory):
                 match = BACKUP_FILE.fullmatch(f"{name.partition('_')[0]}/{name}")
-                if match and run_time(match[2]) < before:
+                if match and run_time(match[3]) < before:
                     remove_in_steps(directory, name, say)
                     say(f"retention: removed {LEFTOVER}/{name}, which a dead run left")
 

@@ -17,7 +17,7 @@ from .fault_points import fault_point
 from .files import sync_directory
 from .host import STATE, Host, Refused
 from .log import LOG, log
-from .signals import signals
+from .signals import Ended, signals
 
 MARKER = STATE / "window"
 MARKER_BYTES = 4096
@@ -28,6 +28,7 @@ OVERDUE_SECONDS = 30
 EVENT_SECONDS = 10  # for the event of our own start of the tracker to arrive
 QUIET_SECONDS = 1  # the same where nobody starts it
 DOCKER_PID_FILE = Path(os.environ.get("TRACKER_BACKUP_DOCKER_PID_FILE", "/run/docker.pid"))
+STOP_INSTEAD = "set backup.quiesce to 'stop' in the environment file, generate and install again"
 UNKNOWN = (
     "Docker does not say whether the tracker was changed during the capture; the copy is discarded"
 )
@@ -93,21 +94,24 @@ class Marker:
         partial.rename(MARKER)
         sync_directory(STATE)
 
-    def is_on_disk(self) -> bool:
-        """Whether the marker there is of this run. A recovery without the lock may find another."""
+    @classmethod
+    def peek(cls) -> Marker | None:
+        """None also for one that is missing or damaged."""
         try:
-            marker = Marker.read()
+            return cls.read()
         except (Refused, FileNotFoundError):
-            return False
-        return marker is not None and marker.run == self.run
+            return None
+
+    def remove(self) -> None:
+        """A recovery without the lock may find the marker of the next run, which stays."""
+        fault_point("removing-the-marker")
+        if (there := Marker.peek()) and there.run == self.run:
+            MARKER.unlink()
 
 
 def is_overdue() -> bool:
     """Whether a live run is past its deadline. Then the tracker matters more than the lock."""
-    try:
-        marker = Marker.read()
-    except (Refused, FileNotFoundError):
-        return False
+    marker = Marker.peek()
     return marker is not None and time.time() > marker.deadline
 
 
@@ -273,6 +277,13 @@ class Window:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, *_: object) -> None:
+        try:
+            self.leave(error)
+        except Ended as ended:  # maybe before the tracker was back; no second one comes
+            self.leave(ended)
+            raise
+
+    def leave(self, error: BaseException | None) -> None:
         captured_at = time.time_ns()
         try:
             if error:
@@ -315,30 +326,25 @@ class Window:
             self.take_down(marker)
 
     def take_down(self, marker: Marker) -> None:
+        word, advice = "stopped", ""
         try:
             if marker.action == "stop":
-                command, seconds = ["stop", "-t", str(marker.stop_timeout)], marker.stop_timeout
-                docker(*command, marker.tracker, seconds=seconds + 30)
+                command = ["stop", "-t", str(marker.stop_timeout), marker.tracker]
+                docker(*command, seconds=marker.stop_timeout + 30)
             else:
+                word, advice = "paused", f"; if it happens again, {STOP_INSTEAD}"
                 docker("pause", marker.tracker)
         except Refused as error:
-            advice = (
-                "; if it happens again, set backup.quiesce to 'stop' in the environment file, "
-                "generate and install again"
-            )
-            word, advice = ("stopped", "") if marker.action == "stop" else ("paused", advice)
             raise Refused(f"the tracker could not be {word} ({error}){advice}") from error
 
     def remaining(self, otherwise: float) -> float:
         """The seconds that the capture may take."""
         if not self.marker:
             return otherwise
-        left = int(self.limit - (time.monotonic() - self.began))
-        if left <= 0:
-            raise Refused(
-                f"the window's limit of {self.limit} s for stopping and capturing is over"
-            )
-        return left
+        left = self.limit - int(time.monotonic() - self.began)
+        if left > 0:
+            return left
+        raise Refused(f"the window's limit of {self.limit} s for stopping and capturing is over")
 
     # ------------------------------------------------------------ the end
 
@@ -362,7 +368,7 @@ class Window:
                         "the tracker does not run steadily after the window "
                         f"(docker logs {marker.tracker})"
                     )
-            remove_marker(marker)
+            marker.remove()
 
     def resume(self, marker: Marker) -> bool:
         """Starts or unpauses the tracker, whatever its state is now. False when somebody else took
@@ -505,7 +511,7 @@ class Window:
                 "recovery: somebody has stopped, started or replaced the tracker since; "
                 "leaving it as it is"
             )
-            remove_marker(marker)
+            marker.remove()
 
     def is_as_left(self, marker: Marker, status: str) -> bool:
         """A Docker call of the dead run may still be in progress, so a running tracker can stop at
@@ -527,12 +533,6 @@ def capture_seconds(host: Host) -> int:
     hangs, cron's recovery needs the rest to notice it.
     """
     return host.window_timeout * 2 // 3
-
-
-def remove_marker(marker: Marker) -> None:
-    fault_point("removing-the-marker")
-    if marker.is_on_disk():
-        MARKER.unlink()
 
 
 def inhibit_shutdown(seconds: int) -> subprocess.Popen[bytes] | None:

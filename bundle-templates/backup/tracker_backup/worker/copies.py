@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import service
+from .paths import held
 
 FICLONE = 0x40049409
 PIECE_BYTES = 1 << 20
@@ -61,28 +62,19 @@ def copy_file(source: int, size: int, target: Path) -> bool:
     """
     preallocated = service.WORK / "room"
     target.unlink(missing_ok=True)
-    try:
-        descriptor = os.open(preallocated, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        written, name = True, preallocated
-    except OSError:
-        descriptor, written, name = os.open(target, CREATE, 0o600), False, target
-    try:
-        shared = not written and share(source, descriptor)
+    # A file system that never writes in place can be full although the preallocated copy is there.
+    with suppress(OSError):
+        with held(os.open(preallocated, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)) as descriptor:
+            os.ftruncate(descriptor, copy_bytes(source, descriptor, size))
+        preallocated.rename(target)
+        return False
+    preallocated.unlink(missing_ok=True)
+    with held(os.open(target, CREATE, 0o600)) as descriptor:
+        shared = share(source, descriptor)
         if not shared:
             os.lseek(source, 0, os.SEEK_SET)
-            size = copy_bytes(source, descriptor, size)
-        if os.fstat(descriptor).st_size != size:
-            os.ftruncate(descriptor, size)
-    except OSError:
-        if not written:
-            raise
-        # A file system that never writes in place can be full although the room is there.
-        preallocated.unlink()
-        return copy_file(source, size, target)
-    finally:
-        os.close(descriptor)
-    if written:
-        name.rename(target)
+            copy_bytes(source, descriptor, size)
+        os.ftruncate(descriptor, size)
     return shared
 
 
@@ -95,18 +87,12 @@ def preallocate(source: int) -> None:
     if available_bytes() <= 2 * size:
         return
     preallocated = service.WORK / "room"
-    target = os.open(preallocated, CREATE | os.O_DSYNC, 0o600)
-    try:
-        if share(source, target):
-            size = -1
+    with suppress(OSError), held(os.open(preallocated, CREATE | os.O_DSYNC, 0o600)) as target:
         end = time.monotonic() + PREALLOCATE_SECONDS
-        done = copy_bytes(source, target, size, SYNCED_BYTES, end)
-    except OSError:
-        done = -1
-    finally:
-        os.close(target)
-    if done != size or size < 0:
-        preallocated.unlink()
+        shared = share(source, target)
+        if not shared and copy_bytes(source, target, size, SYNCED_BYTES, end) == size:
+            return
+    preallocated.unlink(missing_ok=True)
 
 
 def available_bytes() -> int:
@@ -122,26 +108,16 @@ def available_bytes() -> int:
 def unshare(path: Path) -> None:
     """Replaces a file that shares blocks by a copy of its own, written directly if possible."""
     own = path.with_name("own")
-    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with held(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as source:
         size = os.fstat(source).st_size
-        for flags in (CREATE | os.O_DIRECT, CREATE):
-            try:
-                target = os.open(own, flags, 0o600)
-            except OSError:
-                continue
-            try:
-                os.lseek(source, 0, os.SEEK_SET)
-                whole = size - size % mmap.PAGESIZE
-                copy_bytes(source, target, whole)
-                fcntl.fcntl(target, fcntl.F_SETFL, 0)  # the rest is no whole block
-                copy_bytes(source, target, size - whole)
-                break
-            except OSError:
-                if flags == CREATE:
-                    raise
-            finally:
-                os.close(target)
-    finally:
-        os.close(source)
-    own.rename(path)
+        with suppress(OSError), held(os.open(own, CREATE | os.O_DIRECT, 0o600)) as target:
+            whole = size - size % mmap.PAGESIZE
+            copy_bytes(source, target, whole)
+            fcntl.fcntl(target, fcntl.F_SETFL, 0)  # the rest is no whole block
+            copy_bytes(source, target, size - whole)
+            own.rename(path)
+            return
+        with held(os.open(own, CREATE, 0o600)) as target:
+            os.lseek(source, 0, os.SEEK_SET)
+            copy_bytes(source, target, size)
+        own.rename(path)
