@@ -19,7 +19,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # as in `typing`, which is too slow to import at each call
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    Container = dict[str, Any]  # as `docker inspect` shows it
 
 STUB = Path(os.environ["STUB"])
 DEPLOY = Path(os.environ["STUB_DEPLOY"])
@@ -121,8 +126,6 @@ def add_tracker(container: str) -> None:
 
 
 # ---------------------------------------------------------------- what is there
-
-Container = dict[str, Any]  # as `docker inspect` shows it
 
 
 def compose_labels(service: str, one_off: bool) -> dict[str, str]:

@@ -140,7 +140,6 @@ def test_an_id_that_is_taken_waits_for_the_next_second(host: Host) -> None:
     process.finish().ends_with(0)
     assert max(path.stem for path in host.run_files()) > taken[-1]
     assert len(host.published()) == 8
-    assert time.time() < now + 10
 
 
 def test_old_backups_that_cannot_be_removed_are_a_warning_not_a_failed_backup(host: Host) -> None:

@@ -12,8 +12,9 @@ from program.host import Host
 
 @pytest.fixture(autouse=True)
 def short_patience(host: Host) -> None:
-    """How long a run tries to bring the tracker back."""
+    """How long a run tries to bring the tracker back, and waits for events of Docker."""
     host.set("BRING_BACK_SECONDS", 1)
+    host.set("EVENT_SECONDS", 1)
 
 
 def epochs(marker: str) -> list[int]:
