@@ -64,7 +64,7 @@ def test_writers_wait_in_rollback_mode_and_go_on_in_wal_mode(live: Path) -> None
     codes = []
 
     def write() -> None:
-        words = [sys.executable, "-c", writes, live]
+        words = [sys.executable, "-c", writes, str(live)]
         codes.append(subprocess.run(words, stderr=subprocess.PIPE, check=False).returncode)
 
     assert query(copy_live(live, during=write), "SELECT count(*) FROM a") == (2,)

@@ -19,10 +19,10 @@ from .fault_points import fault_point
 from .host import Host, Refused
 from .log import say
 from .protocol import printable
+from .writeback import PIECE_BYTES, write_back
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-STEP_BYTES = 16 << 20  # are on disk before the next ones are written
 SHRINK_BYTES, SHRINK_SECONDS = 64 << 20, 0.02
 SUBDIRECTORIES = ("sqlite", "mysql", "config", "runs")
 LEFTOVER = "leftover"
@@ -80,7 +80,7 @@ def publish(host: Host, sources: Sequence[Source]) -> list[BackupFile]:
 def copy(host: Host, source: Source, directory: int, name: str) -> BackupFile:
     """Copies and hashes a file in one pass into a new one of our own, which is then on disk.
 
-    It is synced in steps, because the tracker's commits would wait behind one large sync.
+    It is written back in pieces, because the tracker's commits would wait behind one large sync.
     """
     digest, size = hashlib.sha256(), 0
     create = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -88,14 +88,14 @@ def copy(host: Host, source: Source, directory: int, name: str) -> BackupFile:
         open(take(source.directory, source.name, source.uid, source.limit), "rb") as reading,
         open(os.open(f"{name}.partial", create, 0o600, dir_fd=directory), "wb") as writing,
     ):
-        while block := reading.read(STEP_BYTES):
+        while block := reading.read(PIECE_BYTES):
             size += len(block)
             if size > source.limit:
                 raise Refused(f"{source.name} grew beyond {source.limit} bytes")
             digest.update(block)
             writing.write(block)
             writing.flush()
-            os.fdatasync(writing.fileno())
+            write_back(writing.fileno(), size - len(block))
             for file in (reading, writing):
                 os.posix_fadvise(file.fileno(), 0, size, os.POSIX_FADV_DONTNEED)
         if source.kind == "database":

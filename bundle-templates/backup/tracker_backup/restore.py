@@ -31,6 +31,8 @@ from .secrets import named_secrets, put_secrets, read_secrets
 from .state import LockHeld, lock
 from .workshop import Workshop, workshop
 
+COMPOSE_FILE = "docker-compose.yml"
+
 
 @contextlib.contextmanager
 def swapper(host: Host, purpose: str, work: Path) -> Iterator[Workshop]:
@@ -162,30 +164,18 @@ def present(ids: list[str]) -> list[str]:
 
 
 def compose(host: Host, *arguments: str) -> None:
-    docker(
-        "compose",
-        "--project-directory",
-        str(host.deploy_dir),
-        "--file",
-        str(host.deploy_dir / "docker-compose.yml"),
-        *arguments,
-        seconds=BUILD_SECONDS,
-    )
+    places = (f"--project-directory={host.deploy_dir}", f"--file={host.deploy_dir}/{COMPOSE_FILE}")
+    docker("compose", *places, *arguments, seconds=BUILD_SECONDS)
 
 
 def raise_service(host: Host, service: str, *, fresh: bool) -> None:
-    """A database server of the stack: not made yet on an empty machine, and taken down by a Docker
-    that died. Nothing for no name.
+    """Starts a database server of the stack. An empty machine does not have it yet, and a Docker
+    that died has taken it down.
     """
     if service and fresh:
         compose(host, "up", "--detach", service)
-    start(
-        [
-            one["Id"]
-            for one in stack_containers(host)
-            if service_of(one) == service and not one["State"]["Running"]
-        ]
-    )
+    found = [one for one in stack_containers(host) if service_of(one) == service]
+    start([one["Id"] for one in found if not one["State"]["Running"]])
 
 
 def take_down(host: Host) -> None:
@@ -196,6 +186,16 @@ def take_down(host: Host) -> None:
         compose(host, "down")
     for left in stack_containers(host):
         docker("rm", "--force", left["Id"])
+
+
+@contextlib.contextmanager
+def emptying(work: Path) -> Iterator[None]:
+    """Removes the directory if the block fails."""
+    try:
+        yield
+    except BaseException:
+        remove_tree(work)
+        raise
 
 
 def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> None:
@@ -211,25 +211,17 @@ def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> No
     if importing and not (fresh and service):
         driver.prove_rights(host)
     problems = check_files(host, run)
-    with workshop(host, "restore", run=run) as shop:
-        work, dumps = shop.work, []
-        try:
-            if not problems:
-                shop.require_space(run, kinds)
-                problems = shop.unpack(run, kinds)
-            if problems:
-                raise Refused(f"{run.id} is not restored: " + "; ".join(problems))
-            dumps = shop.dumps
-        except BaseException:
-            remove_tree(work)
-            raise
+    with workshop(host, "restore", run=run) as shop, emptying(shop.work):
+        work = shop.work
+        if not problems:
+            shop.require_space(run, kinds)
+            problems = shop.unpack(run, kinds)
+        if problems:
+            raise Refused(f"{run.id} is not restored: " + "; ".join(problems))
     with swapper(host, "swap", work) as shop:
-        try:
+        with emptying(work):
             kind = "all" if len(kinds) == 2 else min(kinds)
             shop.step("prepare", work=work.name, kind=kind, database=target)
-        except BaseException:
-            remove_tree(work)
-            raise
         journal = RestoreJournal(run.id, work.name, fresh, "config" in kinds, running(host))
         journal.store()
         try:
@@ -238,7 +230,7 @@ def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> No
             if importing:
                 raise_service(host, service, fresh=fresh)
                 begin = replace(journal, importing=True).store
-                driver.replace(host, work, dumps, run, begin)
+                driver.replace(host, work, shop.dumps, run, begin)
             if fresh and "config" in kinds:
                 compose(host, "up", "--detach")
             failures = start(journal.running)
@@ -276,20 +268,16 @@ def command_restore(arguments: argparse.Namespace) -> int:
         raise Refused(
             "say which backup: latest, or the id of a run that `tracker-backup list` shows", 2
         )
-    if (
-        kinds == {"database"}
-        and driver_of(host).service(host)
-        and not (host.deploy_dir / "docker-compose.yml").exists()
-    ):
+    stack = host.deploy_dir / COMPOSE_FILE
+    if kinds == {"database"} and driver_of(host).service(host) and not stack.exists():
         raise Refused(
-            f"there is no {host.deploy_dir}/docker-compose.yml to start MySQL with: restore "
-            "the configuration, too, without --only",
+            f"there is no {stack} to start MySQL with: restore the configuration, too, without "
+            "--only",
             2,
         )
     if arguments.confirm and not arguments.dry_run:
-        command_rollback(
-            arguments
-        )  # of one that died before; an empty machine has no cron line for it
+        # Of a restore that died before: an empty machine has no line in cron for it.
+        command_rollback(arguments)
     if not arguments.source or (host.destination / IDENTITY).exists():
         check_restorable(host)
     if arguments.source:
@@ -314,7 +302,7 @@ def command_restore(arguments: argparse.Namespace) -> int:
             2,
         )
     with lock():
-        there = (host.deploy_dir / "docker-compose.yml").exists()
+        there = stack.exists()
         if not there:  # an empty machine, whatever was made there for the destination
             make_deploy_directory(host, run.directories)
         make_directory(host.staging, 0o700)

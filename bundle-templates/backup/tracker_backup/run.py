@@ -30,7 +30,8 @@ from .docker import (
     words,
 )
 from .documents import BackupFile, RunManifest
-from .drivers import Driver, driver_of
+from .drivers import driver_of
+from .drivers.driver import Driver
 from .fault_points import fault_point
 from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
@@ -442,12 +443,15 @@ def capturing(run: Run, project: str = "") -> Iterator[tuple[Role, Role]]:
         tuple(path for path in watched if path.is_dir()),
     )
     fault_point("starting-the-container", host)
-    with Role(settings, "reader") as reader:
-        if driver.SOURCE == "reader":
-            yield reader, reader
-            return
-        with Role(settings, driver.SOURCE) as source:
+    with Role(settings, "reader") as reader, contextlib.ExitStack() as stack:
+        source = reader
+        if driver.SOURCE != "reader":
+            source = stack.enter_context(Role(settings, driver.SOURCE))
+        try:
             yield reader, source
+        except BaseException:
+            signals.ignore()  # from now on the run cleans up
+            raise
 
 
 def prove_pause(run: Run, role: Role) -> None:
@@ -553,7 +557,7 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
     fault_point("beginning-to-finish", host)
     run.note(captured)
     if source is reader:
-        reader.ask("settle", WORK_SECONDS)
+        reader.ask("settle", WORK_SECONDS, shared=captured.numbers["shared"])
     with Role(reader.settings, "examiner") as examiner:
         hand_over(source, {name: name for name in driver.CAPTURED}, examiner)
         if source is not reader:

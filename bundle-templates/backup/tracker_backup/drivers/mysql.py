@@ -29,9 +29,8 @@ from ..host import IN_SIDECAR, Host, Refused
 from ..jobs import CONFINED, ask, execute, words
 from ..protocol import printable, table_name
 from ..workshop import compare_rows
+from .driver import Driver
 
-TRACKER_NAME = SERVICE = "mysql"
-SAVED = "before.sql"
 SERVER_SECONDS = 180  # until it answers
 STATEMENT_SECONDS = 600
 RESERVE_BYTES = 256 << 20  # of staging, when the present database is saved
@@ -41,115 +40,92 @@ CLIENT = words(
 )
 
 
-SOURCE = "client"
-CAPTURED: tuple[str, ...] = ("database.sql", "torrents.sql")
+class MySQL(Driver):
+    TRACKER_NAME = SERVICE = "mysql"
+    SAVED = "before.sql"
+    SOURCE = "client"
+    CAPTURED = ("database.sql", "torrents.sql")
 
-
-# ---------------------------------------------------------------- what is captured
-
-
-def arguments(host: Host) -> dict[str, Any]:
-    settings = host.backup_settings
-    secret = Path(settings["DB_PASSWORD_FILE"])
-    if not IN_SIDECAR:
-        secret = host.deploy_dir / "backup/secrets" / secret.name
-    try:
-        password = secret.read_text(encoding="utf-8").removesuffix("\n")
-    except OSError as error:
-        raise Refused(f"the secret {secret} cannot be read: {error.strerror}", 2) from error
-    return {
-        **{key: settings[f"DB_{key.upper()}"] for key in ("host", "port", "user", "name", "tls")},
-        "driver": "mysql",
-        "password": password,
-        "ca_file": settings.get("DB_TLS_CA_FILE", ""),
-        "scope": host.scope,
-    }
-
-
-def files(scope: str) -> dict[str, str]:
-    found = {"database.sql": "sql"}
-    return found if scope == "full" else found | {"torrents.sql": "torrents.sql"}
-
-
-# ---------------------------------------------------------------- what the tracker uses
-
-
-def expected(settings: Mapping[str, str]) -> str:
-    return f"{settings['DB_HOST']}:{settings['DB_PORT']}/{settings['DB_NAME']}"
-
-
-def uses(path: str) -> str:
-    return re.sub(r"^([^:/]+)/", r"\1:3306/", path.removeprefix("mysql://").rpartition("@")[2])
-
-
-def check_mounts(_: Host, _mounts: Mapping[str, str]) -> None:
-    """A server's database is in no directory of the tracker."""
-
-
-# ---------------------------------------------------------------- restore, verify
-
-
-def service(host: Host) -> str:
-    return SERVICE if host.backup_settings["DB_HOST"] == SERVICE else ""
-
-
-def target(_: Host) -> str:
-    return ""
-
-
-def prove_rights(host: Host) -> None:
-    with tracker_server(host) as server:
-        server.prove_rights()
-
-
-def replace(
-    host: Host, work: Path, dumps: list[Path], run: RunManifest, begin: Callable[[], None]
-) -> None:
-    """Saves the database as it is, an empty one, too: whatever else is in the server's volume of an
-    empty machine is not lost.
-    """
-    with tracker_server(host) as server:
-        server.prove_rights()
-        server.save(work / SAVED)
-        sync_directory(work)
-        begin()
-        server.recreate()
-        server.load(*dumps)
-        if problems := compare_rows(run.tables, server.count_rows()):
-            raise Refused("; ".join(problems))
-
-
-def undo(host: Host, work: Path) -> None:
-    with tracker_server(host) as server:
-        server.end_imports()
-        server.recreate()
-        server.load(work / SAVED)
-
-
-def verify(host: Host, run: RunManifest, dumps: list[Path], image: str) -> list[str]:
-    """The server has no network, and is of the image that the stack had when it was backed up."""
-    image = image or run.images.get(SERVICE, "")
-    if not image:
-        raise Refused(
-            "not verified: the database is on an external server; name an image of its kind: "
-            "--image (-e verify_image=...)"
-        )
-    require_image(image)
-    root = Path(docker("info", "--format", "{{.DockerRootDir}}").strip())
-    # rows, indexes, and what the server writes beside them
-    require_space(root, 3 * sum(dump.lstat().st_size for dump in dumps))
-    options = words("--network none --log-driver none --env MYSQL_ALLOW_EMPTY_PASSWORD=yes")
-    local = ("--user=root", "--protocol=tcp", "--host=127.0.0.1")
-    name = f"tracker-backup-server-{run.id}"
-    with container(name, image, *options, command=("--skip-log-bin",)):
-        server = Server(name, ("mysql", *local), (), "tracker_backup_verify")
-        wait_for_server(server)
+    def arguments(self, host: Host) -> dict[str, Any]:
+        settings = host.backup_settings
+        secret = Path(settings["DB_PASSWORD_FILE"])
+        if not IN_SIDECAR:
+            secret = host.deploy_dir / "backup/secrets" / secret.name
         try:
+            password = secret.read_text(encoding="utf-8").removesuffix("\n")
+        except OSError as error:
+            raise Refused(f"the secret {secret} cannot be read: {error.strerror}", 2) from error
+        keys = ("host", "port", "user", "name", "tls")
+        return {
+            **{key: settings[f"DB_{key.upper()}"] for key in keys},
+            "driver": "mysql",
+            "password": password,
+            "ca_file": settings.get("DB_TLS_CA_FILE", ""),
+            "scope": host.scope,
+        }
+
+    def files(self, scope: str) -> dict[str, str]:
+        found = {"database.sql": "sql"}
+        return found if scope == "full" else found | {"torrents.sql": "torrents.sql"}
+
+    def expected(self, settings: Mapping[str, str]) -> str:
+        return f"{settings['DB_HOST']}:{settings['DB_PORT']}/{settings['DB_NAME']}"
+
+    def uses(self, path: str) -> str:
+        return re.sub(r"^([^:/]+)/", r"\1:3306/", path.removeprefix("mysql://").rpartition("@")[2])
+
+    def service(self, host: Host) -> str:
+        return self.SERVICE if host.backup_settings["DB_HOST"] == self.SERVICE else ""
+
+    def prove_rights(self, host: Host) -> None:
+        with tracker_server(host) as server:
+            server.prove_rights()
+
+    def replace(
+        self, host: Host, work: Path, dumps: list[Path], run: RunManifest, begin: Callable[[], None]
+    ) -> None:
+        """Saves an empty database, too: then nothing in the volume of an empty machine is lost."""
+        with tracker_server(host) as server:
+            server.prove_rights()
+            server.save(work / self.SAVED)
+            sync_directory(work)
+            begin()
             server.recreate()
             server.load(*dumps)
-            return compare_rows(run.tables, server.count_rows())
-        except Refused as error:
-            return [str(error)]
+            if problems := compare_rows(run.tables, server.count_rows()):
+                raise Refused("; ".join(problems))
+
+    def undo(self, host: Host, work: Path) -> None:
+        with tracker_server(host) as server:
+            server.end_imports()
+            server.recreate()
+            server.load(work / self.SAVED)
+
+    def verify(self, host: Host, run: RunManifest, dumps: list[Path], image: str) -> list[str]:
+        """The server has no network, and the image that the stack had when it was backed up."""
+        image = image or run.images.get(self.SERVICE, "")
+        if not image:
+            raise Refused(
+                "not verified: the database is on an external server; name an image of its kind: "
+                "--image (-e verify_image=...)"
+            )
+        require_image(image)
+        root = Path(docker("info", "--format", "{{.DockerRootDir}}").strip())
+        # rows, indexes, and what the server writes beside them
+        require_space(root, 3 * sum(dump.lstat().st_size for dump in dumps))
+        options = words("--network none --log-driver none --env MYSQL_ALLOW_EMPTY_PASSWORD=yes")
+        local = ("--user=root", "--protocol=tcp", "--host=127.0.0.1")
+        name = f"tracker-backup-server-{run.id}"
+        with container(name, image, *options, command=("--skip-log-bin",)):
+            database = host.backup_settings.get("DB_NAME", "tracker")
+            server = Server(name, ("mysql", *local), (), database)
+            wait_for_server(server)
+            try:
+                server.recreate()
+                server.load(*dumps)
+                return compare_rows(run.tables, server.count_rows())
+            except Refused as error:
+                return [str(error)]
 
 
 def require_image(image: str) -> None:
@@ -181,7 +157,7 @@ class Server:
     database: str
 
     def ask(
-        self, statement: str, database: str = "", seconds: int = STATEMENT_SECONDS
+        self, statement: str, database: str = "", seconds: float = STATEMENT_SECONDS
     ) -> list[str]:
         """The lines of the answer to one statement, as the server wrote them."""
         words = ["--batch", "--skip-column-names", "--execute", statement]
@@ -339,7 +315,7 @@ def wait_for_server(server: Server) -> None:
 @contextlib.contextmanager
 def tracker_server(host: Host) -> Iterator[Server]:
     """The server that the tracker uses, as root where root's password is known, once it answers."""
-    with stack_server(host) if service(host) else external_server(host) as server:
+    with stack_server(host) if MySQL().service(host) else external_server(host) as server:
         wait_for_server(server)
         yield server
 
@@ -349,7 +325,7 @@ def stack_server(host: Host) -> Iterator[Server]:
     """The stack's own MySQL: by the secret db_root_password, else by what its container was started
     with. The password is there for as long as the block lasts.
     """
-    found = next((one for one in stack_containers(host) if service_of(one) == SERVICE), None)
+    found = next((one for one in stack_containers(host) if service_of(one) == MySQL.SERVICE), None)
     if not found:
         raise Refused("the service mysql has no container: docker compose up -d mysql")
     if not found["State"]["Running"]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from ..writeback import write_back
 from .service import StepFailed
 
 SUFFIX = {"gzip": ".gz", "zstd": ".zst"}
@@ -50,9 +51,10 @@ def compress_file(source: Path, target: Path, compression: str) -> None:
 
 
 def read_back(target: Path, compression: str) -> None:
-    """Raises StepFailed unless the whole file can be decompressed."""
+    """Writes the file to the disk. Raises StepFailed unless all of it can be decompressed."""
     words = [*PROGRAM[compression].split(), "--test"]
     with open(target, "rb") as file:
+        write_back(file.fileno())
         if subprocess.run(words, stdin=file, stdout=2, check=False).returncode != 0:
             raise failed(target)
 

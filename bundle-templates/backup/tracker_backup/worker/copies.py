@@ -1,6 +1,6 @@
 """Copies files as bytes: shared blocks where the file system can, a preallocated copy elsewhere.
 
-docs/decisions/0008 and 0009 say why. All copies are in the role's own directory.
+docs/decisions/0008, 0009 and 0011 say why. All copies are in the role's own directory.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from ..writeback import PIECE_BYTES, write_back
 from . import service
 from .paths import held
 
 FICLONE = 0x40049409
-PIECE_BYTES = 1 << 20
-SYNCED_BYTES = 16 << 20
 PREALLOCATE_SECONDS = 60
 MEMORY = Path("/proc/meminfo")
 CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -34,16 +33,17 @@ def share(source: int, target: int) -> bool:
 
 
 def copy_bytes(
-    source: int, target: int, size: int, piece: int = PIECE_BYTES, deadline: float = float("inf")
+    source: int, target: int, size: int, deadline: float = float("inf"), settled: bool = False
 ) -> int:
     """Copies from both positions. Returns the bytes: fewer if the source ends, or at the deadline.
+    With `settled` each piece is on the disk before the next one.
 
     The buffer is aligned to pages, as direct writes need it.
     """
     done = 0
-    with mmap.mmap(-1, piece) as pages, memoryview(pages) as buffer:
+    with mmap.mmap(-1, PIECE_BYTES) as pages, memoryview(pages) as buffer:
         while done < size and time.monotonic() < deadline:
-            with buffer[: min(piece, size - done)] as wanted:
+            with buffer[: min(PIECE_BYTES, size - done)] as wanted:
                 count = os.readv(source, [wanted])
             if count == 0:
                 break
@@ -51,6 +51,8 @@ def copy_bytes(
             while written < count:
                 with buffer[written:count] as rest:
                     written += os.write(target, rest)
+            if settled:
+                write_back(target, done)
             done += count
     return done
 
@@ -87,10 +89,10 @@ def preallocate(source: int) -> None:
     if available_bytes() <= 2 * size:
         return
     preallocated = service.WORK / "room"
-    with suppress(OSError), held(os.open(preallocated, CREATE | os.O_DSYNC, 0o600)) as target:
+    with suppress(OSError), held(os.open(preallocated, CREATE, 0o600)) as target:
         end = time.monotonic() + PREALLOCATE_SECONDS
         shared = share(source, target)
-        if not shared and copy_bytes(source, target, size, SYNCED_BYTES, end) == size:
+        if not shared and copy_bytes(source, target, size, end, settled=True) == size:
             return
     preallocated.unlink(missing_ok=True)
 
@@ -103,6 +105,14 @@ def available_bytes() -> int:
         ):
             return 1024 * int(found[1])
     return 0
+
+
+def settle(path: Path, shared: bool) -> None:
+    """Writes a copy to the disk. One that shares blocks with the live file becomes a real copy."""
+    if shared:
+        unshare(path)
+    with held(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as descriptor:
+        write_back(descriptor)
 
 
 def unshare(path: Path) -> None:

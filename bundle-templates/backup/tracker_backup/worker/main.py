@@ -11,14 +11,7 @@ import time
 from .service import serve
 
 IDLE_SECONDS = 86400
-# The module of each role. A role imports no other module than its own.
-ROLES = {
-    "reader": "reader",
-    "examiner": "examiner",
-    "client": "client",
-    "courier": "courier",
-    "unpacker": "unpacker",
-}
+ROLES = ("reader", "examiner", "client", "courier", "unpacker")  # each a module of its own
 
 
 def main(words: list[str]) -> int:
@@ -29,12 +22,10 @@ def main(words: list[str]) -> int:
     if role == "idle":
         return idle()
     if role not in ROLES:
-        print(
-            f"usage: backup.sh idle | sidecar | now | healthy | {' | '.join(ROLES)}",
-            file=sys.stderr,
-        )
+        programs = " | ".join(("idle", "sidecar", "now", "healthy", *ROLES))
+        print(f"usage: backup.sh {programs}", file=sys.stderr)
         return 2
-    return serve(importlib.import_module(f".{ROLES[role]}", __package__).JOBS)
+    return serve(importlib.import_module(f".{role}", __package__).JOBS)
 
 
 def idle() -> int:

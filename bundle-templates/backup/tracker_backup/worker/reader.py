@@ -31,7 +31,7 @@ from .paths import (
     relative,
     shown,
 )
-from .service import Job, StepFailed, fault_point, log, timed
+from .service import Job, StepFailed, log, timed
 
 LOCK_SECONDS = float(os.environ.get("BACKUP_ONLINE_RETRY_SECONDS", "30"))
 SAMPLE_BYTES = 64 << 20
@@ -121,16 +121,18 @@ def preallocate(_arguments: dict[str, Any], _answer: Answer) -> None:
 def capture(arguments: dict[str, Any], answer: Answer) -> None:
     """numbers: shared. Method "copy" is for a database to which nobody writes."""
     settings = read_settings()
-    fault_point("capturing-the-database")
     with database(settings) as (directory, name):
         capture_set(directory, name, "database.db", arguments["method"] == "online", answer)
 
 
-def unshare(_arguments: dict[str, Any], _answer: Answer) -> None:
-    """Ends the sharing of blocks between the copies and the live files."""
+def settle(arguments: dict[str, Any], _answer: Answer) -> None:
+    """After the window: the copies are on disk, and share no blocks with the live files.
+
+    Argument: shared, as `capture` answered.
+    """
     for path in copied_set("database.db"):
         if path.exists():
-            copies.unshare(path)
+            copies.settle(path, bool(arguments["shared"]))
 
 
 def capture_member(arguments: dict[str, Any], answer: Answer) -> None:
@@ -255,7 +257,6 @@ def archive(arguments: dict[str, Any], answer: Answer) -> None:
     target = service.WORK / f"config.tar{SUFFIX[arguments['compression']]}"
     target.unlink(missing_ok=True)
     there = [line for line, _ in opened(lines, findings)]
-    fault_point("archiving-the-configuration")
     with timed(answer, "archive"), compressor(target, arguments["compression"]) as stream:
         written = Archive(stream, arguments["limit_bytes"], findings)
         add_directories(written, there)
@@ -303,7 +304,7 @@ JOBS: dict[str, Job] = {
     "preflight": preflight,
     "preallocate": preallocate,
     "capture": capture,
-    "unshare": unshare,
+    "settle": settle,
     "capture_member": capture_member,
     "archive": archive,
 }

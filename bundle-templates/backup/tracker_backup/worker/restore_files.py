@@ -187,15 +187,12 @@ def is_sqlite(tree: Tree, parts: Parts) -> bool:
         return file.read(len(SQLITE_HEADER)) == SQLITE_HEADER
 
 
-def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members, in order; only one is kept in memory."""
-    for member in tar:
-        yield member
-        cast(Any, tar).members.clear()
-
-
-def open_archive(path: Path) -> tarfile.TarFile:
-    return tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape")
+def members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The members of an archive, in order. Only one at a time is in memory."""
+    with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+        for member in tar:
+            yield tar, member
+            cast(Any, tar).members.clear()
 
 
 def extract(archive: Path, new: Tree, answer: Answer) -> None:
@@ -205,16 +202,15 @@ def extract(archive: Path, new: Tree, answer: Answer) -> None:
     skipped, because no service needs one from a backup. A link is made, but never followed.
     """
     directories: dict[Parts, tarfile.TarInfo] = {}
-    with open_archive(archive) as tar:
-        for member in members(tar):
-            parts = member_parts(member.name)
-            if len(parts) > LEVELS:
-                note(answer, f"skipped, more than {LEVELS} levels: {show(parts)}")
-            elif member.isdir():
-                new.open(parts, make=True)
-                directories[parts] = member
-            elif parts:
-                extract_member(tar, member, new, parts, answer)
+    for tar, member in members(archive):
+        parts = member_parts(member.name)
+        if len(parts) > LEVELS:
+            note(answer, f"skipped, more than {LEVELS} levels: {show(parts)}")
+        elif member.isdir():
+            new.open(parts, make=True)
+            directories[parts] = member
+        elif parts:
+            extract_member(tar, member, new, parts, answer)
     for parts in sorted(directories, key=len, reverse=True):
         set_facts(new.open(parts), directories[parts])
 
@@ -274,26 +270,20 @@ def apply(data: Tree, work: Path) -> None:
     """Everything that a roll-back needs is on disk before the first move."""
     new, old = Tree(work / "new"), Tree(work / "old")
     made = [parts for parts, directory in new.walk() if directory and is_missing(data, parts)]
-    targets: list[Parts] = []
-    existing: list[Parts] = []
-    absent: list[Parts] = []
+    targets = []
     for parts in read_list(work / "targets"):
         refuse_link_above(data, parts)
-        if data.is_directory(parts):
-            if new.facts(parts):
-                raise StepFailed(f"{data.show(parts)} is a directory; the backup has a file there")
-            continue  # a journal of that name is none
-        targets.append(parts)
-        (existing if data.facts(parts) else absent).append(parts)
+        if not data.is_directory(parts):
+            targets.append(parts)
+        elif new.facts(parts):  # a directory with the name of a journal stays
+            raise StepFailed(f"{data.show(parts)} is a directory; the backup has a file there")
+    existing = [parts for parts in targets if data.facts(parts)]
     partial = f".tracker-backup-{secrets.token_hex(8)}".encode()
     (work / "partial").write_bytes(partial)
-    for name, paths in (
-        ("targets", targets),
-        ("existing", existing),
-        ("absent", absent),
-        ("made", made),
-    ):
-        write_list(work / name, paths)
+    write_list(work / "targets", targets)
+    write_list(work / "existing", existing)
+    write_list(work / "absent", set(targets) - set(existing))
+    write_list(work / "made", made)
     old.sync()
     (work / "begun").write_bytes(b"")
     old.sync()
@@ -380,7 +370,11 @@ def copy(from_fd: int, to_fd: int, name: bytes, partial: bytes) -> None:
             file.flush()
             os.fchown(file.fileno(), facts.st_uid, facts.st_gid)
             os.fchmod(file.fileno(), stat.S_IMODE(facts.st_mode))
-            copy_attributes(source.fileno(), file.fileno())
+            with suppress(OSError):  # where both file systems have extended attributes
+                for attribute in os.listxattr(source.fileno()):
+                    with suppress(OSError):
+                        value = os.getxattr(source.fileno(), attribute)
+                        os.setxattr(file.fileno(), attribute, value)
             os.utime(file.fileno(), ns=times)
         return
     if stat.S_ISLNK(facts.st_mode):
@@ -391,14 +385,6 @@ def copy(from_fd: int, to_fd: int, name: bytes, partial: bytes) -> None:
     if not stat.S_ISLNK(facts.st_mode):
         os.chmod(partial, stat.S_IMODE(facts.st_mode), dir_fd=to_fd)
     os.utime(partial, ns=times, dir_fd=to_fd, follow_symlinks=False)
-
-
-def copy_attributes(source: int, target: int) -> None:
-    """Extended attributes and ACLs, where both file systems have them."""
-    with suppress(OSError):
-        for attribute in os.listxattr(source):
-            with suppress(OSError):
-                os.setxattr(target, attribute, os.getxattr(source, attribute))
 
 
 # ---------------------------------------------------------------- rollback

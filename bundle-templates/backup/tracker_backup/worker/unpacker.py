@@ -16,19 +16,24 @@ the directory in staging.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ..protocol import PATH_CHARACTERS, Answer, printable
 from . import restore_files
+from .examiner import DRIVERS
+from .mysql import CLIENT, client_options
 from .service import DATA, WORK, StepFailed
 
 DESTINATION = Path(os.environ.get("BACKUP_DESTINATION", "/backups"))
-CLIENT = Path(os.environ.get("BACKUP_CLIENT", "/run/client"))
+# The name in WORK by what the name of a backup file has between its first and its last dot.
+TARGETS = {"db": "database.db", "sql": "database.sql", "torrents.sql": "torrents.sql"}
+TARGETS["tar"] = "config.tar"
 STAGING = "storage/backup-staging"
 
 
@@ -57,72 +62,33 @@ def measure(arguments: dict[str, Any], answer: Answer) -> None:
     """A damaged file is not found here, but by unpacking it."""
     for file in arguments["files"]:
         answer.numbers[file] = 0
-        try:
-            with unpacked(file) as stream:
-                while block := stream.read(1 << 20):
-                    answer.numbers[file] += len(block)
-        except StepFailed:
-            continue
+        with suppress(StepFailed), unpacked(file) as stream:
+            while block := stream.read(1 << 20):
+                answer.numbers[file] += len(block)
 
 
 def unpack(arguments: dict[str, Any], answer: Answer) -> None:
     for file in arguments["files"]:
-        kind, name = file.split("/", 1)
-        targets = {"sqlite": "database.db", "mysql": "database.sql", "config": "config.tar"}
-        if kind not in targets:
+        directory, _, name = file.partition("/")
+        target = TARGETS.get(name.partition(".")[2].rpartition(".")[0])
+        if not target:
             raise StepFailed(f"{file} is not a backup", 2)
-        target = WORK / ("torrents.sql" if ".torrents.sql." in name else targets[kind])
-        with unpacked(file) as stream, open(target, "wb") as output:
-            while block := stream.read(1 << 20):
-                output.write(block)
-        if kind == "sqlite":
-            look_into_database(target, answer)
-        elif kind == "mysql":
-            for table, rows in digest(target).items():
-                answer.tables[table] = answer.tables.get(table, 0) + rows
-        else:
-            answer.missing = missing(target, arguments["paths"])
-
-
-def look_into_database(path: Path, answer: Answer) -> None:
-    from . import sqlite  # not where servers are restored
-
-    os.environ["SQLITE_TMPDIR"] = str(WORK)
-    try:
-        answer.warnings = sqlite.check(path)
-        lines = (line.split("\t", 1) for line in sqlite.count(path))
-        answer.tables = {name: int(rows) for rows, name in lines}
-    except (sqlite.Failed, sqlite.Refused) as error:
-        raise StepFailed(str(error)) from error
-
-
-def digest(dump: Path) -> dict[str, int]:
-    """Rows by table. mariadb-dump writes each row on a line of its own, and no raw line end inside
-    a value.
-    """
-    rows: dict[bytes, int] = {}
-    table, inside, line = b"", False, b""
-    with open(dump, "rb") as file:
-        for line in file:
-            if line.startswith(b"CREATE TABLE `"):
-                rows.setdefault(line[14:].rstrip().removesuffix(b"` ("), 0)
-            elif line.startswith(b"INSERT INTO `"):
-                table, inside = line[13:].rstrip().removesuffix(b"` VALUES"), True
-            elif inside and line.startswith(b"("):
-                rows[table] = rows.get(table, 0) + 1
-                inside = not line.endswith(b";\n")
-    if not line.startswith(b"-- Dump completed"):
-        raise StepFailed("the dump is cut off: it does not end with '-- Dump completed'")
-    return {name.decode(errors="replace").replace("``", "`"): rows[name] for name in rows}
+        with unpacked(file) as stream, open(WORK / target, "wb") as output:
+            shutil.copyfileobj(stream, output, 1 << 20)
+        if directory == "config":
+            answer.missing = missing(WORK / target, arguments["paths"])
+    # An SQLite database is the excerpt already. Of a server, an excerpt has two dumps.
+    scope = "exclude-statistics" if (WORK / "torrents.sql").exists() else "full"
+    for driver in {file.partition("/")[0] for file in arguments["files"]} & DRIVERS.keys():
+        DRIVERS[driver].examine(WORK, {"scope": scope}, answer)
 
 
 def missing(archive: Path, paths: list[str]) -> list[str]:
     """Those of the paths that the archive lacks, after the whole archive was read."""
     wanted = dict.fromkeys(paths)
     try:
-        with restore_files.open_archive(archive) as tar:
-            for member in restore_files.members(tar):
-                wanted.pop(shown(member.name), None)
+        for _, member in restore_files.members(archive):
+            wanted.pop(shown(member.name), None)
     except tarfile.TarError as error:
         raise StepFailed(f"the configuration is not a readable archive: {error}") from error
     return list(wanted)
@@ -137,22 +103,10 @@ def shown(name: str) -> str:
 def connect(arguments: dict[str, Any], _: Answer) -> None:
     """The password goes into a 0600 file in memory, never into an argument."""
     CLIENT.mkdir(mode=0o700, exist_ok=True)
-    authority = "/etc/ssl/certs/ca-certificates.crt"
-    if arguments["ca"]:
-        authority = str(CLIENT / "ca.pem")
+    authority = str(CLIENT / "ca.pem") if arguments["ca"] else ""
+    if authority:
         Path(authority).write_text(arguments["ca"])
-    lines = ["[client]"]
-    for key in ("host", "user", "password"):
-        value = arguments[key].replace("\\", "\\\\").replace('"', '\\"')
-        lines.append(f'{key}="{value}"')
-    lines += [f"port={arguments['port']}", "protocol=tcp", "default-character-set=utf8mb4"]
-    lines += ["max-allowed-packet=1G", "ssl"]
-    if arguments["tls"] == "verified":
-        lines += ["ssl-verify-server-cert", f'ssl-ca="{authority}"']
-    else:
-        lines += ["skip-ssl-verify-server-cert"]
-    lines += ["[mariadb-client]", "connect-timeout=10", ""]
-    (CLIENT / "client.cnf").write_text("\n".join(lines))
+    (CLIENT / "client.cnf").write_text(client_options({**arguments, "ca_file": authority}))
 
 
 # ---------------------------------------------------------------- putting files in their places
