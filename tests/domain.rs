@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use common::{CASES, example, root};
@@ -277,15 +278,21 @@ fn templates_print_loop_and_test_a_bool_of_the_plan() {
     for case in CASES {
         let plan = plan(case);
         for (path, text) in templates() {
-            let mut items = vec!["loop".to_owned()];
+            let mut items = BTreeMap::from([("loop", &Value::Null)]);
             for tag in text.split("{%").skip(1) {
                 let tag = tag.split("%}").next().unwrap().trim_matches(['-', ' ']);
                 match tag.split_whitespace().collect::<Vec<_>>()[..] {
                     ["if", "loop.first"] | ["else" | "endif" | "endfor"] => {}
-                    ["if", name] => assert!(plan[name].is_boolean(), "{path}: {tag}"),
+                    ["if", name] => match name.split_once('.') {
+                        None => assert!(plan[name].is_boolean(), "{path}: {tag}"),
+                        Some((item, key)) => {
+                            let mut list = items[item].as_array().unwrap().iter();
+                            assert!(list.all(|one| one[key].is_boolean()), "{path}: {tag}");
+                        }
+                    },
                     ["for", item, "in", name] => {
                         assert!(plan[name].is_array(), "{path}: {tag}");
-                        items.push(item.to_owned());
+                        items.insert(item, &plan[name]);
                     }
                     _ => panic!("{path}: {{% {tag} %}} does more than print, loop or test a bool"),
                 }
@@ -294,7 +301,7 @@ fn templates_print_loop_and_test_a_bool_of_the_plan() {
                 let print = print.split("}}").next().unwrap().trim();
                 let name = print.split(['|', '.', ' ']).next().unwrap();
                 assert!(
-                    plan.get(name).is_some() || items.iter().any(|item| item == name),
+                    plan.get(name).is_some() || items.contains_key(name),
                     "{path}: {print}"
                 );
             }

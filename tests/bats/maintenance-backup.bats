@@ -920,7 +920,8 @@ docker_hangs() {
 }
 
 @test "a run manifest that says success does not outlive the files of its run" {
-    on finish 'touch "$STUB_DESTINATION/runs/$5.json"; mkdir "$STUB_DESTINATION/runs/$5.json.partial"'
+    on finish 'touch "$STUB_DESTINATION/runs/$5.json"
+        mkdir "$STUB_DESTINATION/runs/$5.json.partial"'
     maintenance
     ends_with_status 1
     nothing_was_published

@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
-# The programs together, on a real SQLite database: only Docker itself is a stub, which runs backup.sh
-# where the container would.
+# The programs together, on a real SQLite database: only Docker itself is a stub, which runs
+# backup.sh where the container would.
 
 # shellcheck disable=SC2154 # make_host gives every test its variables
 bats_require_minimum_version 1.5.0

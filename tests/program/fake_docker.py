@@ -393,9 +393,10 @@ def execute(words: list[str]) -> None:
     client = STUB / "clients" / f"{name}.{os.getpid()}"
     client.touch()
     try:
-        if not program.endswith("/backup.sh") and program != "backup.sh":
+        happens("exec", words=words, work=Path(facts["work"]))
+        if program != "backup.sh":
             fail(f"stub docker: no such program in the container: {program}")
-        fake_roles.serve(arguments, Path(facts["work"]))
+        fake_roles.converse(arguments[0], Path(facts["work"]))
     finally:
         client.unlink(missing_ok=True)
 

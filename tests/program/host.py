@@ -305,7 +305,7 @@ class Host:
         before = len(self.hanging())
         process = self.start(*arguments)
         wait_until(
-            lambda: len(self.hanging()) > before or not process.alive, what="for a call to hang"
+            lambda: len(self.hanging()) > before or not process.alive, 30, "for a call to hang"
         )
         assert process.alive, process.finish().output
         return process
@@ -313,6 +313,9 @@ class Host:
     def touched(self, name: str) -> bool:
         """Whether a hook called `touch(name)`."""
         return (self.stub / name).exists()
+
+    def wait_for(self, name: str) -> None:
+        wait_until(lambda: self.touched(name), what=f"for {name}")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

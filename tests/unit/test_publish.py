@@ -86,8 +86,8 @@ def test_what_is_published_is_what_was_made_with_its_size_and_hash(publisher: Pu
         expected.append({"kind": kind, "path": path, "bytes": len(content), "sha256": digest})
     assert publisher.publish() == expected
     for file in expected:
-        published = publisher.destination / str(file["path"])
-        assert hashlib.sha256(published.read_bytes()).hexdigest() == file["sha256"]
+        published = publisher.destination / str(file.path)
+        assert hashlib.sha256(published.read_bytes()).hexdigest() == file.sha256
         assert mode(published) == "0600"
     assert publisher.files() == {DATABASE, CONFIG}
 
@@ -102,7 +102,7 @@ def test_a_large_file_is_copied_in_steps(
     assert steps == [*range(1000, 9000, 1000)]
     content = (publisher.work / "database.db.gz").read_bytes()
     assert (publisher.destination / DATABASE).read_bytes() == content
-    assert file["sha256"] == hashlib.sha256(content).hexdigest()
+    assert file.sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_names_are_computed_from_the_run(publisher: Publisher) -> None:
@@ -234,7 +234,7 @@ def test_a_file_of_another_user_or_of_more_bytes_than_expected_is_refused(
     assert publisher.refuses(small) == (
         "the container's file database.db.gz has 8000 bytes; at most 7999 were expected"
     )
-    assert publisher.publish(publisher.source("database", limit=8000))[0]["bytes"] == 8000
+    assert publisher.publish(publisher.source("database", limit=8000))[0].bytes == 8000
 
 
 def test_a_file_that_grows_while_it_is_copied_is_refused(

@@ -78,8 +78,9 @@ def decode_answer(line: bytes) -> Answer:
     answer.tables = {
         table_name(name): rows for name, rows in items(document.get("tables", {}), "tables")
     }
-    answer.numbers = dict(items(document.get("numbers", {}), "numbers"))
-    answer.milliseconds = dict(items(document.get("milliseconds", {}), "milliseconds"))
+    for field_name in ("numbers", "milliseconds"):
+        found = items(document.get(field_name, {}), field_name)
+        setattr(answer, field_name, {printable(name): number for name, number in found})
     tools = document.get("tools", {})
     if not isinstance(tools, dict) or len(tools) > ITEMS:
         raise BadAnswer("tools is no object")
@@ -134,7 +135,7 @@ def texts(value: Any, what: str, limit: int) -> list[str]:
 def items(value: Any, what: str) -> list[tuple[str, int]]:
     if not isinstance(value, dict) or len(value) > ITEMS:
         raise BadAnswer(f"{what} is no object of at most {ITEMS} items")
-    return [(text(name, what), whole_number(number, what)) for name, number in value.items()]
+    return [(raw_text(name, what), whole_number(number, what)) for name, number in value.items()]
 
 
 def show(value: Any) -> str:

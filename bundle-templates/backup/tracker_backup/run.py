@@ -41,7 +41,7 @@ from .remote import next_sequence, push_or_tell
 from .repository import uses_restic
 from .restore import command_rollback
 from .retention import prune
-from .roles import Role, RoleSettings, hand_over
+from .roles import Role, RoleSettings, hand_over, reserve
 from .runs import newest_backup, read_runs, too_old
 from .secrets import named_secrets, require_secrets
 from .signals import Ended, signals
@@ -432,7 +432,7 @@ def capturing(run: Run, project: str = "") -> Iterator[tuple[Role, Role]]:
         except Refused as error:
             raise Refused(f"the backup container could not be started: {error}") from error
 
-    watched = [host.staging, host.destination]
+    watched = [host.staging]  # not the destination: one that hangs would hold up the window
     if not IN_SIDECAR:
         watched.append(Path(docker(*words("info --format {{.DockerRootDir}}")).strip()))
     settings = RoleSettings(
@@ -520,6 +520,7 @@ def check_space(run: Run, database: int, config: int, method: str) -> None:
         needed[host.destination] = published + max(captured, published)
     for directory, least in needed.items():
         facts = os.statvfs(directory)
+        least += reserve(facts)  # otherwise a role would be ended in the middle of its work
         if (available := facts.f_bavail * facts.f_frsize) <= least:
             raise Refused(
                 f"not enough space in {directory}: {least} bytes needed, {available} available"
