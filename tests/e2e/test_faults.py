@@ -218,7 +218,7 @@ FAULTS = (
         at="^rm ",
         do=f"fsfreeze -u {DESTINATION}",
         after=disk.gone(DESTINATION),
-        limits={"PREFLIGHT_SECONDS": "5"},
+        limits={"PROBE_SECONDS": "5"},
     ),
     Fault(
         "staging does not answer in the window",
