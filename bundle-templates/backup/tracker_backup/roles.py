@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import protocol
-from .docker import RUN_LABEL, docker
+from .docker import DOCKER_SECONDS, RUN_LABEL, docker
 from .host import Refused
 from .protocol import ANSWER_BYTES, LARGEST, REASON_CHARACTERS, Answer, BadAnswer, printable
 from .publish import DIRECTORY, names, opened, remove_in_steps, take
@@ -36,6 +36,8 @@ FAILED = "the {0} step failed with exit code {1}; its message is in the log"
 OVER = "the {0} step was not over after its time limit of {2} s, or its container was killed"
 STOP_AT = "TRACKER_BACKUP_STOP_AT"
 RESERVE_BYTES, RESERVE_INODES = 512 << 20, 1000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -132,37 +134,45 @@ class Role:
         """
         if not self._client:
             raise Refused(f"the {self.name} does not work any more; it cannot do the {job} step")
-        try:
-            answer = self._converse(protocol.encode_job(job, arguments), time.monotonic() + seconds)
-        except BaseException as error:
-            code = self._hang_up(EXIT_SECONDS if isinstance(error, EOFError) else 0)
-            if isinstance(error, BadAnswer):
-                raise Refused(f"the answer to the {job} step cannot be used: {error}") from error
-            if isinstance(error, (TimeoutError, EOFError)):
-                reason = (OVER if code in KILLED else FAILED).format(job, code, round(seconds))
-                raise Refused(reason) from error
-            raise
-        finally:
-            self._log_messages()
+        self.greet(job, seconds)
+        encoded = protocol.encode_job(job, arguments)
+        answer = self._exchange(job, encoded, seconds, protocol.decode_answer)
         if answer.code:
             reason = answer.reason or FAILED.format(job, answer.code)
             raise Refused(reason, 2 if answer.code == 2 else 1)
         return answer
 
-    def _converse(self, job: bytes, deadline: float) -> Answer:
-        """Writes one line and reads one. Raises TimeoutError, EOFError, BadAnswer or Refused."""
+    def greet(self, step: str = "start", seconds: float = DOCKER_SECONDS) -> None:
+        """Waits until the role is there. Docker lets nobody into a container that is paused."""
+        if not self._greeted:
+            self._exchange(step, b"", seconds, protocol.check_hello)
+            self._greeted = True
+
+    def _exchange(self, step: str, line: bytes, seconds: float, decode: Callable[[bytes], T]) -> T:
+        """Writes one line, and decodes the one that comes back."""
+        try:
+            self._write(line)
+            return decode(self._read_line(time.monotonic() + seconds))
+        except BaseException as error:
+            code = self._hang_up(EXIT_SECONDS if isinstance(error, EOFError) else 0)
+            if isinstance(error, BadAnswer):
+                raise Refused(f"the answer to the {step} step cannot be used: {error}") from error
+            if isinstance(error, (TimeoutError, EOFError)):
+                reason = (OVER if code in KILLED else FAILED).format(step, code, round(seconds))
+                raise Refused(reason) from error
+            raise
+        finally:
+            self._log_messages()
+
+    def _write(self, line: bytes) -> None:
         assert self._client and self._client.stdin
         if self._heard:
             raise BadAnswer("nobody asked for it")
         os.set_blocking(self._client.stdin.fileno(), False)
         # If the role has closed its input, there is no answer either.
         with contextlib.suppress(BrokenPipeError, BlockingIOError):
-            if os.write(self._client.stdin.fileno(), job) < len(job):
+            if os.write(self._client.stdin.fileno(), line) < len(line):
                 raise BadAnswer("the role does not read its jobs")
-        if not self._greeted:
-            protocol.check_hello(self._read_line(deadline))
-            self._greeted = True
-        return protocol.decode_answer(self._read_line(deadline))
 
     def _read_line(self, deadline: float) -> bytes:
         assert self._client and self._client.stdout and self._client.stderr

@@ -56,9 +56,9 @@ PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "30
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
 STALL_LIMIT_SECONDS = 5  # drivers of SQLite commonly give up after this time
 SPARE_BYTES = 16 << 20
-SIZES = words("database_bytes config_bytes config_disk_bytes members")
-SPARSE_BYTES, DENSITY = 1 << 30, 16  # of configuration: holes, and bytes for one on the disk
+SIZES = words("database_bytes config_disk_bytes members")
 MEMBERS = 100  # at most so many databases of other services
+SPARSE_BYTES = 1 << 30  # that holes may add to the archive
 DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
 MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
 SUFFIX = {"gzip": ".gz", "zstd": ".zst"}
@@ -468,6 +468,7 @@ def prove_pause(run: Run, role: Role) -> None:
     pause (its cgroups have no freezer) is a configuration error.
     """
     fault_point("proving-pause", run.host)
+    role.greet()
     messages: dict[str, None] = {}
     # Docker fails for some seconds, too, when containerd was killed.
     for attempt in range(3):
@@ -511,14 +512,13 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
         for warning in compare_tables(run.last.tables if run.last else (), answer.tables, where):
             log.log(f"WARNING: {warning}")
         sizes |= run.note(answer).numbers
-    # A service can make a file of terabytes that takes no space.
-    most = DENSITY * sizes["config_disk_bytes"] + SPARSE_BYTES
-    sizes["config_bytes"] = min(sizes["config_bytes"], most)
-    check_space(run, sizes["database_bytes"], sizes["config_bytes"], method)
+    for path in found.missing:
+        log.log(f"WARNING: {path} is missing or cannot be read: the backup will be incomplete")
+    check_space(run, sizes["database_bytes"], sizes["config_disk_bytes"])
     return sizes
 
 
-def check_space(run: Run, database: int, config: int, method: str) -> None:
+def check_space(run: Run, database: int, config: int) -> None:
     """Staging gets the database, the excerpt made from it, and the compressed files. The
     destination gets the compressed files, when the database is not in staging any more. Before the
     first run nobody knows how well they compress, so their full size is needed.
@@ -578,7 +578,8 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
         compression = host.backup_settings["BACKUP_COMPRESSION"]
         ending = SUFFIX[compression]
         fault_point("archiving-the-configuration", host)
-        limit = 2 * sizes["config_bytes"] + (256 << 20)
+        # Holes count in an archive, so a sparse file could fill it.
+        limit = 4 * sizes["config_disk_bytes"] + SPARSE_BYTES
         archived = reader.ask(
             "archive", WORK_SECONDS, compression=compression, limit_bytes=limit, members=checked
         )
