@@ -59,6 +59,10 @@ pub struct BackupPlan {
     pub repositories: Vec<String>,
     /// The lines of `backup-paths.txt`, in their order.
     pub paths: Vec<String>,
+    /// The containers of a run in the window; none with the sidecar.
+    pub roles: Vec<Role>,
+    /// What no role may see of the deployment, as the reader would.
+    pub masked: Vec<String>,
     pub services: Vec<Service>,
     pub networks: Vec<Network>,
     /// Those that our compose fragment declares.
@@ -71,7 +75,7 @@ pub struct BackupPlan {
     /// Names in `secrets/`; the values never come near a template.
     pub secrets: Vec<&'static str>,
     pub has_secrets: bool,
-    /// Those that the service `backup` gets: not restic's, which has a container of its own.
+    /// Those that the sidecar gets: not restic's, which has a container of its own.
     pub service_secrets: Vec<&'static str>,
     pub has_service_secrets: bool,
     /// Those that are files where Ansible runs.
@@ -85,6 +89,43 @@ pub struct BackupPlan {
     /// Debian's packages that the image is made of.
     pub packages: Vec<&'static str>,
 }
+
+/// A service of our compose fragment: a container of a run that does one part of its work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Role {
+    pub service: &'static str,
+    /// Numbers that no service has. The host gives each source of bytes an examiner of its own.
+    pub user: u32,
+    /// Copies from the deployment, as root without other capabilities than reading everything.
+    pub is_reader: bool,
+    /// Speaks with the database server.
+    pub is_client: bool,
+}
+
+impl Role {
+    /// A file is copied and examined. A server's database is dumped first.
+    fn of(strategy: Strategy, database: &Database) -> Vec<Self> {
+        let role = |service, user| Self {
+            service,
+            user,
+            is_reader: service == READER,
+            is_client: service == CLIENT,
+        };
+        let mut roles = match strategy {
+            Strategy::MaintenanceWindow => vec![role(READER, 0), role(EXAMINER, 64001)],
+            Strategy::Sidecar => return Vec::new(),
+        };
+        if database.is_server() {
+            roles.push(role(CLIENT, 64101));
+        }
+        roles
+    }
+}
+
+const READER: &str = "backup";
+const EXAMINER: &str = "backup-examiner";
+const CLIENT: &str = "backup-client";
 
 /// One line of `backup.conf`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -130,11 +171,8 @@ impl BackupPlan {
         let quiesce = backup.quiesce(database);
         let repository = backup.restic.as_ref().map(|restic| &restic.repository);
         let networks = services.derive_networks(database);
-        let own_networks: Vec<_> = networks
-            .iter()
-            .copied()
-            .filter(|net| net.is_ours())
-            .collect();
+        let mut own_networks = networks.clone();
+        own_networks.retain(|network| network.is_ours());
         let dependencies = services.derive_dependencies();
         let secret_files = secret_files(backup.restic.as_ref());
         let secrets = secret_names(environment, &secret_files);
@@ -196,6 +234,8 @@ impl BackupPlan {
             has_restic: backup.restic.is_some(),
             repositories: texts(repository.and_then(Repository::directory)),
             paths: services.backup_paths().map(BackupPath::line).collect(),
+            roles: Role::of(backup.strategy, database),
+            masked: masked(&backup.deploy_dir, &backup.destination()),
             services: services.iter().collect(),
             has_networks: !networks.is_empty(),
             has_own_networks: !own_networks.is_empty(),
@@ -225,6 +265,16 @@ impl BackupPlan {
 fn texts(path: Option<&HostPath>) -> Vec<String> {
     path.into_iter()
         .map(|path| path.as_str().to_owned())
+        .collect()
+}
+
+/// Secrets, staging, and the destination if it lies in the deploy directory.
+fn masked(deploy_dir: &HostPath, destination: &HostPath) -> Vec<String> {
+    let below = destination.as_str().strip_prefix(deploy_dir.as_str());
+    ["/backup/secrets", "/storage/backup-staging"]
+        .into_iter()
+        .chain(below.filter(|rest| rest.starts_with('/')))
+        .map(|path| format!("/data{path}"))
         .collect()
 }
 

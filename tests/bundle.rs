@@ -28,16 +28,16 @@ fn hostile(text: &str) -> (Value, BTreeMap<&'static str, String>) {
     database["password"] = json!(line);
     environment["backup"] = json!({
         "deploy_dir": format!("{path}/deploy"),
-        "destination": format!("{path}/destination"),
+        "destination": format!("{path}/deploy/{name}"),
         "database_tls": {"ca_file": format!("{path}/ca.pem")},
     });
     let expected = [
         ("line", line.clone()),
         ("user", user),
-        ("name", name),
+        ("name", name.clone()),
         ("key", format!("~/{line}")),
         ("deploy", format!("{path}/deploy")),
-        ("destination", format!("{path}/destination")),
+        ("destination", format!("{path}/deploy/{name}")),
         ("ca", format!("{path}/ca.pem")),
     ];
     (environment, expected.into())
@@ -95,31 +95,47 @@ fn untagged(value: &Yaml) -> &str {
     }
 }
 
-fn service(scratch: &Scratch) -> (Yaml, Yaml) {
+/// The compose fragment, and its services by name.
+fn fragment(scratch: &Scratch) -> (Yaml, BTreeMap<String, Yaml>) {
     let file = parsed(&scratch.read("out/docker-compose.backup.yml"));
-    let Yaml::Tagged(backup) = &file["services"]["backup"] else {
-        panic!("not marked !override")
-    };
-    assert_eq!(backup.tag, "override");
-    (backup.value.clone(), file)
+    let services = file["services"].as_mapping().unwrap().iter();
+    let services = services.map(|(name, service)| {
+        let Yaml::Tagged(service) = service else {
+            panic!("{name:?} is not marked !override")
+        };
+        assert_eq!(service.tag, "override");
+        (name.as_str().unwrap().to_owned(), service.value.clone())
+    });
+    (file.clone(), services.collect())
 }
 
-fn sources(service: &Yaml) -> BTreeMap<String, (String, bool)> {
+/// By target: the source of each mount, and whether it is read-only. A mask has no source.
+fn mounts(service: &Yaml) -> BTreeMap<String, (String, bool)> {
     let volumes = service["volumes"].as_sequence().unwrap().iter();
     volumes
         .map(|volume| {
-            assert_eq!(volume["type"], "bind");
-            assert_eq!(volume["bind"]["create_host_path"], false);
-            let text = |key: &str| volume[key].as_str().unwrap().to_owned();
-            (
-                text("target"),
-                (
-                    text("source"),
-                    volume["read_only"].as_bool().unwrap_or(false),
-                ),
-            )
+            let text = |key: &str| volume[key].as_str().unwrap_or_default().to_owned();
+            let is_mask = volume["type"] == "tmpfs";
+            assert!(is_mask || volume["bind"]["create_host_path"] == false);
+            assert_eq!(is_mask, text("source").is_empty());
+            let read_only = volume["read_only"].as_bool().unwrap_or(false);
+            (text("target"), (text("source"), read_only))
         })
         .collect()
+}
+
+fn targets(service: &Yaml, read_only: bool) -> Vec<String> {
+    let mounts = mounts(service).into_iter();
+    mounts
+        .filter(|(_, mount)| mount.1 == read_only)
+        .map(|(target, _)| target)
+        .collect()
+}
+
+/// A list of texts; nothing is an empty list.
+fn names(list: &Yaml) -> Vec<String> {
+    let list = list.as_sequence().into_iter().flatten();
+    list.map(|name| name.as_str().unwrap().into()).collect()
 }
 
 #[test]
@@ -173,20 +189,25 @@ fn hostile_values_come_through_every_file() {
         assert_eq!(variables["backup_host"], parsed("!unsafe ''"));
         assert_eq!(variables["backup_ssh_port"], 22);
 
-        let sources = sources(&service(&scratch).0);
-        let (destination, writable) = &sources["/backups"];
-        assert_eq!(
-            (destination.replace("$$", "$"), writable),
-            (expected["destination"].clone(), &false)
-        );
-        assert_eq!(
-            destination.matches('$').count(),
-            2 * expected["destination"].matches('$').count()
-        );
-        assert_eq!(
-            sources["/etc/backup/ca.pem"].0.replace("$$", "$"),
-            expected["ca"]
-        );
+        let undoubled = |text: &str| {
+            assert_eq!(text.matches('$').count(), 2 * text.matches("$$").count());
+            text.replace("$$", "$")
+        };
+        let services = fragment(&scratch).1;
+        let covered = targets(&services["backup"], true);
+        let destination = expected["destination"].strip_prefix(expected["deploy"].as_str());
+        let destination = format!("/data{}", destination.unwrap());
+        assert!(covered.iter().any(|path| undoubled(path) == destination));
+        let ca_file = &mounts(&services["backup-client"])["/etc/backup/ca.pem"].0;
+        assert_eq!(undoubled(ca_file), expected["ca"]);
+
+        let mut environment = environment;
+        environment["backup"]["strategy"] = json!("sidecar");
+        let sidecar = Scratch::new(&environment);
+        sidecar.generate();
+        let (destination, read_only) = &mounts(&fragment(&sidecar).1["backup"])["/backups"];
+        assert_eq!(undoubled(destination), expected["destination"]);
+        assert!(!read_only);
         assert_eq!(scratch.read("out/secrets/db_password"), expected["line"]);
     }
 }
@@ -228,98 +249,198 @@ fn no_secret_is_anywhere_but_in_its_file() {
 
 #[test]
 fn the_networks_and_dependencies_are_what_the_database_needs() {
-    for (case, network, depends_on, own) in [
-        ("sqlite-minimal", None, None, None),
-        ("sqlite-monitoring", None, None, None),
+    let bridge = parsed("{backup_network: {driver: bridge}}");
+    let healthy = parsed("{mysql: {condition: service_healthy}}");
+    for (case, service, network, depends_on, own) in [
         (
             "mysql-minimal",
-            Some("database_network"),
-            Some("mysql"),
+            "backup-client",
+            "database_network",
+            Some(&healthy),
             None,
         ),
         (
             "mysql-full-stack",
-            Some("database_network"),
-            Some("mysql"),
+            "backup-client",
+            "database_network",
+            Some(&healthy),
+            None,
+        ),
+        (
+            "mysql-sidecar-s3",
+            "backup",
+            "database_network",
+            Some(&healthy),
             None,
         ),
         (
             "mysql-external-host",
-            Some("backup_network"),
+            "backup-client",
+            "backup_network",
             None,
-            Some("backup_network"),
+            Some(&bridge),
         ),
     ] {
-        let (backup, file) = service(&Scratch::generated(case));
-        match network {
-            None => assert_eq!(backup["network_mode"], "none", "{case}"),
-            Some(name) => assert_eq!(backup["networks"], parsed(&format!("[{name}]")), "{case}"),
+        let (file, services) = fragment(&Scratch::generated(case));
+        let client = &services[service];
+        assert_eq!(names(&client["networks"]), [network], "{case}");
+        assert_eq!(client.get("depends_on"), depends_on, "{case}");
+        assert_eq!(file.get("networks"), own, "{case}");
+    }
+    for case in CASES {
+        for (name, service) in fragment(&Scratch::generated(case)).1 {
+            let connects = case.contains("sidecar") || name == "backup-client";
+            let connects = connects && case.starts_with("mysql");
+            let alone = (!connects).then(|| parsed("none"));
+            assert_eq!(
+                service.get("network_mode"),
+                alone.as_ref(),
+                "{case}: {name}"
+            );
+            assert_eq!(
+                service.get("networks").is_some(),
+                connects,
+                "{case}: {name}"
+            );
+            assert_eq!(service["ports"], parsed("[]"), "{case}: {name}");
         }
-        assert_eq!(
-            backup.get("network_mode").is_some(),
-            backup.get("networks").is_none()
-        );
-        assert_eq!(backup["ports"], parsed("[]"));
-        let healthy =
-            depends_on.map(|name| parsed(&format!("{{{name}: {{condition: service_healthy}}}}")));
-        assert_eq!(backup.get("depends_on").cloned(), healthy, "{case}");
-        let bridge = own.map(|name| parsed(&format!("{{{name}: {{driver: bridge}}}}")));
-        assert_eq!(file.get("networks").cloned(), bridge, "{case}");
     }
 }
 
 #[test]
-fn the_container_may_write_to_its_own_places_alone() {
-    for case in CASES {
-        let scratch = Scratch::generated(case);
-        let (backup, file) = service(&scratch);
-        let is_sidecar = case.contains("sidecar");
-        // A run's container is started by the run alone, a sidecar stays up; cron needs SETGID.
-        let (profiles, restart, capabilities) = if is_sidecar {
-            ("null", "unless-stopped", "[DAC_OVERRIDE, SETGID]")
-        } else {
-            ("[backup]", "'no'", "[DAC_OVERRIDE]")
-        };
+fn each_role_has_a_user_and_a_directory_of_its_own_and_no_secret() {
+    for case in CASES.iter().filter(|case| !case.contains("sidecar")) {
+        let (file, services) = fragment(&Scratch::generated(case));
+        assert!(file.get("secrets").is_none());
+        let roles: Vec<_> = services.keys().map(String::as_str).collect();
+        let expected = ["backup", "backup-client", "backup-examiner"];
+        let has_client = case.starts_with("mysql");
+        let expected = expected
+            .into_iter()
+            .filter(|role| has_client || *role != "backup-client");
+        assert_eq!(roles, expected.collect::<Vec<_>>(), "{case}");
+        for (role, service) in &services {
+            let (user, capabilities, memory) = match role.as_str() {
+                "backup" => ("'0:0'", "[DAC_OVERRIDE]", "null"),
+                "backup-examiner" => ("'64001:64001'", "null", "2g"),
+                _ => ("'64101:64101'", "null", "2g"),
+            };
+            for (key, value) in [
+                ("profiles", "[backup]"),
+                ("restart", "'no'"),
+                ("pull_policy", "never"),
+                ("user", user),
+                ("read_only", "true"),
+                ("cap_drop", "[ALL]"),
+                ("cap_add", capabilities),
+                ("mem_limit", memory),
+                ("security_opt", "['no-new-privileges:true']"),
+                ("logging", "{driver: none}"),
+                ("pids_limit", "64"),
+                ("oom_score_adj", "500"),
+                ("userns_mode", "host"),
+                ("ulimits", "{core: 0}"),
+                ("secrets", "null"),
+            ] {
+                let found = service.get(key).unwrap_or(&Yaml::Null);
+                assert_eq!(*found, parsed(value), "{case}: {role}: {key}");
+            }
+            assert_eq!(targets(service, false), ["/work"], "{case}: {role}");
+            let work = "./storage/backup-staging/${TRACKER_BACKUP_WORK:-none}";
+            assert_eq!(mounts(service)["/work"].0, work);
+        }
+        let examiner = &services["backup-examiner"];
+        assert!(targets(examiner, true).is_empty());
+        assert!(examiner.get("tmpfs").is_none());
+        if let Some(client) = services.get("backup-client") {
+            assert_eq!(
+                client["tmpfs"],
+                parsed("['/run/client:mode=0700,uid=64101,gid=64101,size=1m']")
+            );
+            let has_ca = *case == "mysql-external-host";
+            let seen = targets(client, true);
+            assert_eq!(
+                seen,
+                ["/etc/backup/ca.pem"][..usize::from(has_ca)],
+                "{case}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_reader_sees_the_deployment_but_no_secret_no_staging_and_no_backup() {
+    for (case, destination) in [
+        ("sqlite-minimal", Some("/data/storage/backup")),
+        ("mysql-full-stack", None),
+    ] {
+        let reader = &fragment(&Scratch::generated(case)).1["backup"];
+        let masks = ["/data/backup/secrets", "/data/storage/backup-staging"];
+        let masks: Vec<_> = masks.into_iter().chain(destination).collect();
+        let mounts = mounts(reader);
+        let found: Vec<_> = mounts
+            .iter()
+            .filter(|(_, (source, _))| source.is_empty())
+            .map(|(target, _)| target.as_str())
+            .collect();
+        let mut expected = masks.clone();
+        expected.sort_unstable();
+        assert_eq!(found, expected, "{case}");
+        assert_eq!(mounts["/data"], (".".to_owned(), true));
+        let mut seen = vec![
+            "/data",
+            "/etc/backup/backup-paths.txt",
+            "/etc/backup/backup.conf",
+        ];
+        seen.extend(masks);
+        seen.sort_unstable();
+        assert_eq!(targets(reader, true), seen, "{case}");
+    }
+}
+
+#[test]
+fn the_sidecar_may_write_to_its_own_places_alone() {
+    for case in CASES.iter().filter(|case| case.contains("sidecar")) {
+        let (file, services) = fragment(&Scratch::generated(case));
+        assert_eq!(services.len(), 1);
+        let sidecar = &services["backup"];
+        // It stays up. Cron needs SETGID.
         for (key, value) in [
-            ("profiles", profiles),
-            ("restart", restart),
+            ("profiles", "null"),
+            ("restart", "unless-stopped"),
             ("user", "'0:0'"),
             ("read_only", "true"),
             ("cap_drop", "[ALL]"),
-            ("cap_add", capabilities),
+            ("cap_add", "[DAC_OVERRIDE, SETGID]"),
             ("security_opt", "['no-new-privileges:true']"),
         ] {
-            let found = backup.get(key).unwrap_or(&Yaml::Null);
+            let found = sidecar.get(key).unwrap_or(&Yaml::Null);
             assert_eq!(*found, parsed(value), "{case}: {key}");
         }
-        let writable: Vec<_> = sources(&backup)
-            .into_iter()
-            .filter(|(_, (_, read_only))| !read_only)
-            .collect();
-        let writable: Vec<_> = writable.iter().map(|(target, _)| target.as_str()).collect();
         // Not the host's state, which holds the uploaded bundle: only its lock is taken.
-        assert_eq!(writable, ["/backups", "/staging"], "{case}");
-        // The playbooks get every secret, and each exists. The fragment declares those of the
-        // service, which are all but restic's.
-        let names = |list: &Yaml| -> Vec<String> {
-            list.as_sequence()
-                .into_iter()
-                .flatten()
-                .map(|name| name.as_str().unwrap().into())
-                .collect()
-        };
-        let secrets = names(&parsed(&scratch.read("out/variables.yml"))["backup_secrets"]);
-        let (of_restic, of_service): (Vec<_>, Vec<_>) = secrets
-            .iter()
-            .cloned()
-            .partition(|name| name.starts_with("restic_"));
-        assert_eq!(names(&backup["secrets"]), of_service, "{case}");
-        let has_restic = scratch.read("out/backup/backup.conf").contains("RESTIC_");
-        assert_eq!(of_restic.is_empty(), !has_restic, "{case}");
-        for secret in &of_service {
+        assert_eq!(targets(sidecar, false), ["/backups", "/staging"], "{case}");
+        for secret in names(&sidecar["secrets"]) {
             let place = format!("./backup/secrets/{secret}");
             assert_eq!(file["secrets"][secret.as_str()]["file"], place.as_str());
         }
+    }
+}
+
+#[test]
+fn the_playbooks_get_every_secret_and_the_sidecar_those_that_are_not_of_restic() {
+    for case in CASES {
+        let scratch = Scratch::generated(case);
+        let secrets = names(&parsed(&scratch.read("out/variables.yml"))["backup_secrets"]);
+        let (of_restic, of_database): (Vec<_>, Vec<_>) = secrets
+            .iter()
+            .cloned()
+            .partition(|name| name.starts_with("restic_"));
+        if case.contains("sidecar") {
+            let sidecar = &fragment(&scratch).1["backup"];
+            assert_eq!(names(&sidecar["secrets"]), of_database, "{case}");
+        }
+        let has_restic = scratch.read("out/backup/backup.conf").contains("RESTIC_");
+        assert_eq!(of_restic.is_empty(), !has_restic, "{case}");
         for secret in &secrets {
             let is_file_of_the_operator =
                 ["restic_known_hosts", "restic_ssh_key"].contains(&secret.as_str());

@@ -8,7 +8,7 @@ TEMPLATES=${BUNDLE_TEMPLATES:-$BATS_TEST_DIRNAME/../../bundle-templates}
 MAINTENANCE=$TEMPLATES/host/maintenance-backup.sh
 BACKUP=$TEMPLATES/backup/backup.sh
 TOOL=$TEMPLATES/host/tracker-backup
-TIMEOUT=$(type -P timeout)              # before a test puts another one first on PATH
+TIMEOUT=$(type -P timeout)
 
 # A deploy directory, a destination, a configuration and a running tracker, all below the test's own
 # directory.
@@ -41,9 +41,20 @@ make_host() {
         "IMAGE='$IMAGE'" "IMAGE_SOURCE='build'" >"$CONFIG"
     export TRACKER_BACKUP_DOCKER_PID_FILE=$STUB/docker.pid
     export PATH=$STUB/bin:$BATS_TEST_DIRNAME/stubs:$PATH
-    export TRACKER_BACKUP_LIBRARY=$TEMPLATES/host TRACKER_BACKUP_CONFIG=$CONFIG \
-        TRACKER_BACKUP_STATE_DIR=$STATE TRACKER_BACKUP_LOG=$LOG \
-        TRACKER_BACKUP_TOOL=$BATS_TEST_DIRNAME/stubs/tracker-backup TRACKER_BACKUP_LOCK_SECONDS=1 \
+    export TRACKER_BACKUP_ROOT=$BATS_TEST_TMPDIR/root
+    mkdir -p "$TRACKER_BACKUP_ROOT/etc"
+    printf '5ca1ab1e\n' >"$TRACKER_BACKUP_ROOT/etc/machine-id"
+    printf '{"environment": "production", "machine_id": "5ca1ab1e"}\n' \
+        >"$STUB_DESTINATION/.tracker-backup.json"
+    printf '%s\n' '[core.database]' 'driver = "sqlite3"' \
+        'path = "/var/lib/torrust/tracker/database/tracker.db"' \
+        >"$STUB_DEPLOY/storage/tracker/etc/tracker.toml"
+    printf '%s\n' "BACKUP_RETENTION_DAYS='7'" "BACKUP_SCOPE='full'" "DB_TYPE='sqlite'" \
+        "DB_PATH='/data/storage/tracker/lib/database/tracker.db'" \
+        >"$STUB_DEPLOY/backup/backup.conf"
+    printf '/data/.env\n' >"$STUB_DEPLOY/backup/backup-paths.txt"
+    export TRACKER_BACKUP_CONFIG=$CONFIG \
+        TRACKER_BACKUP_STATE_DIR=$STATE TRACKER_BACKUP_LOG=$LOG TRACKER_BACKUP_LOCK_SECONDS=1 \
         TRACKER_BACKUP_STEADY_SECONDS=0 \
         TRACKER_BACKUP_PAUSE_RETRY_SECONDS=0
 }
@@ -56,6 +67,25 @@ configure() { sed -i "s|^$1=.*|$1='$2'|" "$CONFIG"; }
 on() { printf '%s\n' "$2" >"$STUB/hooks/$1"; }
 
 tracker_is() { [[ $(<"$STUB/tracker/status") == "$1" ]]; }
+
+# old_backup: a success of eight days ago, which a run removes, and one of four days ago.
+old_backup() {
+    local days sequence=1 id
+    for days in 8 4; do
+        id=$(date -u -d "-$days days" +%Y%m%d_%H%M%S)
+        python3 -c 'import json, sys
+id, sequence, path = sys.argv[1:]
+file = {"kind": "database", "path": f"sqlite/sqlite_{id}.db.gz", "bytes": 0, "sha256": "0" * 64}
+run = {"format": 1, "id": id, "sequence": int(sequence), "environment": "production"}
+run |= {"started": "", "result": "success", "exit_code": 0, "reason": "", "scope": "full"}
+run |= {"window_seconds": 1, "files": [file], "paths": [], "tables": {}, "images": {}}
+json.dump(run | {"directories": {}, "warnings": []}, open(path, "w"))' \
+            "$id" "$sequence" "$STUB_DESTINATION/runs/$id.json"
+        touch "$STUB_DESTINATION/sqlite/sqlite_$id.db.gz"
+        sequence=$((sequence + 1))
+    done
+    OLD=$STUB_DESTINATION/sqlite/sqlite_$(date -u -d '-8 days' +%Y%m%d)_
+}
 
 # ---------------------------------------------------------------- running
 
@@ -89,20 +119,8 @@ wait_until() {
     done
 }
 
-# no_waiting: the script's own sleeps take a hundredth of their time; everything that counts
-# attempts still counts them.
-no_waiting() {
-    printf '#!/bin/sh\nexec %s 0.01\n' "$(type -P sleep)" >"$STUB/bin/sleep"
-    chmod +x "$STUB/bin/sleep"
-}
-
-# short_limits: every time limit that the script gives a command is 1 s.
-short_limits() {
-    # shellcheck disable=SC2016 # what stands there is the stub's own
-    printf '%s\n' '#!/usr/bin/env bash' 'while [[ $1 == --* ]]; do shift; done' \
-        "exec $TIMEOUT --kill-after=1 1 \"\${@:2}\"" >"$STUB/bin/timeout"
-    chmod +x "$STUB/bin/timeout"
-}
+# no_waiting: the script gives up bringing the tracker back after two more attempts.
+no_waiting() { export TRACKER_BACKUP_BRING_BACK_SECONDS=1; }
 
 # ---------------------------------------------------------------- asserting
 
@@ -154,12 +172,23 @@ nothing_is_left() {
     [[ ! -s $STUB/containers ]] || fail "containers left: $(<"$STUB/containers")"
 }
 
-# recorded REGEX...: the one run manifest holds these lines.
+# facts FILE: a run manifest, one fact a line.
+facts() {
+    python3 -c 'import json, sys
+run = json.load(open(sys.argv[1]))
+for key in ("id", "started", "result", "exit_code", "reason", "quiesce"):
+    print(f"{key}={run[key]}")
+print("window_seconds=%g" % run["window_seconds"])
+for warning in run["warnings"]:
+    print(f"warning={warning}")' "$1"
+}
+
+# recorded REGEX...: the one run manifest has these facts.
 recorded() {
     local manifests=("$STUB_DESTINATION"/runs/*.json) line
     [[ ${#manifests[@]} == 1 && -e ${manifests[0]} ]] \
         || { fail "run manifests: ${manifests[*]}"; return 1; }
-    for line in "$@"; do grep -qx -- "$line" "${manifests[0]}" \
+    for line in "$@"; do facts "${manifests[0]}" | grep -qx -- "$line" \
         || { fail "the run manifest lacks $line:" "$(<"${manifests[0]}")"; return 1; }; done
 }
 

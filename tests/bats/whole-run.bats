@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
-# The three programs together, on a real SQLite database: only Docker itself is a stub, which runs
-# backup.sh where the container would.
+# The programs together, on a real SQLite database: only Docker itself is a stub, which runs backup.sh
+# where the container would.
 
 # shellcheck disable=SC2154 # make_host gives every test its variables
 bats_require_minimum_version 1.5.0
@@ -9,22 +9,11 @@ setup() {
     load helpers
     make_host
     DATABASE=$STUB_DEPLOY/storage/tracker/lib/database/tracker.db
-    export TRACKER_BACKUP_ROOT=$BATS_TEST_TMPDIR/root \
-        TRACKER_BACKUP_TOOL=$BATS_TEST_TMPDIR/host/tracker-backup
     export BACKUP_CONFIG=$STUB_DEPLOY/backup/backup.conf BACKUP_DATA=$STUB_DEPLOY \
         BACKUP_STAGING=$STAGING BACKUP_DESTINATION=$STUB_DESTINATION \
         BACKUP_CLIENT_CONFIG=$BATS_TEST_TMPDIR/client.cnf
-    mkdir "$BATS_TEST_TMPDIR/host" "$BATS_TEST_TMPDIR/backup"
-    install -m 0755 "$TOOL" "$TRACKER_BACKUP_TOOL"
-    cp -R "$TEMPLATES/backup/tracker_backup" "$BATS_TEST_TMPDIR/backup"
-    mkdir -p "$TRACKER_BACKUP_ROOT/etc" "${DATABASE%/*}" "$STUB_DEPLOY/storage/tracker/log"
-    printf '5ca1ab1e\n' >"$TRACKER_BACKUP_ROOT/etc/machine-id"
-    printf '{"environment": "production", "machine_id": "5ca1ab1e"}\n' \
-        >"$STUB_DESTINATION/.tracker-backup.json"
+    mkdir -p "${DATABASE%/*}" "$STUB_DEPLOY/storage/tracker/log"
     printf 'SECRET=1\n' >"$STUB_DEPLOY/.env"
-    printf '%s\n' '[core.database]' 'driver = "sqlite3"' \
-        'path = "/var/lib/torrust/tracker/database/tracker.db"' \
-        >"$STUB_DEPLOY/storage/tracker/etc/tracker.toml"
     printf '%s\n' "BACKUP_MODE='single'" "BACKUP_RETENTION_DAYS='7'" \
         "BACKUP_PATHS_FILE='$STUB_DEPLOY/backup/backup-paths.txt'" \
         "BACKUP_COMPRESSION='gzip'" "BACKUP_SCOPE='full'" "BACKUP_ALLOW_WRITER_STALL='false'" \
@@ -39,7 +28,7 @@ setup() {
     for step in preflight capture finish; do on "$step" "exec bash '$BACKUP' \"\${@:4}\""; done
 }
 
-tool() { run "$TRACKER_BACKUP_TOOL" "$@"; }
+tool() { run python3 "$TOOL" "$@"; }
 
 @test "a run is a backup that list and status know, and that restores" {
     maintenance

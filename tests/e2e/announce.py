@@ -143,8 +143,14 @@ class Load:
     @property
     def longest_gap(self) -> float:
         """Seconds of the longest stretch without an answered announce, the ends included."""
+        return max(later - earlier for earlier, later in self.gaps(0))
+
+    def gaps(self, seconds: float) -> list[tuple[float, float]]:
+        """(start, end) on the monotonic clock of each stretch of more than so many seconds in which
+        no announce was answered, the ends included.
+        """
         times = [self._started, *sorted(self._answers), self._ended]
-        return max(later - earlier for earlier, later in pairwise(times))
+        return [(start, end) for start, end in pairwise(times) if end - start > seconds]
 
     def _keep_announcing(self, announcer: Announcer, pause: float, first: float) -> None:
         if self._stop.wait(first):

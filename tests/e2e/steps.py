@@ -1,7 +1,7 @@
 """The steps of a run, each with the fault point at which the program stands still.
 
 The program stops there because TRACKER_BACKUP_STOP_AT names the point and the directory
-.fault-points is in staging (see `fault_point` in run.sh). Then a test does something to the run.
+.fault-points is in staging (see fault_points.py). Then a test does something to the run.
 """
 
 from __future__ import annotations

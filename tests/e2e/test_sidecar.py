@@ -45,7 +45,6 @@ TWO_FILES = (
 RUNS = int(os.environ.get("SIDECAR_RUNS", "10"))
 MINUTE = {"strategy": "sidecar", "schedule": "* * * * *"}
 OF_SIDECAR = (
-    f"{LIBRARY}/sidecar-backup.sh",
     f"{LIBRARY}/__main__.py",
     f"{DEPLOY_DIR}/backup/sidecar.env",
     f"{STATE}/stack.json",

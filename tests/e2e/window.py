@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import statistics
 import sys
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from e2e.bundle import REPOSITORY, Bundle, ssh_key
-from e2e.deployment import DESTINATION, SCRIPT, STAGING, Deployment
+from e2e.deployment import DESTINATION, LOG, SCRIPT, STAGING, Deployment
 from e2e.disk import LOOP_DEVICES
 from e2e.host import Host
 from e2e.stack import DEPLOY_DIR, SQLITE_FILE, Stack, sqlite, wait_for_tracker
@@ -34,6 +35,13 @@ FILE_SYSTEMS = {
     "ext4": ("mkfs.ext4 -q", "cp"),
     "xfs": ("mkfs.xfs -q -m reflink=1", "cp --reflink=never"),
 }
+COPIES = {name: copy for name, (_, copy) in FILE_SYSTEMS.items()}
+# The machine's own disk, without a loop device and with the system's own write-back.
+PLAIN = "plain"
+PLAIN_DIRECTORY = "/var/lib/docker/plain"
+STRETCH_SECONDS = 0.3  # a shorter one is not reported
+STRETCH_LIMIT = 0.5  # of each stretch outside the window, on the plain disk
+WINDOW = "in the window"
 
 _PREPARE = f"""
 set -e
@@ -76,8 +84,8 @@ docker compose start tracker
 
 
 _HEAD = (
-    "| way | file system | compression | `cp`, s | no answer, s | worst, s | limit, s | times `cp`"
-    " | of published | down, s | run, s | result, MB |"
+    "| way | file system | compression | `cp`, s | no answer, s | worst, s | limit, s"
+    " | outside the window, s | times `cp` | of published | down, s | run, s | result, MB |"
 )
 
 
@@ -90,6 +98,12 @@ class Sample:
     down: float
     total: float
     size: int
+    stretches: tuple[tuple[float, str], ...] = ()  # (seconds, the step that the run was in)
+
+    @property
+    def outside(self) -> float:
+        """Seconds of the longest reported stretch that did not begin in the window."""
+        return max((seconds for seconds, step in self.stretches if step != WINDOW), default=0)
 
 
 # Seconds for which announces may go unanswered, from a way's sample and from the same round's
@@ -157,14 +171,21 @@ WAYS = (
         limit=lambda _, restart: restart.unanswered + 0.5,
     ),
     ours("ours, `pause`, reflink", quiesce="pause", file_system="xfs", limit=lambda _, __: 0.5),
+    ours("ours, `none`, reflink", quiesce="none", file_system="xfs", limit=lambda _, __: 0.3),
+    ours(
+        "ours, `pause`, plain disk",
+        quiesce="pause",
+        file_system=PLAIN,
+        limit=lambda sample, _: 1.2 * sample.copy + 0.5,
+    ),
 )
 
 
 class Bench:
     """A host with the stack, the bundle and the large database, once on each file system."""
 
-    def __init__(self, host: Host, folder: Path, megabytes: int) -> None:
-        """Takes minutes: the database is made of rows."""
+    def __init__(self, host: Host, folder: Path, megabytes: int, other: Path | None) -> None:
+        """Takes minutes: the database is made of rows. `other` is another generator."""
         self._host = host
         host.sh(_PREPARE, seconds=STEP_SECONDS)
         for name, (make, _) in FILE_SYSTEMS.items():
@@ -188,27 +209,37 @@ class Bench:
             seconds=STEP_SECONDS,
         )
         self.bytes = int(host.run("stat", "--format=%s", SQLITE_FILE).stdout)
-        with self._deployment.scratch() as other:
+        self._bundles = [bundle]
+        if other:
+            environment = stack.environment(key, {})
+            self._bundles += [Bundle.generate(environment, folder / "other", host.address, other)]
+        with self._deployment.scratch() as empty:
             host.sh(
-                f"{_mount('xfs', other)} && cp -a {DEPLOY_DIR}/. {other}/ && umount {other}",
+                f"{_mount('xfs', empty)} && cp -a {DEPLOY_DIR}/. {empty}/ && umount {empty}"
+                f" && cp -a {DEPLOY_DIR} {PLAIN_DIRECTORY}",
                 seconds=STEP_SECONDS,
             )
 
-    def measure(self, way: Way) -> Sample:
-        """Brings the host into the way's state, copies the database, then backs up under load."""
+    def measure(self, way: Way, other: bool = False) -> Sample:
+        """Brings the host into the way's state, copies the database, then backs up under load.
+
+        With `other` it does so with the bundle of the other generator.
+        """
         self._arrange(way)
+        if len(self._bundles) > 1 and way.settings:
+            self._bundles[other].playbook("install-backup").succeeded()
         started, ended = map(
             float,
             self._host.sh(
-                _COPY.format(copy=FILE_SYSTEMS[way.file_system][1]), seconds=STEP_SECONDS
+                _COPY.format(copy=COPIES.get(way.file_system, "cp")), seconds=STEP_SECONDS
             ).split(),
         )
         with self._deployment.configured(**way.settings), self._deployment.load() as loads:
             since, begun = self._now(), time.monotonic()
-            self._host.sh(way.script, seconds=STEP_SECONDS)
+            self._host.sh(f"export TRACKER_BACKUP_TRACE=yes\n{way.script}", seconds=STEP_SECONDS)
             total = time.monotonic() - begun
             wait_for_tracker(self._host)
-            down = self._down(since)
+            down, steps = self._down(since), self._steps(float(since))
         # The files go, the run manifests stay: room for the next.
         size = int(
             self._host.sh(
@@ -216,7 +247,14 @@ class Bench:
             )
             or 0
         )
-        return Sample(ended - started, max(load.longest_gap for load in loads), down, total, size)
+        offset = float(since) - begun  # both clocks are the machine's own
+        stretches = tuple(
+            (end - start, step_at(steps, start + offset))
+            for load in loads
+            for start, end in load.gaps(STRETCH_SECONDS)
+        )
+        unanswered = max(load.longest_gap for load in loads)
+        return Sample(ended - started, unanswered, down, total, size, stretches)
 
     def _arrange(self, way: Way) -> None:
         self._host.sh(
@@ -230,6 +268,12 @@ class Bench:
 
     def _now(self) -> str:
         return self._host.run("date", "+%s.%N").stdout.strip()
+
+    def _steps(self, since: float) -> list[tuple[float, str]]:
+        """(wall-clock seconds, name) of each step of the newest run, from the log."""
+        lines = self._host.sh(f"grep -o 'step [0-9.]* [a-z-]*$' {LOG} || true").splitlines()
+        steps = [(float(line.split()[1]), line.split()[2]) for line in lines]
+        return [(moment, name) for moment, name in steps if moment >= since]
 
     def _down(self, since: str) -> float:
         """Seconds for which the tracker's process was gone or frozen, as Docker tells."""
@@ -248,6 +292,16 @@ class Bench:
         return sum(ended - began for began, ended in zip(times[::2], times[1::2], strict=True))
 
 
+def step_at(steps: list[tuple[float, str]], moment: float) -> str:
+    """The step that a run was in. The window ends when the tracker is back."""
+    names = [name for began, name in steps if began <= moment]
+    if not names:
+        return "before the first step"
+    opened = "taking-the-tracker-down" in names
+    closed = "looking-back-at-the-window" in names or "removing-the-marker" in names
+    return WINDOW if opened and not closed else names[-1]
+
+
 def _image(file_system: str) -> str:
     return f"/var/lib/docker/{file_system}.img"
 
@@ -257,6 +311,8 @@ def _mount(file_system: str, directory: str) -> str:
 
     Otherwise one commit of the tracker waits until all of the image is written back.
     """
+    if file_system == PLAIN:
+        return f"mount --bind {PLAIN_DIRECTORY} {directory}"
     return (
         f"device=$(losetup --find --show --direct-io=on {_image(file_system)})"
         f" && mount $device {directory} && losetup --detach $device"
@@ -267,8 +323,12 @@ def _mount(file_system: str, directory: str) -> str:
 def table(rounds: list[dict[Way, Sample]]) -> str:
     """Markdown: the medians, and of the seconds without an answer the worst as well."""
     lines = [_HEAD, f"|{' --- |' * (_HEAD.count('|') - 1)}"]
-    published = statistics.median(samples[PUBLISHED].unanswered for samples in rounds)
-    for way in WAYS:
+    published = (
+        statistics.median(samples[PUBLISHED].unanswered for samples in rounds)
+        if PUBLISHED in rounds[0]
+        else None
+    )
+    for way in rounds[0]:
         samples = [measured[way] for measured in rounds]
         copy, unanswered, down, total = (
             statistics.median(getattr(sample, name) for sample in samples)
@@ -281,10 +341,11 @@ def table(rounds: list[dict[Way, Sample]]) -> str:
                 f"{unanswered:.2f}",
                 f"{max(sample.unanswered for sample in samples):.2f}",
                 _limit(way, rounds),
+                f"{max(sample.outside for sample in samples):.2f}",
             ),
             *(
                 f"{unanswered / copy:.1f}",
-                f"{unanswered / published:.1%}",
+                f"{unanswered / published:.1%}" if published else "",
                 f"{down:.2f}",
                 f"{total:.1f}",
             ),
@@ -294,10 +355,39 @@ def table(rounds: list[dict[Way, Sample]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def stretches(rounds: list[dict[Way, Sample]]) -> str:
+    """Markdown: each stretch without an answer that is reported, with the step of the run."""
+    lines = [
+        f"- {way.name}: {seconds:.2f} s, {step}"
+        for samples in rounds
+        for way, sample in samples.items()
+        for seconds, step in sample.stretches
+    ]
+    return "\n".join(lines or ["- none"]) + "\n"
+
+
+def ratios(rounds: list[dict[Way, Sample]], before: list[dict[Way, Sample]]) -> str:
+    """Markdown: the medians of both generators, without an answer and of the whole run."""
+    lines = [
+        "| way | no answer, s | the other, s | ratio | run, s | the other, s | ratio |",
+        f"|{' --- |' * 7}",
+    ]
+    for way in before[0]:
+        cells = [way.name]
+        for name in ("unanswered", "total"):
+            ours_, other = (
+                statistics.median(getattr(samples[way], name) for samples in measured)
+                for measured in (rounds, before)
+            )
+            cells += [f"{ours_:.2f}", f"{other:.2f}", f"{ours_ / other:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _limit(way: Way, rounds: list[dict[Way, Sample]]) -> str:
     if way.limit is None:
         return ""
-    limit = statistics.median(way.limit(samples[way], samples[RESTART]) for samples in rounds)
+    limit = statistics.median(way.limit(samples[way], restart(samples)) for samples in rounds)
     missed = misses(way, rounds)
     return f"{limit:.2f}" + (f", missed {missed} times" if missed else "")
 
@@ -309,9 +399,16 @@ def misses(way: Way, rounds: list[dict[Way, Sample]]) -> int:
         0
         if limit is None
         else sum(
-            samples[way].unanswered > limit(samples[way], samples[RESTART]) for samples in rounds
+            samples[way].unanswered > limit(samples[way], restart(samples))
+            or (way.file_system == PLAIN and samples[way].outside > STRETCH_LIMIT)
+            for samples in rounds
         )
     )
+
+
+def restart(samples: Mapping[Way, Sample]) -> Sample:
+    """The round's restart without a backup; a zero where it was not measured."""
+    return samples.get(RESTART, Sample(0, 0, 0, 0, 0))
 
 
 def machine(host: Host) -> str:
@@ -331,27 +428,37 @@ def say(text: str) -> None:
     print(f"== {text}", file=sys.stderr, flush=True)
 
 
-def bench(megabytes: int, rounds: int) -> tuple[str, int]:
+def bench(megabytes: int, rounds: int, only: str, other: Path | None) -> tuple[str, int]:
     """The Markdown of what was measured, and how often a limit was missed."""
     measured: list[dict[Way, Sample]] = []
+    before: list[dict[Way, Sample]] = []
+    ways = [way for way in WAYS if re.search(only, way.name)]
     with (
         tempfile.TemporaryDirectory() as folder,
         Host(f"gen-backup-bundle-bench-{os.getpid()}") as host,
     ):
         busy = os.getloadavg()[1]
-        prepared = Bench(host, Path(folder), megabytes)
+        prepared = Bench(host, Path(folder), megabytes, other)
         for number in range(rounds):
             measured.append({})
-            for way in WAYS:
+            before.append({})
+            for way in ways:
                 measured[-1][way] = sample = prepared.measure(way)
                 say(f"round {number + 1}, {way.name}: {sample}")
+                if other and way.settings:
+                    before[-1][way] = sample = prepared.measure(way, other=True)
+                    say(f"round {number + 1}, {way.name}, the other generator: {sample}")
         text = (
             f"`scripts/bench-window --megabytes {megabytes} --rounds {rounds}`:"
             f" {prepared.bytes / 1e9:.2f} GB; {machine(host)},"
             " file systems on loop devices with direct I/O; "
-            f"the machine's load before: {busy:.1f}.\n\n{table(measured)}"
+            f"the machine's load before: {busy:.1f}.\n\n{table(measured)}\n"
+            f"Stretches of more than {STRETCH_SECONDS} s without an answer, by HTTP and by UDP:\n\n"
+            f"{stretches(measured)}"
         )
-    return text, sum(misses(way, measured) for way in WAYS)
+        if other:
+            text += f"\nBeside another generator (`--against`):\n\n{ratios(measured, before)}"
+    return text, sum(misses(way, measured) for way in ways)
 
 
 def update_docs(text: str) -> None:
@@ -378,9 +485,15 @@ def main() -> None:
         action="store_true",
         help=f"write the table into {DOCS.relative_to(REPOSITORY)} as well",
     )
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="measure only the ways whose names match"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="GENERATOR", help="measure this generator as well"
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    text, missed = bench(arguments.megabytes, arguments.rounds)
+    text, missed = bench(arguments.megabytes, arguments.rounds, arguments.only, arguments.against)
     print(text, end="")
     if arguments.update_docs:
         update_docs(text)

@@ -145,6 +145,7 @@ class Deployment:
         """The archive's content, as tar unpacks it."""
         target = self.path / "unpacked"
         target.mkdir()
-        words = ["tar", "-xpzf", self.work / "config.tar.gz", "--numeric-owner", "-C", target]
+        words = ["tar", "-xpzf", str(self.work / "config.tar.gz"), "--numeric-owner"]
+        words += ["-C", str(target)]
         subprocess.run(words, check=True)
         return target

@@ -16,7 +16,7 @@ import uuid
 from dataclasses import dataclass, field
 from importlib.machinery import FileFinder, SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +27,8 @@ STUBS = TESTS / "bats/stubs"
 CALENDAR = "0 3 {} {} {} both".format(
     *(",".join(map(str, numbers)) for numbers in (range(1, 32), range(1, 13), range(7)))
 )
+STEPS = ("prune", "expect", "record")  # of a run
+CHECKS = ("destination", "docker", "deployment")
 IMAGE = "gen-backup-bundle/backup:0123456789ab"
 
 
@@ -250,11 +252,43 @@ class Sandbox:
         self.monkeypatch.setattr(sys, "argv", ["tracker-backup", *words])
         mask = os.umask(0o022)
         try:
-            code = self.package.main.main()
+            is_step = words[0] in STEPS or (words[0] == "check" and words[1] in CHECKS)
+            code = self.step(*words) if is_step else self.package.main.main()
         finally:
             os.umask(mask)
         captured = self.capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
+
+    def step(self, name: str, *words: str) -> int:
+        """A step of a run as a command: `check WHAT`, `prune`, `expect WORK`, or `record WORK` with
+        the facts of the run on standard input, KEY=VALUE lines.
+        """
+        package = self.package
+        host = package.host.Host.read(self.config)
+        try:
+            if name == "check" and words[0] == "destination":
+                package.destination.check_destination(host)
+            elif name == "check" and words[0] == "docker":
+                package.run.require_docker(host)
+            elif name == "check":
+                for warning in package.deployment.check_deployment(host):
+                    print(f"warning: {warning}")
+            elif name == "prune":
+                package.retention.prune(host)
+            elif name == "expect":
+                package.run.expect(host, Path(words[0]))
+            else:
+                facts = dict(line.split("=", 1) for line in sys.stdin.read().splitlines())
+                run = package.run.Run(dry_run=False)
+                run.host, run.answers = host, Path(words[0])
+                run.id, run.started, run.quiesce = facts["id"], facts["started"], facts["quiesce"]
+                run.window = SimpleNamespace(seconds=float(facts["window_seconds"]))
+                run.warnings = [facts["warning"]] if "warning" in facts else []
+                package.run.record(run, facts["result"], int(facts["exit_code"]), facts["reason"])
+        except package.host.Refused as error:
+            print(f"error: {error}", file=sys.stderr)
+            return int(error.code)
+        return 0
 
     def install(self, *words: str, secrets: dict[str, str] | None = None) -> Outcome:
         given = {"db_password": "pass", "db_root_password": "root"} if secrets is None else secrets

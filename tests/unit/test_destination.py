@@ -37,7 +37,9 @@ def test_a_destination_without_its_identity_is_taken_for_one_that_is_not_mounted
     assert "mounted" in outcome.err
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"null", b'"production"', b"{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[]", b"null", b'"production"', b"{}", b"[" * 200_000]
+)
 def test_an_identity_that_cannot_be_read_is_refused(host: Sandbox, content: bytes) -> None:
     (host.destination / ".tracker-backup.json").write_bytes(content)
     refused = host.call("check", "destination")
@@ -49,6 +51,17 @@ def test_an_identity_that_cannot_be_read_is_refused(host: Sandbox, content: byte
     assert host.install().code == 1
     assert host.install("--take-over-destination").code == 1
     assert (host.destination / ".tracker-backup.json").read_bytes() == content
+
+
+def test_an_identity_of_a_newer_format_is_refused_by_name(host: Sandbox) -> None:
+    path = host.destination / ".tracker-backup.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    assert (
+        f"{path} is of format 2, this program knows 1: install a newer bundle"
+        in host.call("check", "destination").err
+    )
+    path.write_text('{"environment": "production", "machine_id": "5ca1ab1e"}')  # an older format
+    assert host.call("check", "destination").code == 0
 
 
 def test_another_environment_is_refused_even_when_taking_over(host: Sandbox) -> None:

@@ -557,6 +557,13 @@ def test_the_text_of_a_schema_can_do_no_more_than_make_its_own_object(
     assert victim.read_text() == "precious"
 
 
+def test_a_schema_whose_text_is_no_text_is_no_traceback(worker: Worker, tmp_path: Path) -> None:
+    hostile = write_schema(tmp_path / "hostile.db", "CAST(sql AS BLOB)")
+    assert "the table keys cannot be made again from the text in sqlite_master" in excerpt(
+        worker, hostile
+    )
+
+
 @pytest.mark.parametrize("case", ["sequence", "twin", "stored"])
 def test_rows_of_a_view_are_not_read_and_an_excerpt_cannot_fill_the_disk(
     worker: Worker, tmp_path: Path, case: str

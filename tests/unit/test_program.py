@@ -70,7 +70,6 @@ def test_the_whole_package_is_installed_and_anyone_may_read_it(host: Sandbox) ->
         str(path.relative_to(library)): mode(path) for path in (library, *library.rglob("*"))
     } == {
         ".": "0755",
-        "run.sh": "0644",
         "tracker_backup": "0755",
         "tracker_backup/drivers": "0755",
         "tracker_backup/worker": "0755",

@@ -14,7 +14,7 @@ import pytest
 
 from unit.roles import Deployment, execute, holder, query
 
-from tracker_backup.worker import copies, paths, reader  # isort: skip
+from tracker_backup.worker import copies, paths, service  # isort: skip
 from tracker_backup.worker.service import StepFailed  # isort: skip
 
 
@@ -327,8 +327,8 @@ def test_an_online_copy_stalls_nobody_in_wal_mode_or_where_blocks_are_shared(
     monkeypatch.setattr(copies, "share", lambda *_: True)
     deployment.preflight("online")
     monkeypatch.undo()
-    monkeypatch.setattr(reader.service, "DATA", deployment.data)
-    monkeypatch.setattr(reader.service, "CONFIG", deployment.config)
+    monkeypatch.setattr(service, "DATA", deployment.data)
+    monkeypatch.setattr(service, "CONFIG", deployment.config)
     with deployment.database.open("r+b") as file:
         file.seek(18)
         file.write(b"\2\2")

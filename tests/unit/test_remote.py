@@ -175,7 +175,7 @@ def test_a_failed_push_is_told_and_made_up_for(copying: Sandbox) -> None:
     assert copying.call("push").code == 0
     add_run(copying, "20260102_030000", 2)
     fails(copying, "backup", 14, "the server cannot be reached")
-    failed = copying.call("push", "--in-run")
+    failed = copying.call("push")
     assert failed.code == 1
     assert failed.err.splitlines()[-1] == (
         "error: copying to the restic repository failed, 1 to be made up for by the next run: "
@@ -198,7 +198,7 @@ def test_a_failed_push_is_told_and_made_up_for(copying: Sandbox) -> None:
     )
     works(copying, "backup")
     calls(copying)
-    assert copying.call("push", "--in-run").code == 0
+    assert copying.call("push").code == 0
     assert [call for call in steps(copying) if call == "backup"] == ["backup"]
     assert json.loads(copying.call("status", "--json").out)["remote"]["error"] == ""
 
@@ -258,7 +258,9 @@ def test_a_push_that_dies_without_a_word_is_told_by_status(copying: Sandbox) -> 
 
 
 def test_without_a_repository_a_run_pushes_nothing_and_says_nothing(host: Sandbox) -> None:
-    assert host.call("push", "--in-run").out == ""
+    package = host.package
+    package.run.push(package.host.Host.read(host.config))
+    assert host.capsys.readouterr() == ("", "")
     assert json.loads(host.call("status", "--json").out)["remote"] is None
 
 
@@ -321,3 +323,110 @@ def test_the_host_of_a_sidecar_pushes_each_of_its_runs_once(copying: Sandbox) ->
     assert steps(copying)
     package.remote.push_what_is_new(host)
     assert steps(copying) == []
+
+
+# ---------------------------------------------------------------- incomplete runs, damage
+
+
+def good_files() -> list[dict[str, Any]]:
+    """The database of the run 20260102_030000, with its SHA-256."""
+    files = manifest("20260102_030000", 2)["files"]
+    return [files[0] | {"sha256": hashlib.sha256(b"backup").hexdigest()}]
+
+
+def test_an_incomplete_run_is_copied_and_lets_nothing_be_removed_there(copying: Sandbox) -> None:
+    copying.add_run(
+        "20260102_030000", 2, result="incomplete", files=good_files(), missing=["caddy"]
+    )
+    pushed = copying.call("push")
+    assert pushed.code == 0
+    assert "copied 20260102_030000" in pushed.out
+    assert "nothing is removed from the restic repository: a backup is incomplete" in pushed.out
+    assert "forget" not in steps(copying)
+    add_run(copying, "20260103_030000", 3)
+    assert copying.call("push").code == 0
+    assert "forget" in steps(copying)
+
+
+def test_latest_in_the_repository_is_the_newest_success_there(copying: Sandbox) -> None:
+    copying.add_run(
+        "20260102_030000", 2, result="incomplete", files=good_files(), missing=["caddy"]
+    )
+    assert copying.call("push").code == 0
+    (copying.stub / "hooks/restic-show").write_text(
+        f"answer(text=(pathlib.Path('{copying.path}') / job['file'][1:]).read_text())\n"
+    )
+    shutil.copytree(copying.destination / "runs", copying.path / "runs")
+    copying.empty_destination()
+    planned = copying.call("restore", "--from", "restic", "--dry-run")
+    assert "restore of 20260101_030000" in planned.out, planned.err
+    named = copying.call("restore", "20260102_030000", "--from", "restic", "--dry-run")
+    assert "restore of 20260102_030000" in named.out
+    assert "warning: 20260102_030000 is incomplete, it lacks caddy" in named.out
+    assert state(copying)["sequence"] == 2
+    (copying.stub / "repository/20260101_030000.snapshot").unlink()
+    refused = copying.call("restore", "--from", "restic", "--dry-run")
+    assert (refused.code, "holds no successful backup" in refused.err) == (1, True)
+
+
+@pytest.mark.parametrize("content", ["", "null", "{}", '{"format": 1, "pushed": []}', "[1"])
+def test_a_damaged_state_of_the_repository_is_refused_with_what_to_do(
+    copying: Sandbox, content: str
+) -> None:
+    assert copying.call("push").code == 0
+    calls(copying)
+    path = copying.state / "remote.json"
+    path.write_text(content)
+    pushed = copying.call("push")
+    assert pushed.code == 1
+    assert pushed.err.startswith(f"error: {path} is damaged: ")
+    assert pushed.err.endswith(
+        "; remove it: the next copy asks the repository again what it holds\n"
+    )
+    assert (steps(copying), path.read_text()) == ([], content)
+    path.unlink()
+    assert copying.call("push").code == 0
+    assert "backup" not in steps(copying)
+    assert state(copying)["pushed"] == ["20260101_030000"]
+
+
+def test_a_damaged_state_of_the_repository_stops_no_run(
+    copying: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = copying.package
+    runs = package.runs.read_runs(package.host.Host.read(package.host.CONFIG))
+    (copying.state / "remote.json").write_text("")
+    assert package.remote.next_sequence(runs) == 2
+    assert "remote.json is damaged" in capsys.readouterr().err
+    nothing = package.remote.NOTHING.as_object()
+    (copying.state / "remote.json").write_text(json.dumps(nothing | {"sequence": 41}))
+    assert package.remote.next_sequence(runs) == 42
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        (
+            {"files": [{"kind": "config", "path": "../../etc/x", "bytes": 1, "sha256": "0" * 64}]},
+            "path",
+        ),
+        ({"sequence": True}, "sequence is True"),
+        ({"format": 3}, "is of format 3, this program knows 2: install a newer bundle"),
+        ({"directories": {".": {"uid": 0, "gid": 0, "mode": "$(id)"}}}, "mode is"),
+        ({"result": "failed", "files": []}, "is not of this run"),
+        ({"id": "20260102_030000", "files": []}, "is damaged"),
+        (None, "is damaged: no JSON document"),
+    ],
+)
+def test_a_hostile_run_manifest_in_the_repository_is_refused(
+    copying: Sandbox, facts: dict[str, Any] | None, reason: str
+) -> None:
+    assert copying.call("push").code == 0
+    run = json.loads((copying.destination / "runs/20260101_030000.json").read_text())
+    (copying.stub / "shown").write_text("[" * 200_000 if facts is None else json.dumps(run | facts))
+    before = copying.files()
+    refused = copying.call("restore", "--from", "restic", "--confirm")
+    assert refused.code == 1
+    assert "the run manifest of 20260101_030000 in the restic repository " in refused.err
+    assert reason in refused.err
+    assert copying.files() == before

@@ -444,23 +444,20 @@ def test_an_old_driver_within_the_period_is_not_to_be_acknowledged(host: Sandbox
     assert "not suspended" in host.call("acknowledge").out
 
 
-def test_the_leftovers_of_dead_runs_go_by_the_time_in_their_name(tool: ModuleType) -> None:
-    names = [
-        ".leftover/sqlite_20260101_030000.db.gz",
-        ".leftover/20260101_030001_config",
-        ".leftover/sqlite_20269999_999999.db.gz",
-        ".leftover/notes.txt",
-    ]
-
-    def due(result: str, kinds: tuple[str, ...] = ("database",)) -> list[str]:
-        run = manifest("20260108_030001", 1, result=result, kinds=kinds)
-        runs = [tool.documents.RunManifest.decode(json.dumps(run))]
-        found: list[str] = tool.retention.expired_leftovers(names, runs, 7)
-        return found
-
-    assert due("success") == names[:1]
-    assert due("failed", ()) == []
-    assert tool.retention.expired_leftovers(names, [], 7) == []
+def test_the_leftovers_of_dead_runs_go_by_the_time_in_their_name(host: Sandbox) -> None:
+    prunable(host)
+    names = [f"sqlite_{days_ago(age)}.db.gz" for age in (9, 8.5, 6)] + ["notes.txt"]
+    (host.destination / "leftover").mkdir()
+    for name in names:
+        (host.destination / "leftover" / name).write_text("whole")
+    (host.state / "retention.json").write_text("")
+    assert host.call("prune").code == 0
+    left = {name for name in host.files() if name.startswith("leftover/")}
+    assert left == {f"leftover/{name}" for name in names}, "retention is suspended"
+    assert host.call("acknowledge").code == 0
+    assert host.call("prune").code == 0
+    left = {name for name in host.files() if name.startswith("leftover/")}
+    assert left == {f"leftover/{name}" for name in names[2:]}
 
 
 # ---------------------------------------------------------------- a damaged state

@@ -16,7 +16,6 @@ from unit.sandbox import Sandbox
 
 NOW = datetime.datetime.now(datetime.timezone.utc)
 MINE = (
-    "usr/local/lib/tracker-backup/sidecar-backup.sh",
     "usr/local/lib/tracker-backup/__main__.py",
     "var/lib/tracker-backup/stack.json",
 )
@@ -213,3 +212,28 @@ def test_a_run_after_a_suspicious_one_does_not_hide_it(sidecar: Sandbox) -> None
     assert "retention is suspended" in sidecar.call("prune").out
     assert sidecar.call("acknowledge").code == 0
     assert "suspended" not in sidecar.call("prune").out
+
+
+# ---------------------------------------------------------------- what the host told
+
+
+@pytest.mark.parametrize("content", ["", "null", "{}", '{"format": 9}'])
+def test_a_damaged_word_of_the_host_is_written_anew(sidecar: Sandbox, content: str) -> None:
+    path = sidecar.state / "stack.json"
+    path.write_text(content)
+    documents = sidecar.package.documents
+    with pytest.raises(documents.BadDocument, match=r"stack\.json is "):
+        sidecar.package.deployment.told_by_host()
+    assert sidecar.call("sidecar").code == 0
+    assert sidecar.package.deployment.told_by_host().images == {"tracker": "sha256:feed"}
+
+
+def test_old_knowledge_is_a_warning(sidecar: Sandbox) -> None:
+    path, told = sidecar.state / "stack.json", sidecar.package.deployment.told_by_host
+    facts = json.loads(path.read_text())
+    assert told().warnings == facts["warnings"]
+    path.write_text(json.dumps(facts | {"at": "2026-01-01T00:00:00Z"}))
+    assert "cron on the host has told nothing of the stack for" in told().warnings[-1]
+    path.unlink()
+    with pytest.raises(sidecar.package.host.Refused, match=r"stack\.json is missing"):
+        told()

@@ -3,16 +3,18 @@
 A module imports only from those before it in this list:
 
     host, log, files, state, cron     this host, and how anything is written there
-    fault_points                      places at which the test suite stops a run
-    protocol                          what the roles in containers answer
+    fault_points, signals             places at which the test suite, or a signal, stops a run
+    protocol, writeback               what the roles in containers answer
     documents                         what is written as JSON and read again
-    runs, answers, docker             run manifests and files, what containers answer, images
+    runs, docker                      run manifests and their files; calls of Docker
     jobs                              programs in containers, and one job of a role
+    publish, roles, tables            finished files, the containers of a run, what tables it needs
+    workshop, drivers                 a backup is unpacked; what a driver captures and imports
     deployment, destination, secrets  what belongs to this deployment, as installed
     retention, repository, remote     what is removed; the restic repository and its copies
-    run                               what a run calls
-    workshop, drivers, verify         a backup is unpacked and imported into a server
+    verify                            proves that a backup can be restored
     fetch, restore                    and back
+    window, run                       the time in which the tracker is down, and the whole run
     sidecar, status                   the container that stays up; what the operator asks
-    install, main                     the bundle put into its places; the command line
+    install, main, core               the bundle put into its places; the commands; the sidecar
 """

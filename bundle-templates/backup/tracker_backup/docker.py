@@ -6,53 +6,123 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .host import STATE, Host, Refused
 from .log import say
+from .signals import signals
 
 COMPOSE_MINIMUM = (2, 24, 4)
-DOCKER_SECONDS = 60  # for one call that should answer at once
+# for one call that should answer at once
+DOCKER_SECONDS = float(os.environ.get("TRACKER_BACKUP_DOCKER_SECONDS", "60"))
 BUILD_SECONDS = 1800
-RUN_LABEL, SIDECAR_LABEL = "tracker-backup.run", "tracker-backup.sidecar"
 WORK_SECONDS = 43200  # for what works through a whole backup
+END_SECONDS = 5  # for a program to end after SIGTERM
+RUN_LABEL, SIDECAR_LABEL = "tracker-backup.run", "tracker-backup.sidecar"
+STACK_LABEL = "com.docker.compose.project.working_dir"
 
 
-def docker(*arguments: str, seconds: int = DOCKER_SECONDS) -> str:
+def words(text: str) -> list[str]:
+    """Arguments without spaces in them."""
+    return text.split()
+
+
+class Unanswered(Refused):
+    """A call was not over within its time limit."""
+
+
+def docker(
+    *arguments: str, seconds: float = DOCKER_SECONDS, environment: Mapping[str, str] | None = None
+) -> str:
     """What one Docker call printed; raises Refused with its message when it fails or does not
-    answer.
+    answer. A signal interrupts only a call that has more time than DOCKER_SECONDS.
     """
-    environment = os.environ | {
-        "BUILDX_CONFIG": str(STATE / "buildx")
-    }  # not in root's home, where it would stay for ever
+    short = seconds <= DOCKER_SECONDS
+    with signals.held() if short else contextlib.nullcontext():
+        pipe = subprocess.PIPE
+        process = start(["docker", *arguments], pipe, pipe, environment=environment)
+        try:
+            output, message = (
+                text.decode(errors="replace")  # a container prints what it likes
+                for text in process.communicate(timeout=seconds)
+            )
+        except BaseException as error:
+            end(process)
+            if isinstance(error, subprocess.TimeoutExpired):
+                text = f"docker {arguments[0]} did not answer within {seconds:.0f} s"
+                raise Unanswered(text) from error
+            raise
+        if process.returncode != 0:
+            lines = without_values(message.strip() or output.strip()).splitlines()
+            raise Refused(f"docker {arguments[0]} failed: " + "\n".join(lines[-20:]))
+        return output
+
+
+def start(
+    command: list[str],
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """A program in a session of its own, so that Ctrl-C does not end a call of Docker half-way."""
+    # BuildKit's files are not in root's home, where they would stay for ever.
+    environment = {**os.environ, "BUILDX_CONFIG": str(STATE / "buildx"), **(environment or {})}
     try:
-        done = subprocess.run(
-            ["docker", *arguments],
-            env=environment,
+        return subprocess.Popen(
+            command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",  # a container prints what it likes
-            timeout=seconds,
-            check=False,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment,
+            start_new_session=True,
         )
     except FileNotFoundError as error:
-        raise Refused("Docker is not installed on this host") from error
-    except subprocess.TimeoutExpired as error:
-        raise Refused(f"docker {arguments[0]} did not answer within {seconds} s") from error
-    if done.returncode != 0:
-        lines = without_values(done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise Refused(f"docker {arguments[0]} failed: " + "\n".join(lines[-20:]))
-    return done.stdout
+        raise Refused(f"{command[0]} is not installed on this host") from error
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a program of `start` and what it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+    for stream in (process.stdout, process.stderr):
+        if stream:
+            stream.close()
 
 
 def without_values(message: str) -> str:
     """Compose repeats what it does not understand of `.env`, where the passwords are."""
     message = re.sub(r"^.*variable is not set.*\n?", "", message, flags=re.MULTILINE)
     return re.sub(r"(\.env: line \d+: [^\"'`]*).*", r"\1", message, flags=re.DOTALL)
+
+
+def compose(
+    host: Host,
+    *arguments: str,
+    project: str = "",
+    fragment: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """`docker compose` with the stack's file and ours."""
+    files = [
+        host.deploy_dir / "docker-compose.yml",
+        fragment or host.deploy_dir / "docker-compose.backup.yml",
+    ]
+    docker(
+        "compose",
+        *(["--project-name", project] if project else []),
+        *("--project-directory", str(host.deploy_dir)),
+        *(word for file in files for word in ("--file", str(file))),
+        *arguments,
+        environment=environment,
+    )
 
 
 def check_docker(host: Host, fragment: Path) -> None:
@@ -66,24 +136,11 @@ def check_docker(host: Host, fragment: Path) -> None:
         raise Refused(
             f"docker compose is {version}; {'.'.join(map(str, COMPOSE_MINIMUM))} or newer is needed"
         )
-    stack = host.deploy_dir / "docker-compose.yml"
-    if not stack.is_file():
+    if not (stack := host.deploy_dir / "docker-compose.yml").is_file():
         raise Refused(
             f"there is no {stack}: is backup.deploy_dir of the environment file right?", 2
         )
-    docker(
-        "compose",
-        "--project-directory",
-        str(host.deploy_dir),
-        "--file",
-        str(stack),
-        "--file",
-        str(fragment),
-        "--profile",
-        "backup",
-        "config",
-        "--quiet",
-    )
+    compose(host, *words("--profile backup config --quiet"), fragment=fragment)
 
 
 def stack_containers(host: Host) -> list[dict[str, Any]]:
@@ -92,21 +149,33 @@ def stack_containers(host: Host) -> list[dict[str, Any]]:
     """
     return [
         found
-        for found in deployed_containers(host, "com.docker.compose.project.working_dir")
+        for found in deployed_containers(host, STACK_LABEL)
         if SIDECAR_LABEL not in found["Config"]["Labels"]
     ]
 
 
 def deployed_containers(host: Host, label: str) -> list[dict[str, Any]]:
     """Those with this label that Compose made for the deploy directory."""
-    ids = docker("ps", "--all", "--quiet", "--filter", f"label={label}").split()
+    ids = docker(*words("ps --all --quiet --filter"), f"label={label}").split()
     return [
         found
-        for found in (json.loads(docker("inspect", "--type", "container", *ids)) if ids else [])
+        for found in (json.loads(docker(*words("inspect --type container"), *ids)) if ids else [])
         if found["Config"]["Labels"].get("com.docker.compose.oneoff") != "True"
-        and Path(found["Config"]["Labels"]["com.docker.compose.project.working_dir"]).resolve()
-        == host.deploy_dir.resolve()
+        and Path(found["Config"]["Labels"][STACK_LABEL]).resolve() == host.deploy_dir.resolve()
     ]
+
+
+def stack_ids(host: Host, *filters: str) -> list[str]:
+    """Ids of this deploy directory's containers, by one call."""
+    template = '{{.ID}} {{.Label "' + STACK_LABEL + '"}}'
+    command = "ps --no-trunc --filter label=com.docker.compose.oneoff=False"
+    try:
+        found = docker(*words(command), *filters, "--format", template).splitlines()
+    except Refused as error:
+        raise Refused(f"Docker does not list its containers: {error}") from error
+    directory = host.deploy_dir.resolve()
+    pairs = (line.partition(" ") for line in found)
+    return [one for one, _, place in pairs if Path(place).resolve() == directory]
 
 
 def service_of(found: Mapping[str, Any]) -> str:
@@ -124,31 +193,20 @@ def container(
     name: str, image: str, *arguments: str, command: tuple[str, ...] = ()
 ) -> Iterator[str]:
     """A container of ours, of an image that is there."""
-    docker(
-        "run",
-        "--detach",
-        "--pull",
-        "never",
-        "--name",
-        name,
-        "--label",
-        f"{RUN_LABEL}={name}",
-        *arguments,
-        image,
-        *command,
-    )
+    run = [*words("run --detach --pull never --name"), name, "--label", f"{RUN_LABEL}={name}"]
+    docker(*run, *arguments, image, *command)
     try:
         yield name
     finally:
-        docker("rm", "--force", "--volumes", name)
+        docker(*words("rm --force --volumes"), name)
 
 
 def remove_dead_containers() -> None:
     """Those of dead runs, verifications and restores, which may go on working; under the lock,
     where nobody else has one.
     """
-    for left in docker("ps", "--all", "--quiet", "--filter", f"label={RUN_LABEL}").split():
-        docker("rm", "--force", "--volumes", left)
+    for left in docker(*words("ps --all --quiet --filter"), f"label={RUN_LABEL}").split():
+        docker(*words("rm --force --volumes"), left)
 
 
 def make_image(host: Host, context: Path, rebuild: bool) -> None:
@@ -157,21 +215,15 @@ def make_image(host: Host, context: Path, rebuild: bool) -> None:
         if host.image_source == "pull":
             docker("pull", host.image, seconds=BUILD_SECONDS)
         else:
-            docker(
-                "build",
-                *(["--no-cache"] if rebuild else []),
-                "--tag",
-                host.image,
-                str(context),
-                seconds=BUILD_SECONDS,
-            )
+            again = ["--no-cache"] if rebuild else []
+            docker("build", *again, "--tag", host.image, str(context), seconds=BUILD_SECONDS)
         say(f"changed: image {host.image}")
 
 
 def image_id(image: str) -> str:
     """The id of a local image, whatever the spelling of its name; empty if there is none."""
     try:
-        return docker("image", "inspect", "--format", "{{.Id}}", image).strip() or image
+        return docker(*words("image inspect --format {{.Id}}"), image).strip() or image
     except Refused as error:
         if "no such image" in str(error).lower():
             return ""
@@ -187,7 +239,7 @@ def remove_images(keep: str) -> None:
     warning.
     """
     kept = image_id(keep) if keep else ""
-    for image in docker("images", "--format", "{{.Repository}}:{{.Tag}}").split():
+    for image in docker(*words("images --format {{.Repository}}:{{.Tag}}")).split():
         if image.startswith("gen-backup-bundle/backup:") and image_id(image) != kept:
             try:
                 docker("image", "rm", image)

@@ -12,7 +12,7 @@ import json
 import re
 import reprlib
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -24,20 +24,18 @@ from .protocol import LARGEST, printable, table_name
 DOCUMENT_BYTES = 16 << 20
 ITEMS = 100_000  # of one list or object
 RUN_ID = re.compile(r"[0-9]{8}_[0-9]{6}")
-# Names of backup files without the compression's ending, by the directory that they are in.
-BACKUP_FILES = {
-    "sqlite": ("sqlite/sqlite_{}.db",),
-    "mysql": ("mysql/mysql_{}.sql", "mysql/mysql_{}.torrents.sql"),
-    "config": ("config/config_{}.tar",),
-}
-ENDINGS = (".gz", ".zst")
+# A backup file below the destination; groups: its directory, the run's id.
+BACKUP_FILE = re.compile(
+    r"(sqlite(?=.*\.db\.)|mysql(?=.*\.sql\.)|config(?=.*\.tar\.))/\1_([0-9]{8}_[0-9]{6})"
+    r"\.(?:db|sql|torrents\.sql|tar)\.(?:gz|zst)"
+)
 
 D = TypeVar("D", bound="Document")
 S = TypeVar("S", bound="StateDocument")
 
 
 class BadDocument(Refused):
-    """A document that cannot be used; the message follows its path."""
+    """A document that cannot be used. The message of `decode` is to follow its path or name."""
 
 
 class NewerFormat(BadDocument):
@@ -77,7 +75,6 @@ FilePath = Annotated[str, at_most(4096)]
 TableName = Annotated[str, table_name]
 Time = Annotated[str, shaped("[0-9TZ:-]{20}", parse_time)]
 RunId = Annotated[str, shaped(RUN_ID.pattern, run_time)]
-MaybeRunId = Annotated[str, shaped(f"({RUN_ID.pattern})?")]
 Hex = Annotated[str, shaped("[0-9a-f]{0,64}")]
 Sha256 = Annotated[str, shaped("[0-9a-f]{64}")]
 Mode = Annotated[str, shaped("[0-7]{4}")]
@@ -146,8 +143,7 @@ class Record:
         if not cls.EXTENSIBLE and (unknown := value.keys() - known):
             raise bad("an unknown key", min(unknown))
         for one in fields(cls):
-            optional = (one.default, one.default_factory) != (MISSING, MISSING)
-            if one.name not in value and not optional:
+            if one.name not in value and one.default is one.default_factory:  # both are MISSING
                 raise BadDocument(f"is damaged: {one.name} is missing")
         return {name: value[name] for name in known if name in value}
 
@@ -162,15 +158,15 @@ class Document(Record):
     @classmethod
     def decode(cls: type[D], content: bytes | str) -> D:
         try:
+            if len(content) > DOCUMENT_BYTES:
+                raise BadDocument(f"is damaged: it has more than {DOCUMENT_BYTES} bytes")
             members = json.loads(content, parse_int=parse_int, parse_constant=parse_int)
             if not isinstance(members, dict):
                 raise bad("the document", members)
             number = checked(int, members.pop("format", 0), "format")
             if number > cls.FORMAT:
-                raise NewerFormat(
-                    f"is of format {number}, this program knows {cls.FORMAT}: install a newer "
-                    "bundle"
-                )
+                known = f"this program knows {cls.FORMAT}: install a newer bundle"
+                raise NewerFormat(f"is of format {number}, {known}")
             return cls(**cls.members(members, "the document"))
         except (ValueError, RecursionError) as error:
             raise BadDocument(f"is damaged: no JSON document ({printable(str(error))})") from error
@@ -186,10 +182,7 @@ class Document(Record):
         """The document in this file. Raises FileNotFoundError, or BadDocument with what to do."""
         try:
             with path.open("rb") as file:
-                content = file.read(DOCUMENT_BYTES + 1)
-            if len(content) > DOCUMENT_BYTES:
-                raise BadDocument(f"is damaged: it has more than {DOCUMENT_BYTES} bytes")
-            return cls.decode(content)
+                return cls.decode(file.read(DOCUMENT_BYTES + 1))
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -298,15 +291,11 @@ class RunManifest(Document):
         super().__post_init__()
         driver = next((file.directory for file in self.files if file.kind == "database"), "")
         object.__setattr__(self, "driver", self.driver or driver)
-        names = {
-            name.format(self.id) + ending: directory
-            for directory in (self.driver, "config")
-            for name in BACKUP_FILES.get(directory, ())
-            for ending in ENDINGS
-        }
         for file in self.files:
-            directory = names.pop(file.path, "")
-            if not directory or (directory == "config") != (file.kind == "config"):
+            match = BACKUP_FILE.fullmatch(file.path)
+            named = (match[1], match[2]) if match else ()
+            twice = self.paths_of(file.kind).count(file.path) > 1
+            if twice or named != ("config" if file.kind == "config" else self.driver, self.id):
                 raise bad(f"the path of a {file.kind} file", file.path)
         if self.published != bool(self.files) or (self.missing and self.result == "success"):
             raise bad(f"with {len(self.files)} files the result", self.result)
@@ -375,7 +364,7 @@ class RemoteState(StateDocument):
     pushed: list[RunId]
     checked: RepositoryCheck | None = None
     error: Reason = ""  # why the last push failed
-    tried: MaybeRunId = ""  # the newest run at the last push
+    tried: Name = ""  # the newest run at the last push
     sequence: int = 0  # the highest of any run in it
 
 

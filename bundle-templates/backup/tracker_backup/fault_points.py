@@ -1,24 +1,28 @@
-"""Places at which the test suite can stop a run and kill something; see `fault_point` in run.sh."""
+"""Places at which the test suite can stop a run and kill something."""
 
 from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
-from .host import IN_SIDECAR, Host
+from .host import CONFIG, Host
+from .log import log
 
 STAND_STILL_SECONDS = 60
 
 
-def fault_point(name: str, host: Host) -> None:
+def fault_point(name: str, host: Host | None = None) -> None:
     """Stands still, at most 60 s, if TRACKER_BACKUP_STOP_AT is the name and the suite prepared it.
 
-    Prepared means that the directory `.fault-points` is in staging. Each run stops once.
+    Prepared means that the directory `.fault-points` is in staging. The program makes `reached`
+    there and waits until `hold` is gone. Each run stops once. With TRACKER_BACKUP_TRACE, the log
+    gets the time of each point.
     """
+    if os.environ.get("TRACKER_BACKUP_TRACE"):
+        log(f"step {time.time():.3f} {name}")
     if os.environ.get("TRACKER_BACKUP_STOP_AT") != name:
         return
-    directory = (Path("/staging") if IN_SIDECAR else host.staging) / ".fault-points"
+    directory = (host or Host.read(CONFIG)).staging / ".fault-points"
     try:
         (directory / "reached").mkdir()
     except OSError:

@@ -16,7 +16,7 @@ from .host import STATE, Host, Refused
 from .log import say
 from .remote import remembered
 from .repository import Repository, Snapshot, repository, restic_secrets, uses_restic
-from .runs import check_files
+from .runs import check_files, warn_of_missing
 from .secrets import require_secrets
 from .state import lock
 
@@ -39,21 +39,34 @@ def secret_files(host: Host, given: Mapping[str, str]) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def find_snapshot(repo: Repository, wanted: str) -> Snapshot:
-    """Of the run with this id; `latest` is the one with the highest sequence."""
+def find_snapshots(repo: Repository, wanted: str) -> list[Snapshot]:
+    """That of the run with this id; for `latest` all, newest first by their sequence."""
     found = repo.snapshots()
     if not found:
         raise Refused(
             f"the restic repository holds no backup of the environment {repo.environment!r}"
         )
     if wanted == "latest":
-        return max(found.values(), key=lambda one: (one.sequence, one.run))
+        return sorted(found.values(), key=lambda one: (one.sequence, one.run), reverse=True)
     if wanted not in found:
         raise Refused(
             f"there is no run {wanted!r} in the restic repository; the newest there: "
             f"{' '.join(sorted(found)[-10:])}"
         )
-    return found[wanted]
+    return [found[wanted]]
+
+
+def show_run(host: Host, repo: Repository, snapshot: Snapshot) -> RunManifest:
+    described = f"the run manifest of {snapshot.run} in the restic repository"
+    try:
+        run = RunManifest.decode(
+            repo.call("show", snapshot=snapshot.id, file=f"/runs/{snapshot.run}.json")
+        )
+    except BadDocument as error:
+        raise Refused(f"{described} {error}") from error
+    if (run.id, run.environment) != (snapshot.run, host.environment) or not run.published:
+        raise Refused(f"{described} is not of this run of {host.environment!r}")
+    return run
 
 
 def find_run(
@@ -68,17 +81,16 @@ def find_run(
         if may_make_image:
             make_image(host, host.configuration, rebuild=False)
         with repository(host, secrets=secrets) as repo:
-            snapshot = find_snapshot(repo, wanted)
-            text = repo.call("show", snapshot=snapshot.id, file=f"/runs/{snapshot.run}.json")
+            snapshots = find_snapshots(repo, wanted)
+            for snapshot in snapshots:
+                run = show_run(host, repo, snapshot)
+                if run.result == "success" or wanted != "latest":
+                    break
+            else:
+                raise Refused("the restic repository holds no successful backup: name a run")
         state = remembered()
-        replace(state, sequence=max(state.sequence, snapshot.sequence)).store()
-    described = f"the run manifest of {snapshot.run} in the restic repository"
-    try:
-        run = RunManifest.decode(text)
-    except BadDocument as error:
-        raise Refused(f"{described} {error}") from error
-    if (run.id, run.environment) != (snapshot.run, host.environment) or not run.published:
-        raise Refused(f"{described} is not of this run of {host.environment!r}")
+        replace(state, sequence=max(state.sequence, snapshots[0].sequence)).store()
+    warn_of_missing(run)
     return snapshot, run
 
 

@@ -11,15 +11,15 @@ from .host import Refused
 from .log import complain, say
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Writes a 0600 file so that after a power cut it is whole or not there."""
+def write_durably(path: Path, content: str | bytes, mode: int = 0o600) -> None:
+    """Writes a file so that after a power cut it is whole or not there."""
     partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
     try:
-        with open(
-            os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-        ) as file:
-            file.write(text)
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         partial.rename(path)
     except OSError:
@@ -43,15 +43,18 @@ def require_space(directory: Path, needed: int) -> None:
         raise Refused(f"not enough space in {directory}: {needed} bytes needed, {free} free")
 
 
+def is_ours(path: Path, mode: int) -> bool:
+    """Whether it is root's with exactly this mode."""
+    facts = path.lstat()
+    owner = (os.geteuid(), os.getegid())
+    return (facts.st_mode & 0o7777, facts.st_uid, facts.st_gid) == (mode, *owner)
+
+
 def make_directory(path: Path, mode: int) -> None:
     """One directory of root's with exactly this mode; its parent must be there."""
     if not path.is_dir():
         path.mkdir(mode=mode)
-    elif (path.stat().st_mode & 0o7777, path.stat().st_uid, path.stat().st_gid) == (
-        mode,
-        os.geteuid(),
-        os.getegid(),
-    ):
+    elif is_ours(path.resolve(), mode):
         return
     os.chown(path, os.geteuid(), os.getegid())
     path.chmod(mode)
@@ -60,26 +63,10 @@ def make_directory(path: Path, mode: int) -> None:
 
 def put(path: Path, content: bytes, mode: int) -> None:
     """A file of root's with exactly this content and mode, replaced by rename when it differs."""
-    try:
-        facts = path.lstat()
-        same = path.read_bytes() == content and not path.is_symlink()
-        if (
-            same
-            and facts.st_mode & 0o7777 == mode
-            and (facts.st_uid, facts.st_gid) == (os.geteuid(), os.getegid())
-        ):
-            return
-    except FileNotFoundError:
-        pass
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fchmod(file.fileno(), mode)
-        os.fsync(file.fileno())
-    partial.rename(path)
-    say(f"changed: {path}")
+    plain = path.is_file() and not path.is_symlink()
+    if not (plain and is_ours(path, mode) and path.read_bytes() == content):
+        write_durably(path, content, mode)
+        say(f"changed: {path}")
 
 
 def remove_tree(path: Path) -> None:

@@ -15,6 +15,11 @@ ROOT = Path(os.environ.get("TRACKER_BACKUP_ROOT", "/"))  # where the host's own 
 IN_SIDECAR = (
     "TRACKER_BACKUP_DEPLOY_DIR" in os.environ
 )  # then places are the container's, and there is no Docker
+REQUIRED = (
+    *("ENVIRONMENT", "DEPLOY_DIR", "DESTINATION", "STRATEGY", "QUIESCE", "STOP_TIMEOUT_SECONDS"),
+    *("WINDOW_TIMEOUT_SECONDS", "SCHEDULE", "LONGEST_INTERVAL_SECONDS", "CALENDAR"),
+    *("IMAGE", "IMAGE_SOURCE"),
+)
 BUNDLE = Path(__file__).resolve().parents[2]  # the upload, when a command is run from it
 
 
@@ -54,6 +59,12 @@ def read_settings(path: Path) -> dict[str, str]:
     return settings
 
 
+def whole_seconds(settings: dict[str, str], key: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", settings[key]):
+        raise ValueError(f"{key}='{settings[key]}'; time limits are whole seconds")
+    return int(settings[key])
+
+
 def config_path() -> Path:
     """The installed configuration; the uploaded bundle's own where nothing is installed, or only
     half.
@@ -69,6 +80,9 @@ class Host:
     deploy_dir: Path
     destination: Path
     strategy: str
+    quiesce: str
+    stop_timeout: int
+    window_timeout: int
     schedule: str
     longest_interval: int
     # the schedule as lists of numbers: minutes hours days months weekdays, then `both` or `either`
@@ -81,6 +95,9 @@ class Host:
     @classmethod
     def read(cls, path: Path) -> Host:
         settings = read_settings(path)
+        for key in REQUIRED:
+            if not settings.get(key):
+                raise Refused(f"{path}: {key} is missing or empty; install the bundle again", 2)
         try:
             return cls(
                 environment=settings["ENVIRONMENT"],
@@ -91,8 +108,11 @@ class Host:
                     os.environ.get("TRACKER_BACKUP_DESTINATION", settings["DESTINATION"])
                 ),
                 strategy=settings["STRATEGY"],
+                quiesce=settings["QUIESCE"],
+                stop_timeout=whole_seconds(settings, "STOP_TIMEOUT_SECONDS"),
+                window_timeout=whole_seconds(settings, "WINDOW_TIMEOUT_SECONDS"),
                 schedule=settings["SCHEDULE"],
-                longest_interval=int(settings["LONGEST_INTERVAL_SECONDS"]),
+                longest_interval=whole_seconds(settings, "LONGEST_INTERVAL_SECONDS"),
                 calendar=settings["CALENDAR"],
                 image=settings["IMAGE"],
                 image_source=settings["IMAGE_SOURCE"],
@@ -103,10 +123,6 @@ class Host:
                 if "DATABASE_CA_FILE" in settings
                 else None,
             )
-        except KeyError as error:
-            raise Refused(
-                f"{path}: {error.args[0]} is missing; install the bundle again", 2
-            ) from error
         except ValueError as error:
             raise Refused(f"{path}: {error}", 2) from error
 
@@ -151,4 +167,6 @@ class Host:
 
     @property
     def staging(self) -> Path:
+        if IN_SIDECAR:
+            return Path(os.environ.get("BACKUP_STAGING", "/staging"))
         return self.deploy_dir / "storage/backup-staging"

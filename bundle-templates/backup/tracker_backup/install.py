@@ -20,10 +20,7 @@ from .secrets import named_secrets, put_secrets, read_secrets, require_secrets
 from .sidecar import bring_up_sidecar, remove_sidecar
 from .state import lock
 
-OF_STRATEGY = {
-    "maintenance-window": {"host/maintenance-backup.sh"},
-    "sidecar": {"host/sidecar-backup.sh", "host/__main__.py"},
-}
+WINDOW_ONLY = "host/maintenance-backup.sh"
 LIBRARY = ROOT / "usr/local/lib/tracker-backup"
 PACKAGE = "backup/tracker_backup/"
 
@@ -74,15 +71,11 @@ def fixed_places(host: Host) -> dict[str, tuple[Path, int]]:
         "docker-compose.backup.yml": (deploy / "docker-compose.backup.yml", 0o644),
         "backup/Dockerfile": (deploy / "backup/Dockerfile", 0o644),
         "backup/.dockerignore": (deploy / "backup/.dockerignore", 0o644),
-        "backup/lib.sh": (deploy / "backup/lib.sh", 0o644),
         "backup/backup.sh": (deploy / "backup/backup.sh", 0o755),
         "backup/backup.py": (deploy / "backup/backup.py", 0o644),
         "backup/backup.conf": (deploy / "backup/backup.conf", 0o644),
         "backup/backup-paths.txt": (deploy / "backup/backup-paths.txt", 0o644),
         "host/tracker-backup.conf": (CONFIG, 0o644),
-        "host/run.sh": (LIBRARY / "run.sh", 0o644),
-        "host/__main__.py": (LIBRARY / "__main__.py", 0o755),
-        "host/sidecar-backup.sh": (LIBRARY / "sidecar-backup.sh", 0o755),
         "host/tracker-backup": (ROOT / "usr/local/bin/tracker-backup", 0o755),
         "host/maintenance-backup.sh": (ROOT / "usr/local/bin/maintenance-backup.sh", 0o755),
         "host/tracker-backup.logrotate": (ROOT / "etc/logrotate.d/tracker-backup", 0o644),
@@ -103,7 +96,7 @@ def command_install(arguments: argparse.Namespace) -> int:
     if not cron_runs():
         raise Refused(f"{MISSING}: {REMEDY}, then install again; nothing was changed")
     places = placed(host, files)
-    others = set().union(*OF_STRATEGY.values()) - OF_STRATEGY[host.strategy]
+    others = {WINDOW_ONLY} if host.strategy == "sidecar" else set()
     with lock():
         foreign = not CONFIG.exists()
         make_image(host, BUNDLE / "backup", arguments.rebuild_image)
@@ -129,6 +122,7 @@ def command_install(arguments: argparse.Namespace) -> int:
         there = {path for _name, path, _mode in places} | {
             path for package in packages for path in package.rglob("*")
         }
+        there |= set(LIBRARY.glob("*.sh"))  # of an older bundle
         for stray in sorted(there - ours - set(folders)):
             remove(stray)
         if host.strategy == "sidecar":

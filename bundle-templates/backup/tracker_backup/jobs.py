@@ -55,7 +55,7 @@ def execute(
     given: IO[bytes] | bytes = b"",
     into: IO[bytes] | None = None,
     limit: int = OUTPUT_BYTES,
-    seconds: int = DOCKER_SECONDS,
+    seconds: float = DOCKER_SECONDS,
 ) -> Done:
     """Runs a program in a container, with `given` on its standard input. The output goes `into` a
     file if there is one. Refused if it prints more than `limit` bytes or takes too long.
@@ -105,7 +105,7 @@ def execute(
     return Done(process.returncode, bytes(output), text)
 
 
-def ask(container: str, role: str, job: str, seconds: int, **arguments: Any) -> Answer:
+def ask(container: str, role: str, job: str, seconds: float, **arguments: Any) -> Answer:
     """The answer to one job, whatever its code. Refused if there is none."""
     done = execute(
         container,

@@ -3,12 +3,13 @@ itself.
 
 For operators:      run, list, status, verify, restore, acknowledge, push
 For the playbooks:  install, uninstall
-For the run:        check, expect, record, prune, push, rollback (the two *-backup.sh call these)
+For the scripts:    window, in-sidecar, rollback, check (maintenance-backup.sh, backup.sh, Compose)
 For cron:           sidecar
 
 Exit codes: 0 success; 1 failed, or the backups are not as they should be; 2 configuration error; 75
-another run holds the lock. Source of all names and rules: the bundle that is installed; the newest
-run is the one with the highest sequence, whatever the clock said.
+another run holds the lock. maintenance-backup.sh tells those of a run. Source of all names and
+rules: the bundle that is installed; the newest run is the one with the highest sequence, whatever
+the clock said.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from .host import Refused
 from .install import command_install, command_uninstall
 from .remote import command_push
 from .restore import command_restore, command_rollback
-from .retention import command_acknowledge, command_prune
-from .run import command_check, command_expect, command_record
+from .retention import command_acknowledge
+from .run import command_check, command_in_sidecar, command_window
 from .sidecar import command_run, command_sidecar
 from .status import command_list, command_status
 from .verify import command_verify
@@ -94,7 +95,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     add(
         "rollback",
         command_rollback,
-        "undo a restore that died (maintenance-backup.sh --recover calls it)",
+        "undo a restore that died (maintenance-backup.sh --recover does it, too)",
     )
     add(
         "acknowledge",
@@ -107,25 +108,19 @@ def parse(words: list[str]) -> argparse.Namespace:
         "for cron: bring a sidecar back that is missing, and tell it what only the host knows",
     )
     add("uninstall", command_uninstall, "remove everything but the backups")
-    check = add(
-        "check",
-        command_check,
-        "for the run: is the destination ours, is Docker fit, is the deployment as installed, "
-        "is the last success recent",
-    )
-    check.add_argument("what", choices=["destination", "docker", "deployment", "freshness"])
-    add("expect", command_expect, "for the run: what the last good run teaches").add_argument(
-        "work"
-    )
-    add("record", command_record, "for the run: write the run manifest").add_argument("work")
-    add("prune", command_prune, "for the run: remove what is older than the retention")
-    pushing = add("push", command_push, "copy to the restic repository what is not there yet")
-    pushing.add_argument("--in-run", action="store_true", help="the caller holds the lock")
+    checking = add("check", command_check, "for the sidecar: is the last success recent")
+    checking.add_argument("what", choices=["freshness"])
+    add("push", command_push, "copy to the restic repository what is not there yet")
+    window = add("window", command_window, "for maintenance-backup.sh: a run, or a recovery")
+    for option in ("--dry-run", "--force", "--recover"):
+        window.add_argument(option, action="store_true")
+    inside = add("in-sidecar", command_in_sidecar, "for backup.sh now, inside the sidecar: a run")
+    inside.add_argument("--dry-run", action="store_true")
     return parser.parse_args(words)
 
 
-def main() -> int:
-    arguments = parse(sys.argv[1:])
+def main(words: list[str] | None = None) -> int:
+    arguments = parse(sys.argv[1:] if words is None else words)
     os.umask(0o077)
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
         if isinstance(stream, io.TextIOWrapper):

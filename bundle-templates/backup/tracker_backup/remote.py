@@ -152,17 +152,16 @@ def push_what_is_new(host: Host) -> None:
             push_or_tell(host)
 
 
-def command_push(arguments: argparse.Namespace) -> int:
-    """For the run, which holds the lock; by hand it makes up for what a run could not copy."""
+def command_push(_: argparse.Namespace) -> int:
+    """By hand: makes up for what a run could not copy."""
     host = Host.read(CONFIG)
     if not uses_restic(host):
-        if not arguments.in_run:
-            say("there is no restic repository: backup.restic is absent")
+        say("there is no restic repository: backup.restic is absent")
         return 0
     # SIGTERM ends this process by an exception, so that the container is removed.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with contextlib.nullcontext() if arguments.in_run else lock():
+        with lock():
             push_or_tell(host)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import replace
 
 from .documents import (
-    RUN_ID,
     BadDocument,
     NewerFormat,
     RetentionState,
@@ -19,6 +18,7 @@ from .documents import (
 from .fault_points import fault_point
 from .host import CONFIG, IN_SIDECAR, Host
 from .log import say
+from .publish import remove_old_leftovers
 from .runs import newest_backup, read_runs
 from .state import lock
 
@@ -64,16 +64,6 @@ def expired(
         if len(old) == len(run.files):
             ids.append(run.id)
     return files, ids, kept
-
-
-def expired_leftovers(names: Iterable[str], runs: list[RunManifest], days: int) -> list[str]:
-    """Which of these files go. A dead run left them, and a run's id is in each name."""
-    begin = begin_of_period(runs, days)
-    return [
-        name
-        for name in names
-        if begin and (found := RUN_ID.search(name)) and found[0] < f"{begin:%Y%m%d_%H%M%S}"
-    ]
 
 
 def suspicions(
@@ -190,8 +180,5 @@ def prune(host: Host) -> None:
     for name in [*files, *(f"runs/{run_id}.json" for run_id in ids)]:
         (host.destination / name).unlink(missing_ok=True)
         say(f"retention: removed {name}, older than {days} days")
-
-
-def command_prune(_: argparse.Namespace) -> int:
-    prune(Host.read(CONFIG))
-    return 0
+    if begin := begin_of_period(runs, days):
+        remove_old_leftovers(host, begin, say)

@@ -1,104 +1,722 @@
-"""For the run: what is checked before it, what it should expect, and the run manifest that it
-leaves.
-"""
+"""A run: `back_up` is one from its lock to its copy elsewhere; the rest is in the same order."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import contextlib
+import fcntl
+import os
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
-from .answers import BadAnswer, Result, read_result
+from . import log
 from .deployment import check_deployment, stack_facts
-from .destination import check_destination
-from .docker import check_docker
+from .destination import IDENTITY, check_destination
+from .docker import (
+    BUILD_SECONDS,
+    DOCKER_SECONDS,
+    RUN_LABEL,
+    WORK_SECONDS,
+    check_docker,
+    compose,
+    docker,
+    end,
+    has_image,
+    start,
+    words,
+)
 from .documents import BackupFile, RunManifest
+from .drivers import driver_of
+from .drivers.driver import Driver
 from .fault_points import fault_point
-from .files import write_durably
-from .host import CONFIG, Host, Refused, utc_now
-from .log import say
-from .remote import next_sequence
+from .files import remove_tree, write_durably
+from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
+from .protocol import REASON_CHARACTERS, Answer, printable
+from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
+from .remote import next_sequence, push_or_tell
+from .repository import uses_restic
+from .restore import command_rollback
+from .retention import prune
+from .roles import Role, RoleSettings, hand_over
 from .runs import newest_backup, read_runs, too_old
 from .secrets import named_secrets, require_secrets
+from .signals import Ended, signals
+from .state import LockHeld
+from .tables import compare_tables
+from .window import MARKER, Stack, Tracker, Window, is_overdue, look, tracker_ids
+
+HOLD, RESTORE = STATE / "hold", STATE / "restore.json"
+LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
+PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "300"))
+PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
+STALL_LIMIT_SECONDS = 5  # drivers of SQLite commonly give up after this time
+SPARE_BYTES = 16 << 20
+DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
+MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
+SUFFIX = {"gzip": ".gz", "zstd": ".zst"}
 
 
-def command_check(arguments: argparse.Namespace) -> int:
-    host = Host.read(CONFIG)
-    if arguments.what == "destination":
-        check_destination(host)
-    elif arguments.what == "docker":
-        require_secrets(host, named_secrets(host.configuration / "backup.conf"), {})
-        check_docker(host, host.deploy_dir / "docker-compose.backup.yml")
-    elif arguments.what == "freshness":
-        if problem := too_old(host, read_runs(host))[1]:
-            raise Refused(problem)
-    else:
-        for warning in check_deployment(host):
-            say(f"warning: {warning}")
-    return 0
+class Run:
+    """What is known of this run, and what each of its steps needs."""
+
+    def __init__(self, dry_run: bool, force: bool = False) -> None:
+        self.dry_run, self.force = dry_run, force
+        self.id = self.started = self.quiesce = ""
+        self.lock: IO[str] | None = None  # held until the process ends
+        self.window: Window | None = None
+        self.warnings: list[str] = []
+        self.found = Answer()  # what the roles found, put together
+        self.files: list[BackupFile] = []
+        # From the moment when the destination is known to be ours until a run manifest is written.
+        self.unrecorded = False
+        self.host: Host
+        self.last: RunManifest | None = None  # the last good run of this scope
+
+    def warn(self, text: str) -> None:
+        log.log(f"WARNING: {text}")
+        self.warnings.append(text)
+
+    def note(self, answer: Answer) -> Answer:
+        """Takes over what belongs into the run manifest."""
+        for warning in answer.warnings:
+            self.warn(warning)
+        for name in ("milliseconds", "tools"):
+            getattr(self.found, name).update(getattr(answer, name))
+        return answer
+
+    @property
+    def incomplete(self) -> str:
+        """Why this run is incomplete; empty if it is not."""
+        missing = ", ".join(self.found.missing)
+        return f"not in the configuration archive, see the warnings: {missing}" if missing else ""
 
 
-def command_expect(arguments: argparse.Namespace) -> int:
-    """Leaves in the run's staging what the last good run of this scope teaches: the tables it had,
-    the bytes that it took.
+# ---------------------------------------------------------------- the run
+
+
+def back_up(run: Run) -> None:
+    """The strategy maintenance-window."""
+    host = run.host
+    with Stack(host) as stack:
+        begin(run)
+        remove_leftover_containers(run)
+        remove_leftover_files(run)
+        require_docker(host)
+        tracker, looked_at = find_tracker(run)
+        require_deployment(run)
+        if not require_image(run):
+            return
+        with capturing(run, project_of(tracker)) as (reader, source):
+            if run.quiesce == "pause":
+                prove_pause(run, reader)
+            # If the tracker does not run, whoever stopped it, the capture copies its files.
+            method = "online" if run.quiesce == "none" else "copy"
+            sizes = preflight(run, reader, source, method)
+            if run.dry_run:
+                log.log(
+                    f"dry run: everything is ready; would now {run.quiesce} the tracker, capture, "
+                    f"and publish to {host.destination}"
+                )
+                return
+            if run.quiesce in ("stop", "pause"):
+                reader.ask("preallocate", PREFLIGHT_SECONDS)
+            if not run.quiesce.startswith("left-"):  # making the image can take half an hour
+                tracker, looked_at = find_tracker(run)
+            run.window = Window(host, run.id, run.quiesce, tracker, looked_at, stack)
+            with run.window as window:
+                limit = window.remaining(WORK_SECONDS)
+                fault_point("beginning-the-capture", host)
+                captured = capture(run, source, method, sizes, limit)
+            window.require_unchanged()
+            finish(run, reader, source, sizes, captured)
+        record_success(run)
+        push(host)
+    require_complete(run)
+
+
+def back_up_in_sidecar(run: Run) -> None:
+    """The strategy sidecar, inside it: no Docker, no window, and the tracker is never touched."""
+    begin(run)
+    remove_leftover_files(run)
+    require_deployment(run)
+    with capturing(run) as (reader, source):
+        sizes = preflight(run, reader, source, "online")
+        if run.dry_run:
+            log.log(
+                "dry run: everything is ready; would now capture online, and publish to "
+                f"{run.host.destination}"
+            )
+            return
+        captured = capture(run, source, "online", sizes, WORK_SECONDS)
+        finish(run, reader, source, sizes, captured)
+    record_success(run)
+    require_complete(run)
+
+
+def command_window(arguments: argparse.Namespace) -> int:
+    """For maintenance-backup.sh: its comment has the options and the exit codes."""
+
+    def work(run: Run) -> None:
+        require_no_hold()
+        roll_back_dead_restore(arguments)
+        if arguments.recover and not MARKER.exists():
+            return
+        run.lock = take_lock(arguments.recover)
+        if not run.lock and not is_overdue():
+            return
+        if RESTORE.exists():
+            raise Refused(f"a restore died and is still to be rolled back: {RESTORE}", 4)
+        if MARKER.exists() and (dead := Window.load()):
+            dead.recover()
+        if arguments.recover:
+            return
+        run.host = host = Host.read(CONFIG)
+        require_settings(host, "maintenance-window", ("stop", "pause", "none"))
+        run.quiesce = host.quiesce
+        back_up(run)
+
+    return supervise("maintenance-backup", Run(arguments.dry_run, arguments.force), work)
+
+
+def command_in_sidecar(arguments: argparse.Namespace) -> int:
+    """For `backup.sh now`."""
+
+    def work(run: Run) -> None:
+        require_no_hold()
+        run.lock = take_lock(recover=False)
+        if RESTORE.exists():
+            raise Refused(f"a restore died and left {RESTORE}; the host rolls it back in a minute")
+        run.host = host = Host.read(CONFIG)
+        require_settings(host, "sidecar", ("none",))
+        run.quiesce = host.quiesce
+        back_up_in_sidecar(run)
+
+    return supervise("sidecar-backup", Run(arguments.dry_run), work)
+
+
+def supervise(name: str, run: Run, work: Callable[[Run], None]) -> int:
+    """Does the work, cleans up after it, and logs the reason of a failure once."""
+    log.name = name
+    signals.catch()
+    with log.LogFile():
+        code, reason = 0, ""
+        try:
+            work(run)
+        except (Refused, Ended) as failure:
+            code, reason = failure.code, str(failure)
+        except OSError as failure:
+            code, reason = 1, str(failure)
+        except Exception as failure:
+            code, reason = 1, f"unexpected {failure!r}; where is in the lines above"
+            traceback.print_exc()
+        signals.ignore()
+        end_run(run, code, " ".join(reason.split("\n")))
+    return code
+
+
+def end_run(run: Run, code: int, reason: str) -> None:
+    """A failed run publishes nothing. One that was skipped leaves no run manifest either."""
+    if run.unrecorded and code != 3:
+        destination = run.host.destination
+        try:
+            # Delete the run manifest before the backup files. Otherwise a manifest could report
+            # success for files that no longer exist.
+            (destination / f"runs/{run.id}.json").unlink(missing_ok=True)
+            for kind in ("sqlite", "mysql", "config"):
+                for path in (destination / kind).glob(f"*_{run.id}.*"):
+                    path.unlink()
+            record(run, "failed", code, reason)
+        except (Refused, OSError) as error:
+            log.log(f"WARNING: the failed run could not be recorded: {error}")
+    if run.id:
+        remove_tree(run.host.staging / run.id)
+    if code == 3:
+        log.log(f"WARNING: {reason}")
+    elif code:
+        how = "is incomplete" if run.incomplete and not run.unrecorded else "failed"
+        log.log(f"ERROR: {f'run {run.id} {how}, ' if run.id else ''}exit code {code}: {reason}")
+    elif run.id and not run.dry_run:
+        log.log(f"run {run.id} succeeded")
+
+
+# ---------------------------------------------------------------- before the run
+
+
+def require_no_hold() -> None:
+    if HOLD.exists():
+        raise Refused(f"held: nothing is done while {HOLD} is there", 3)
+
+
+def roll_back_dead_restore(arguments: argparse.Namespace) -> None:
+    if RESTORE.exists():
+        try:
+            command_rollback(arguments)
+        except (Refused, OSError) as error:
+            raise Refused(f"a restore that died could not be rolled back: {error}", 4) from error
+
+
+def take_lock(recover: bool) -> IO[str] | None:
+    """The open file that holds the lock; None for a recovery, if a run holds it. No child inherits
+    it, because a free lock means that the run is dead.
     """
-    host = Host.read(CONFIG)
-    last = newest_backup(read_runs(host), scope=host.scope)
-    work = Path(arguments.work)
-    (work / "expected-tables").write_text(
-        "".join(f"{table}\n" for table in (last.tables if last else ())), encoding="utf-8"
-    )
-    size = last.bytes if last else 0
-    (work / "expected-bytes").write_text(f"{size}\n" if size else "", encoding="ascii")
-    return 0
+    path = STATE / "lock"
+    if not IN_SIDECAR:
+        STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    elif not path.exists():
+        raise Refused(f"{path} is not there; install the bundle again", 2)
+    # For the sidecar, the state directory is read-only.
+    file = path.open("r" if IN_SIDECAR else "a", encoding="ascii")
+    if not recover:
+        fault_point("taking-the-lock")
+    deadline = time.monotonic() + (0 if recover else LOCK_SECONDS)
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                if recover:
+                    return None
+                raise LockHeld(f"another run holds {path}; nothing was done", 75) from error
+        time.sleep(0.1)
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        raise Refused("uninstalled while waiting for the lock; nothing was done", 2)
+    return file
 
 
-def command_record(arguments: argparse.Namespace) -> int:
-    """Writes the run manifest from standard input and from what backup.sh left in staging."""
-    host = Host.read(CONFIG)
-    facts: dict[str, str] = {}
-    warnings: list[str] = []
-    for line in sys.stdin.buffer.read().decode(errors="replace").split("\n"):
-        key, _, value = line.partition("=")
-        if key == "warning":
-            warnings.append(value)
-        else:
-            facts[key] = value
-    success = facts["result"] == "success"
+def require_settings(host: Host, strategy: str, quiesces: Sequence[str]) -> None:
+    if host.strategy != strategy:
+        raise Refused(f"{CONFIG}: STRATEGY='{host.strategy}'; this program runs {strategy}", 2)
+    if host.quiesce not in quiesces:
+        allowed = " ".join(quiesces)
+        raise Refused(f"{CONFIG}: QUIESCE='{host.quiesce}'; allowed: {allowed}", 2)
+
+
+# ---------------------------------------------------------------- before the window
+
+
+def begin(run: Run) -> None:
+    host = run.host
+    fault_point("checking-the-destination", host)
+    require_destination(host)
+    while not run.id or any(host.destination.glob(f"*/*{run.id}*")):  # an id that is taken
+        time.sleep(0.2 if run.id else 0)
+        run.id = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
+    run.started, run.unrecorded = utc_now(), not run.dry_run
+    log.log(f"run {run.id} begins: {host.strategy}, quiesce {run.quiesce}")
+
+
+def require_destination(host: Host) -> None:
+    """A server's file system can hang, and then only another process can be ended."""
+    command = ["head", "--bytes=1", "--", str(host.destination / IDENTITY)]
+    probe = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        result = read_result(Path(arguments.work), facts["id"])
-    except BadAnswer as error:
-        if success:
+        probe.wait(DOCKER_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise Refused(
+            f"checking the destination was not over after {DOCKER_SECONDS:.0f} s: "
+            f"{host.destination} does not answer"
+        ) from error
+    finally:
+        end(probe)
+    check_destination(host)
+
+
+def remove_leftover_containers(run: Run) -> None:
+    fault_point("looking-for-what-dead-runs-left", run.host)
+    command = f"ps --all --filter label={RUN_LABEL} --format"
+    for line in docker(*words(command), "{{.ID}} {{.State}}").splitlines():
+        leftover, _, state = line.partition(" ")
+        run.warn(f"removing the container of a dead run: {leftover}")
+        remove_container(leftover, paused=state == "paused")
+
+
+def remove_container(name: str, paused: bool) -> None:
+    if paused:  # with cgroup v1, a frozen process does not die of SIGKILL
+        with contextlib.suppress(Refused):
+            docker("unpause", name)
+    docker("rm", "--force", name)
+
+
+def remove_leftover_files(run: Run) -> None:
+    """While we hold the lock, no other run is alive. So files that are named after another run are
+    leftovers.
+    """
+    for leftover in run.host.staging.glob("[0-9]*_[0-9]*"):
+        run.warn(f"removing what a dead run left: {leftover}")
+        remove_tree(leftover)
+    clear_leftovers(run.host, run.warn)
+
+
+def require_docker(host: Host) -> None:
+    fault_point("checking-docker", host)
+    require_secrets(host, named_secrets(host.configuration / "backup.conf"), {})
+    check_docker(host, host.deploy_dir / "docker-compose.backup.yml")
+
+
+def find_tracker(run: Run) -> tuple[Tracker | None, float]:
+    """The tracker, and when Docker was asked for it. Raises Refused with code 3 if it does not run,
+    unless the run is forced: then the quiesce is `left-` and its status.
+    """
+    looked_at = time.time()
+    ids = tracker_ids(run.host)
+    if len(ids) > 1:
+        raise Refused(f"more than one container of the service tracker in {run.host.deploy_dir}")
+    tracker = look(ids[0]) if ids else None
+    if ids and not tracker:
+        raise Refused(f"Docker does not inspect the tracker {ids[0]}")
+    status = tracker.status if tracker else "missing"
+    if status != "running":
+        if not run.force:
+            text = f"skipped: the tracker is {status}, not running; --force backs up anyway"
+            raise Refused(text, 3)
+        forced = "backing up because of --force, and not starting it afterwards"
+        run.warn(f"the tracker is {status}; {forced}")
+        run.quiesce = f"left-{status}"
+    return tracker, looked_at
+
+
+def require_deployment(run: Run) -> None:
+    fault_point("checking-the-deployment", run.host)
+    for warning in check_deployment(run.host):
+        run.warn(warning)
+
+
+def require_image(run: Run) -> bool:
+    """Makes it, outside the window. False in a dry run that would have to."""
+    host = run.host
+    fault_point("looking-for-the-image", host)
+    if has_image(host.image):
+        return True
+    if run.dry_run:
+        log.log(f"the image {host.image} is missing and would be made; stopping here")
+        return False
+    run.warn(f"the image {host.image} is missing; {host.image_source}, before the window")
+    build = ["build", "--tag", host.image, str(host.deploy_dir / "backup")]
+    try:
+        docker(
+            *(build if host.image_source == "build" else ["pull", host.image]),
+            seconds=BUILD_SECONDS,
+        )
+    except Refused as error:
+        raise Refused(f"the image {host.image} could not be made: {error}") from error
+    return True
+
+
+def project_of(tracker: Tracker | None) -> str:
+    """The name of its Compose project; empty if there is no tracker."""
+    template = '{{index .Config.Labels "com.docker.compose.project"}}'
+    command = words("inspect --type container --format")
+    return docker(*command, template, tracker.id).strip() if tracker else ""
+
+
+# ---------------------------------------------------------------- the roles
+
+
+@contextlib.contextmanager
+def capturing(run: Run, project: str = "") -> Iterator[tuple[Role, Role]]:
+    """The reader, and the role that captures the database: the reader itself, or a client.
+
+    They are started before the window, because that would double a short one.
+    """
+    host, driver = run.host, driver_of(run.host)
+    run.last = newest_backup(read_runs(host), scope=host.scope)
+
+    def start_container(arguments: list[str], environment: dict[str, str]) -> None:
+        try:
+            compose(host, *arguments, project=project, environment=environment)
+        except Refused as error:
+            raise Refused(f"the backup container could not be started: {error}") from error
+
+    watched = [host.staging, host.destination]
+    if not IN_SIDECAR:
+        watched.append(Path(docker(*words("info --format {{.DockerRootDir}}")).strip()))
+    settings = RoleSettings(
+        run.id,
+        host.staging,
+        log.log,
+        None if IN_SIDECAR else start_container,
+        tuple(path for path in watched if path.is_dir()),
+    )
+    fault_point("starting-the-container", host)
+    with Role(settings, "reader") as reader, contextlib.ExitStack() as stack:
+        source = reader
+        if driver.SOURCE != "reader":
+            source = stack.enter_context(Role(settings, driver.SOURCE))
+        try:
+            yield reader, source
+        except BaseException:
+            signals.ignore()  # from now on the run cleans up
             raise
-        result = Result(warnings=[str(error)])
-    images, directories = stack_facts(host) if success else ({}, {})
-    if success and not result.files:
-        raise Refused("a successful run without files: nothing was recorded")
+
+
+def prove_pause(run: Run, role: Role) -> None:
+    """Pauses and unpauses a container of ours, before the tracker is touched. An engine that cannot
+    pause (its cgroups have no freezer) is a configuration error.
+    """
+    fault_point("proving-pause", run.host)
+    messages: dict[str, None] = {}
+    # Docker fails for some seconds, too, when containerd was killed.
+    for attempt in range(3):
+        time.sleep(PAUSE_RETRY_SECONDS if attempt else 0)
+        failed = False
+        for call in ("pause", "unpause"):
+            try:
+                docker(call, role.container)
+            except Refused as error:
+                messages[str(error).partition(" failed: ")[2] or str(error)] = None
+                # A pause that failed before may have taken effect since.
+                failed = call == "unpause" or attempt == 0
+                if failed:
+                    break
+        if not failed:
+            return
+    message = printable(" ".join("; ".join(messages).split("\n")), REASON_CHARACTERS)
+    label = f"label={RUN_LABEL}={run.id}"
+    if not docker(*words("ps --quiet --filter"), label).strip():
+        raise Refused(f"the backup container did not stay up ({message})")
+    raise Refused(
+        f"this Docker engine cannot pause containers ({message}): set backup.quiesce to "
+        "'stop' in the environment file, generate and install again",
+        2,
+    )
+
+
+def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, int]:
+    """Everything that can be known before the tracker is touched. Returns the reader's numbers."""
+    host, driver = run.host, driver_of(run.host)
+    fault_point("preflight", host)
+    may_stall = host.backup_settings["BACKUP_ALLOW_WRITER_STALL"] == "true"
+    stall = 0 if may_stall else STALL_LIMIT_SECONDS
+    found = reader.ask("preflight", PREFLIGHT_SECONDS, method=method, stall_limit=stall)
+    sizes = found.numbers
+    if source is not reader:
+        arguments = driver.arguments(host)
+        answer = source.ask("preflight", PREFLIGHT_SECONDS, **arguments)
+        where = f"database {arguments['name']}, as user {arguments['user']} sees it,"
+        # The warnings about tables come again with what was captured.
+        for warning in compare_tables(run.last.tables if run.last else (), answer.tables, where):
+            log.log(f"WARNING: {warning}")
+        sizes |= run.note(answer).numbers
+    check_space(run, sizes["database_bytes"], sizes["config_bytes"], method)
+    return sizes
+
+
+def check_space(run: Run, database: int, config: int, method: str) -> None:
+    """Staging gets the database, the excerpt made from it, and the compressed files. The
+    destination gets the compressed files, when the database is not in staging any more. Before the
+    first run nobody knows how well they compress, so their full size is needed.
+    """
+    host = run.host
+    log.log(f"database {database >> 20} MiB, configuration {config >> 20} MiB")
+    captured = database * (1 if host.scope == "full" else 2)
+    published = (run.last.bytes * 3 // 2 if run.last else database + config) + SPARE_BYTES
+    needed = {host.staging: captured + published + SPARE_BYTES, host.destination: published}
+    if host.staging.stat().st_dev == host.destination.stat().st_dev:
+        needed[host.destination] = published + max(captured, published)
+    for directory, least in needed.items():
+        facts = os.statvfs(directory)
+        if (available := facts.f_bavail * facts.f_frsize) <= least:
+            raise Refused(
+                f"not enough space in {directory}: {least} bytes needed, {available} available"
+            )
+        probe_write(directory, run.id)
+
+
+def probe_write(directory: Path, run_id: str) -> None:
+    probe = directory / f".probe-{run_id}"
+    try:
+        write_durably(probe, "probe\n")
+        probe.unlink()
+    except OSError as error:
+        raise Refused(f"cannot write to {directory}: {error.strerror}") from error
+
+
+def capture(run: Run, source: Role, method: str, sizes: dict[str, int], seconds: float) -> Answer:
+    host, driver = run.host, driver_of(run.host)
+    fault_point("capturing-the-database", host)
+    return source.ask(
+        "capture",
+        seconds,
+        method=method,
+        limit_bytes=8 * sizes["database_bytes"] + DUMP_SPARE_BYTES,
+        **driver.arguments(host),
+    )
+
+
+# ---------------------------------------------------------------- after the window
+
+
+def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured: Answer) -> None:
+    """Examines and archives what was captured, and publishes it."""
+    host, driver = run.host, driver_of(run.host)
+    fault_point("beginning-to-finish", host)
+    run.note(captured)
+    if source is reader:
+        reader.ask("settle", WORK_SECONDS, shared=captured.numbers["shared"])
+    with Role(reader.settings, "examiner") as examiner:
+        hand_over(source, {name: name for name in driver.CAPTURED}, examiner)
+        if source is not reader:
+            source.end()
+        files = driver.files(host.scope)
+        examine(run, examiner, driver, list(files))
+        checked = examine_members(run, reader, sizes["members"])
+        compression = host.backup_settings["BACKUP_COMPRESSION"]
+        ending = SUFFIX[compression]
+        fault_point("archiving-the-configuration", host)
+        limit = 2 * sizes["config_bytes"] + (256 << 20)
+        archived = reader.ask(
+            "archive", WORK_SECONDS, compression=compression, limit_bytes=limit, members=checked
+        )
+        run.found.paths, run.found.missing = run.note(archived).paths, archived.missing
+        fault_point("removing-the-container", host)
+        reader.end()
+        subdirectory = host.backup_settings["DB_TYPE"]
+        sources = [
+            Source(
+                "database",
+                backup_path(subdirectory, run.id, name + ending),
+                examiner.directory,
+                file + ending,
+                examiner.uid,
+                2 * sizes["database_bytes"] + DUMP_SPARE_BYTES,
+            )
+            for file, name in files.items()
+        ]
+        config = backup_path("config", run.id, f"tar{ending}")
+        archive = f"config.tar{ending}"
+        sources.append(Source("config", config, reader.directory, archive, reader.uid, 2 * limit))
+        run.files = publish(host, sources)
+
+
+def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
+    """Checks, counts and compresses the captured database. Its examiner has ended afterwards."""
+    host = run.host
+    fault_point("checking-the-database", host)
+    answer = examiner.ask(
+        "examine",
+        WORK_SECONDS,
+        driver=host.backup_settings["DB_TYPE"],
+        scope=host.scope,
+        limit_bytes=2 * size_of(examiner, driver.CAPTURED) + SPARE_BYTES,
+    )
+    expected = run.last.tables if run.last else ()
+    for warning in compare_tables(expected, answer.tables, "the captured database"):
+        run.warn(warning)
+    run.found.tables = run.note(answer).tables
+    fault_point("compressing-the-database", host)
+    compression = host.backup_settings["BACKUP_COMPRESSION"]
+    run.note(examiner.ask("compress", WORK_SECONDS, files=files, compression=compression))
+    examiner.end()
+    for name in driver.CAPTURED:
+        with contextlib.suppress(Refused):
+            remove_in_steps(examiner.directory, name, lambda _: None)
+
+
+def examine_members(run: Run, reader: Role, count: int) -> list[int]:
+    """Other services' databases, each in an examiner of its own. Returns those that are whole. One
+    that is not never stops the tracker's own from being published.
+    """
+    checked = []
+    for index in range(count):
+        try:
+            captured = reader.ask("capture_member", WORK_SECONDS, index=index)
+            if not captured.paths:  # optional, and missing
+                continue
+            with Role(reader.settings, "examiner", index + 1) as examiner:
+                hand_over(reader, MEMBER, examiner)
+                limit = 2 * size_of(examiner, tuple(MEMBER.values())) + SPARE_BYTES
+                run.note(
+                    examiner.ask(
+                        "examine", WORK_SECONDS, driver="sqlite", scope="full", limit_bytes=limit
+                    )
+                )
+                examiner.end()
+                hand_over(examiner, {"database.db": str(index)}, reader, into="members")
+            checked.append(index)
+        except Refused as error:
+            run.warn(f"a service's database is not in the backup: {error}")
+    return checked
+
+
+def size_of(role: Role, names: Sequence[str]) -> int:
+    """Bytes of those of the files that a role has."""
+    size = 0
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            size += os.stat(name, dir_fd=role.directory, follow_symlinks=False).st_size
+    return size
+
+
+def record_success(run: Run) -> None:
+    record(run, "incomplete" if run.incomplete else "success", int(bool(run.incomplete)), "")
+    run.unrecorded = False
+    try:
+        prune(run.host)
+    except (Refused, OSError) as error:
+        run.warn(f"old backups could not be removed: {error}")
+
+
+def record(run: Run, result: Any, code: int, reason: str) -> None:
+    """Writes the run manifest. A backup exists when its run manifest exists."""
+    host, found = run.host, run.found
+    published = result != "failed"
+    images, directories = stack_facts(host) if published else ({}, {})
     manifest = RunManifest(
-        id=facts["id"],
+        id=run.id,
         sequence=next_sequence(read_runs(host)),
         environment=host.environment,
-        started=facts["started"],
+        started=run.started,
         finished=utc_now(),
-        result="success" if success else "failed",
-        exit_code=int(facts["exit_code"]),
-        reason=facts["reason"],
+        result=result,
+        exit_code=code,
+        reason=reason or run.incomplete,
         strategy=host.strategy,
-        quiesce=facts["quiesce"],
+        quiesce=run.quiesce,
         scope=host.scope,
-        files=[BackupFile(**file) for file in result.files] if success else [],
-        paths=result.paths,
-        tables=result.tables,
-        window_seconds=float(facts["window_seconds"]),
-        durations=result.durations,
+        driver="" if not published else driver_name(host),
+        files=run.files if published else [],
+        paths=found.paths,
+        missing=found.missing if published else [],
+        tables=found.tables,
+        window_seconds=run.window.seconds if run.window else 0.0,
+        durations={name: value / 1000 for name, value in found.milliseconds.items()},
         directories=directories,
         images=images,
-        warnings=warnings + result.warnings,
-        tools=result.tools,
+        warnings=run.warnings,
+        tools=found.tools,
     )
     fault_point("writing-the-run-manifest", host)
-    write_durably(
-        host.destination / "runs" / f"{facts['id']}.json",
-        manifest.encode(),
-    )
+    write_durably(host.destination / f"runs/{run.id}.json", manifest.encode())
+
+
+def driver_name(host: Host) -> Any:
+    return host.backup_settings["DB_TYPE"]
+
+
+def require_complete(run: Run) -> None:
+    if run.incomplete:
+        raise Refused(run.incomplete)
+
+
+def push(host: Host) -> None:
+    """Makes the remote copy. If it fails, the backup is published all the same, and the next run
+    copies it.
+    """
+    if uses_restic(host):
+        try:
+            push_or_tell(host)
+        except Refused as error:
+            raise Refused(f"the backup was published, but {error}") from error
+
+
+def command_check(_: argparse.Namespace) -> int:
+    """For the sidecar's health: whether the last success is recent."""
+    host = Host.read(CONFIG)
+    if problem := too_old(host, read_runs(host))[1]:
+        raise Refused(problem)
     return 0

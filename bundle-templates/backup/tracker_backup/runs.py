@@ -80,12 +80,16 @@ def choose_run(runs: list[RunManifest], wanted: str) -> RunManifest:
         return run
     for run in runs:
         if run.id == wanted and run.published:
-            if run.result == "incomplete":
-                say(f"warning: {run.id} is incomplete, it lacks {', '.join(run.missing)}")
+            warn_of_missing(run)
             return run
     raise Refused(
         f"there is no successful run {wanted!r}; `tracker-backup list` shows those that are there"
     )
+
+
+def warn_of_missing(run: RunManifest) -> None:
+    if run.result == "incomplete":
+        say(f"warning: {run.id} is incomplete, it lacks {', '.join(run.missing)}")
 
 
 def check_files(host: Host, run: RunManifest, directory: Path | None = None) -> list[str]:

@@ -36,40 +36,26 @@ def read_secrets() -> dict[str, str]:
 
     Where somebody copied a bundle by hand, with its `secrets/`, those count too.
     """
-    beside = {
-        path.name: path.read_text(encoding="utf-8")
-        for path in (BUNDLE / "secrets").glob("*")
-        if path.is_file()
-    }
+    files = (path for path in (BUNDLE / "secrets").glob("*") if path.is_file())
+    beside = {path.name: path.read_text(encoding="utf-8") for path in files}
     try:
-        return beside | (
-            {} if sys.stdin.isatty() else dict(json.loads(sys.stdin.read().strip() or "{}"))
-        )
+        text = "" if sys.stdin.isatty() else sys.stdin.read().strip()
+        return beside | dict(json.loads(text or "{}"))
     except (ValueError, TypeError):
         raise Refused("the secrets on standard input are not a JSON object", 2) from None
 
 
 def named_secrets(conf: Path) -> list[str]:
     """Names of the secrets that this backup.conf reads."""
-    return sorted(
-        {
-            match[1]
-            for value in read_settings(conf).values()
-            if (match := SECRET_FILE.fullmatch(value))
-        }
-    )
+    matches = (SECRET_FILE.fullmatch(value) for value in read_settings(conf).values())
+    return sorted({match[1] for match in matches if match})
 
 
 def require_secrets(host: Host, needed: list[str], given: Mapping[str, str]) -> None:
-    missing = [
-        name
-        for name in needed
-        if name not in given and not (host.deploy_dir / "backup/secrets" / name).is_file()
-    ]
-    if missing:
+    own = host.deploy_dir / "backup/secrets"
+    if missing := [one for one in needed if one not in given and not (own / one).is_file()]:
         raise Refused(
-            f"no value for the secret {', '.join(missing)}: neither in the bundle's secrets/, "
-            "nor as the variable "
-            f"backup_{missing[0]} (-e @vault.yml), nor on this host",
+            f"no value for the secret {', '.join(missing)}: neither in the bundle's secrets/, nor "
+            f"as the variable backup_{missing[0]} (-e @vault.yml), nor on this host",
             2,
         )

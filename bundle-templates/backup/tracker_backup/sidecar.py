@@ -39,14 +39,11 @@ def time_zone() -> str:
     if zone.is_symlink() and (name := str(zone.readlink()).rpartition("zoneinfo/")[2]):
         return name
     with contextlib.suppress(OSError):
-        if re.fullmatch(
-            r"[\w+/-]+", name := (ROOT / "etc/timezone").read_text(encoding="ascii").strip()
-        ):
+        name = (ROOT / "etc/timezone").read_text(encoding="ascii").strip()
+        if re.fullmatch(r"[\w+/-]+", name):
             return name
     with contextlib.suppress(OSError):
-        rule = (
-            zone.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2].decode("ascii", "replace")
-        )
+        rule = zone.read_bytes().split(b"\n")[-2:][0].decode("ascii", "replace")
         if re.fullmatch(r"[\w<>+,./:-]+", rule):
             return rule
     return "UTC"
@@ -57,10 +54,8 @@ def environment(host: Host) -> list[str]:
     one makes another container.
     """
     fragment = (host.deploy_dir / "docker-compose.backup.yml").read_bytes()
-    return [
-        f"TZ={time_zone()}",
-        f"TRACKER_BACKUP_FRAGMENT={hashlib.sha256(fragment).hexdigest()[:12]}",
-    ]
+    digest = hashlib.sha256(fragment).hexdigest()
+    return [f"TZ={time_zone()}", f"TRACKER_BACKUP_FRAGMENT={digest[:12]}"]
 
 
 def find_sidecar(host: Host) -> dict[str, Any] | None:
@@ -74,9 +69,7 @@ def sees_other_files(found: dict[str, Any]) -> bool:
     root = Path(f"/proc/{found['State']['Pid']}/root")
     try:
         return not all(
-            os.path.samestat(
-                Path(one["Source"]).stat(), (root / one["Destination"].lstrip("/")).stat()
-            )
+            (root / one["Destination"].lstrip("/")).samefile(one["Source"])
             for one in found["Mounts"]
         )
     except OSError:
@@ -111,46 +104,28 @@ def bring_up_sidecar(host: Host) -> None:
     if not (STATE / StackFacts.FILE).exists():
         look_for_sidecar(host).store()
     before = find_sidecar(host)
-    put(
-        host.deploy_dir / "backup/sidecar.env",
-        "".join(f"{line}\n" for line in environment(host)).encode(),
-        0o644,
-    )
-    projects = sorted(
-        {
-            found["Config"]["Labels"]["com.docker.compose.project"]
-            for found in stack_containers(host)
-        }
-    )
-    project = ["--project-name", projects[0]] if projects else []
-    other_files = (
-        before is not None and before["State"]["Status"] == "running" and sees_other_files(before)
-    )
-    docker(
-        "compose",
-        *project,
-        "--project-directory",
-        str(host.deploy_dir),
-        "--file",
-        str(host.deploy_dir / "docker-compose.yml"),
-        "--file",
-        str(host.deploy_dir / "docker-compose.backup.yml"),
-        "up",
-        "--detach",
-        "--no-deps",
-        "--no-build",
-        *(["--force-recreate"] if other_files else []),
-        "backup",
-        seconds=BUILD_SECONDS,
-    )
+    lines = "".join(f"{line}\n" for line in environment(host))
+    put(host.deploy_dir / "backup/sidecar.env", lines.encode(), 0o644)
+    command = ["compose"]
+    labels = [found["Config"]["Labels"] for found in stack_containers(host)]
+    if projects := sorted(one["com.docker.compose.project"] for one in labels):
+        command += ["--project-name", projects[0]]
+    command += ["--project-directory", str(host.deploy_dir)]
+    for name in ("docker-compose.yml", "docker-compose.backup.yml"):
+        command += ["--file", str(host.deploy_dir / name)]
+    command += ["up", "--detach", "--no-deps", "--no-build"]
+    if before and before["State"]["Status"] == "running" and sees_other_files(before):
+        command += ["--force-recreate"]
+    docker(*command, "backup", seconds=BUILD_SECONDS)
     after = find_sidecar(host)
     if after is None:
         raise Refused("docker compose has not started the sidecar")
-    if before is None or (before["Id"], before["State"]["StartedAt"]) != (
-        after["Id"],
-        after["State"]["StartedAt"],
-    ):
+    if started(before) != started(after):
         say(f"changed: sidecar {after['Name'].lstrip('/')} (started)")
+
+
+def started(found: dict[str, Any] | None) -> tuple[str, str] | None:
+    return (found["Id"], found["State"]["StartedAt"]) if found else None
 
 
 def remove_sidecar(host: Host) -> None:

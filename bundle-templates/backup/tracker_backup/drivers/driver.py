@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..documents import RunManifest
 from ..host import Host
@@ -17,6 +18,16 @@ class Driver:
     TRACKER_NAME: str  # in the tracker's own configuration
     SERVICE = ""  # the stack's service with the server; a restore leaves it running
     SAVED = ""  # the file in a restore's directory that `undo` needs
+    SOURCE = "reader"  # the role that captures
+    CAPTURED: tuple[str, ...]  # the files that a capture may leave
+
+    def arguments(self, host: Host) -> dict[str, Any]:
+        """What the role that captures has to know, a server's password included."""
+        return {}
+
+    def files(self, scope: str) -> dict[str, str]:
+        """The files to publish, and the endings of their names in the destination."""
+        raise NotImplementedError
 
     def expected(self, settings: Mapping[str, str]) -> str:
         """The database of backup.conf, in the words of `uses`."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..docker import (
     BUILD_SECONDS,
@@ -24,7 +25,7 @@ from ..docker import (
 )
 from ..documents import RunManifest
 from ..files import require_space, sync_directory
-from ..host import Host, Refused
+from ..host import IN_SIDECAR, Host, Refused
 from ..jobs import CONFINED, ask, execute, words
 from ..protocol import printable, table_name
 from ..workshop import compare_rows
@@ -42,6 +43,30 @@ CLIENT = words(
 class MySQL(Driver):
     TRACKER_NAME = SERVICE = "mysql"
     SAVED = "before.sql"
+    SOURCE = "client"
+    CAPTURED = ("database.sql", "torrents.sql")
+
+    def arguments(self, host: Host) -> dict[str, Any]:
+        settings = host.backup_settings
+        secret = Path(settings["DB_PASSWORD_FILE"])
+        if not IN_SIDECAR:
+            secret = host.deploy_dir / "backup/secrets" / secret.name
+        try:
+            password = secret.read_text(encoding="utf-8").removesuffix("\n")
+        except OSError as error:
+            raise Refused(f"the secret {secret} cannot be read: {error.strerror}", 2) from error
+        keys = ("host", "port", "user", "name", "tls")
+        return {
+            **{key: settings[f"DB_{key.upper()}"] for key in keys},
+            "driver": "mysql",
+            "password": password,
+            "ca_file": settings.get("DB_TLS_CA_FILE", ""),
+            "scope": host.scope,
+        }
+
+    def files(self, scope: str) -> dict[str, str]:
+        found = {"database.sql": "sql"}
+        return found if scope == "full" else found | {"torrents.sql": "torrents.sql"}
 
     def expected(self, settings: Mapping[str, str]) -> str:
         return f"{settings['DB_HOST']}:{settings['DB_PORT']}/{settings['DB_NAME']}"
@@ -132,7 +157,7 @@ class Server:
     database: str
 
     def ask(
-        self, statement: str, database: str = "", seconds: int = STATEMENT_SECONDS
+        self, statement: str, database: str = "", seconds: float = STATEMENT_SECONDS
     ) -> list[str]:
         """The lines of the answer to one statement, as the server wrote them."""
         words = ["--batch", "--skip-column-names", "--execute", statement]

@@ -13,6 +13,10 @@ LIBRARY = "/var/lib/torrust/tracker"  # where the tracker has its database
 
 class SQLite(Driver):
     TRACKER_NAME = "sqlite3"
+    CAPTURED = ("database.db", "database.db-journal", "database.db-wal")
+
+    def files(self, scope: str) -> dict[str, str]:
+        return {"database.db": "db"}
 
     def expected(self, settings: Mapping[str, str]) -> str:
         return self.uses(settings["DB_PATH"])

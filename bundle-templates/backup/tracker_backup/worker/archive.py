@@ -6,6 +6,7 @@ read without a limit.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from ..protocol import Answer
-from .paths import DIRECTORY, PATH, READ, reopen, shown
+from .paths import DIRECTORY, PATH, READ, held, reopen, shown
 
 LEVELS = 64
 ENTRIES = 1_000_000
@@ -73,12 +74,8 @@ class Walk:
         if not stat.S_ISDIR(facts.st_mode):
             return
         try:
-            directory = reopen(descriptor, DIRECTORY)
-            try:
-                with os.scandir(directory) as names:
-                    yield from self._content(path, directory, names, level + 1)
-            finally:
-                os.close(directory)
+            with held(reopen(descriptor, DIRECTORY)) as directory, os.scandir(directory) as names:
+                yield from self._content(path, directory, names, level + 1)
         except OSError as error:
             self.findings.lose(path, f"cannot be read ({error.strerror})")
 
@@ -95,10 +92,8 @@ class Walk:
             except FileNotFoundError:
                 self.findings.warn(f"{path}/{one.name}", "vanished while it was read")
                 continue
-            try:
+            with held(child):
                 yield from self.below(f"{path}/{one.name}", child, level)
-            finally:
-                os.close(child)
         return None
 
 
@@ -127,11 +122,25 @@ class Archive:
         else:
             self.findings.warn(entry.path, "is no file, directory or link, and was skipped")
 
-    def add_checked(self, path: str, descriptor: int, facts: os.stat_result) -> None:
-        """A file of our own, with the owner and mode of another."""
-        size = os.fstat(descriptor).st_size
+    def add_file(self, path: str, descriptor: int, facts: os.stat_result, size: int) -> None:
+        """Exactly so many bytes, whatever the file has by now."""
         self._add_header(path, facts, tarfile.REGTYPE, size=size)
-        self._add_content(path, descriptor, size)
+        left = size
+        try:
+            while left and (piece := os.read(descriptor, min(PIECE_BYTES, left))):
+                self._write(piece)
+                left -= len(piece)
+            if left:
+                self.findings.warn(path, "shrank while it was read, and was padded with zeros")
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the compressor's
+                raise
+            self.findings.lose(path, f"cannot be read whole ({error.strerror})")
+        while left:
+            padding = bytes(min(PIECE_BYTES, left))
+            self._write(padding)
+            left -= len(padding)
+        self._write(bytes(-size % BLOCK))
 
     def close(self) -> None:
         self._write(bytes(2 * BLOCK))
@@ -145,17 +154,14 @@ class Archive:
         except OSError as error:
             why = "in use" if isinstance(error, BlockingIOError) else error.strerror
             return self.findings.lose(entry.path, f"cannot be read ({why})")
-        try:
+        with held(descriptor):
             size = entry.facts.st_size
-            self._add_header(entry.path, entry.facts, tarfile.REGTYPE, size=size)
-            self._add_content(entry.path, descriptor, size)
+            self.add_file(entry.path, descriptor, entry.facts, size)
             now = os.fstat(descriptor)
             if now.st_size > size:
                 self.findings.warn(entry.path, "grew while it was read, and was cut")
             elif now.st_size == size and now.st_mtime_ns != entry.facts.st_mtime_ns:
                 self.findings.warn(entry.path, "changed while it was read")
-        finally:
-            os.close(descriptor)
         return None
 
     def _add_header(
@@ -167,26 +173,6 @@ class Archive:
         header.uid, header.gid = facts.st_uid, facts.st_gid
         encoding = sys.getfilesystemencoding()
         self._write(header.tobuf(tarfile.GNU_FORMAT, encoding, "surrogateescape"))
-
-    def _add_content(self, path: str, descriptor: int, size: int) -> None:
-        """Exactly so many bytes, whatever the file has by now."""
-        left = size
-        while left > 0:
-            try:
-                piece = os.read(descriptor, min(PIECE_BYTES, left))
-            except OSError as error:
-                self.findings.lose(path, f"cannot be read whole ({error.strerror})")
-                piece = b""
-            if not piece:
-                break
-            self._write(piece)
-            left -= len(piece)
-        if left:
-            self.findings.warn(path, "shrank while it was read, and was padded with zeros")
-        while left > 0:
-            self._write(bytes(min(PIECE_BYTES, left)))
-            left -= min(PIECE_BYTES, left)
-        self._write(bytes(-size % BLOCK))
 
     def _write(self, data: bytes) -> None:
         self.stream.write(data)

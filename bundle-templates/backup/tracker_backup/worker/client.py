@@ -8,7 +8,7 @@ from typing import Any
 
 from ..protocol import Answer
 from .examiner import DRIVERS
-from .service import WORK, fault_point
+from .service import WORK
 
 
 def preflight(arguments: dict[str, Any], answer: Answer) -> None:
@@ -17,13 +17,12 @@ def preflight(arguments: dict[str, Any], answer: Answer) -> None:
     Arguments: driver, host, port, user, password, name (of the database), tls ("verified" or
     "unverified") and ca_file.
     """
-    DRIVERS[arguments.get("driver", "mysql")].preflight(WORK, arguments, answer)
+    DRIVERS[arguments["driver"]].preflight(WORK, arguments, answer)
 
 
-def dump(arguments: dict[str, Any], answer: Answer) -> None:
+def capture(arguments: dict[str, Any], answer: Answer) -> None:
     """Takes the dumps. More arguments: scope, and limit_bytes, which no file may exceed."""
-    fault_point("capturing-the-database")
-    DRIVERS[arguments.get("driver", "mysql")].dump(WORK, arguments, answer)
+    DRIVERS[arguments["driver"]].capture(WORK, arguments, answer)
 
 
-JOBS = {"preflight": preflight, "dump": dump}
+JOBS = {"preflight": preflight, "capture": capture}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from ..writeback import write_back
 from .service import StepFailed
 
 SUFFIX = {"gzip": ".gz", "zstd": ".zst"}
@@ -30,31 +32,29 @@ def compressor(target: Path, compression: str) -> Iterator[IO[bytes]]:
         try:
             with program.stdin as stream:
                 yield stream
-        except BrokenPipeError:
-            program.kill()
-            program.wait()
-            raise failed(target) from None
+        except BrokenPipeError as error:  # it ended early, maybe with the exit code 0
+            raise failed(target) from error
         except BaseException:
             program.kill()
-            program.wait()
             raise
-        if program.wait() != 0:
+        finally:
+            code = program.wait()
+        if code != 0:
             raise failed(target)
 
 
 def compress_file(source: Path, target: Path, compression: str) -> None:
     """Compresses a whole file and reads the result back. Raises StepFailed if a program fails."""
-    words = ["nice", *PROGRAM[compression].split(), "--stdout"]
-    with open(source, "rb") as input_, open(target, "xb", opener=private) as output:
-        if subprocess.run(words, stdin=input_, stdout=output, check=False).returncode != 0:
-            raise failed(target)
+    with open(source, "rb") as file, compressor(target, compression) as stream:
+        shutil.copyfileobj(file, stream, 1 << 20)
     read_back(target, compression)
 
 
 def read_back(target: Path, compression: str) -> None:
-    """Raises StepFailed unless the whole file can be decompressed."""
+    """Writes the file to the disk. Raises StepFailed unless all of it can be decompressed."""
     words = [*PROGRAM[compression].split(), "--test"]
     with open(target, "rb") as file:
+        write_back(file.fileno())
         if subprocess.run(words, stdin=file, stdout=2, check=False).returncode != 0:
             raise failed(target)
 

@@ -1,6 +1,6 @@
 """Copies files as bytes: shared blocks where the file system can, a preallocated copy elsewhere.
 
-docs/decisions/0008 and 0009 say why. All copies are in the role's own directory.
+docs/decisions/0008, 0009 and 0011 say why. All copies are in the role's own directory.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from ..writeback import PIECE_BYTES, write_back
 from . import service
+from .paths import held
 
 FICLONE = 0x40049409
-PIECE_BYTES = 1 << 20
-SYNCED_BYTES = 16 << 20
 PREALLOCATE_SECONDS = 60
 MEMORY = Path("/proc/meminfo")
 CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -33,16 +33,17 @@ def share(source: int, target: int) -> bool:
 
 
 def copy_bytes(
-    source: int, target: int, size: int, piece: int = PIECE_BYTES, deadline: float = float("inf")
+    source: int, target: int, size: int, deadline: float = float("inf"), settled: bool = False
 ) -> int:
     """Copies from both positions. Returns the bytes: fewer if the source ends, or at the deadline.
+    With `settled` each piece is on the disk before the next one.
 
     The buffer is aligned to pages, as direct writes need it.
     """
     done = 0
-    with mmap.mmap(-1, piece) as pages, memoryview(pages) as buffer:
+    with mmap.mmap(-1, PIECE_BYTES) as pages, memoryview(pages) as buffer:
         while done < size and time.monotonic() < deadline:
-            with buffer[: min(piece, size - done)] as wanted:
+            with buffer[: min(PIECE_BYTES, size - done)] as wanted:
                 count = os.readv(source, [wanted])
             if count == 0:
                 break
@@ -50,6 +51,8 @@ def copy_bytes(
             while written < count:
                 with buffer[written:count] as rest:
                     written += os.write(target, rest)
+            if settled:
+                write_back(target, done)
             done += count
     return done
 
@@ -61,28 +64,19 @@ def copy_file(source: int, size: int, target: Path) -> bool:
     """
     preallocated = service.WORK / "room"
     target.unlink(missing_ok=True)
-    try:
-        descriptor = os.open(preallocated, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        written, name = True, preallocated
-    except OSError:
-        descriptor, written, name = os.open(target, CREATE, 0o600), False, target
-    try:
-        shared = not written and share(source, descriptor)
+    # A file system that never writes in place can be full although the preallocated copy is there.
+    with suppress(OSError):
+        with held(os.open(preallocated, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)) as descriptor:
+            os.ftruncate(descriptor, copy_bytes(source, descriptor, size))
+        preallocated.rename(target)
+        return False
+    preallocated.unlink(missing_ok=True)
+    with held(os.open(target, CREATE, 0o600)) as descriptor:
+        shared = share(source, descriptor)
         if not shared:
             os.lseek(source, 0, os.SEEK_SET)
-            size = copy_bytes(source, descriptor, size)
-        if os.fstat(descriptor).st_size != size:
-            os.ftruncate(descriptor, size)
-    except OSError:
-        if not written:
-            raise
-        # A file system that never writes in place can be full although the room is there.
-        preallocated.unlink()
-        return copy_file(source, size, target)
-    finally:
-        os.close(descriptor)
-    if written:
-        name.rename(target)
+            copy_bytes(source, descriptor, size)
+        os.ftruncate(descriptor, size)
     return shared
 
 
@@ -95,18 +89,12 @@ def preallocate(source: int) -> None:
     if available_bytes() <= 2 * size:
         return
     preallocated = service.WORK / "room"
-    target = os.open(preallocated, CREATE | os.O_DSYNC, 0o600)
-    try:
-        if share(source, target):
-            size = -1
+    with suppress(OSError), held(os.open(preallocated, CREATE, 0o600)) as target:
         end = time.monotonic() + PREALLOCATE_SECONDS
-        done = copy_bytes(source, target, size, SYNCED_BYTES, end)
-    except OSError:
-        done = -1
-    finally:
-        os.close(target)
-    if done != size or size < 0:
-        preallocated.unlink()
+        shared = share(source, target)
+        if not shared and copy_bytes(source, target, size, end, settled=True) == size:
+            return
+    preallocated.unlink(missing_ok=True)
 
 
 def available_bytes() -> int:
@@ -119,29 +107,27 @@ def available_bytes() -> int:
     return 0
 
 
+def settle(path: Path, shared: bool) -> None:
+    """Writes a copy to the disk. One that shares blocks with the live file becomes a real copy."""
+    if shared:
+        unshare(path)
+    with held(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as descriptor:
+        write_back(descriptor)
+
+
 def unshare(path: Path) -> None:
     """Replaces a file that shares blocks by a copy of its own, written directly if possible."""
     own = path.with_name("own")
-    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with held(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as source:
         size = os.fstat(source).st_size
-        for flags in (CREATE | os.O_DIRECT, CREATE):
-            try:
-                target = os.open(own, flags, 0o600)
-            except OSError:
-                continue
-            try:
-                os.lseek(source, 0, os.SEEK_SET)
-                whole = size - size % mmap.PAGESIZE
-                copy_bytes(source, target, whole)
-                fcntl.fcntl(target, fcntl.F_SETFL, 0)  # the rest is no whole block
-                copy_bytes(source, target, size - whole)
-                break
-            except OSError:
-                if flags == CREATE:
-                    raise
-            finally:
-                os.close(target)
-    finally:
-        os.close(source)
-    own.rename(path)
+        with suppress(OSError), held(os.open(own, CREATE | os.O_DIRECT, 0o600)) as target:
+            whole = size - size % mmap.PAGESIZE
+            copy_bytes(source, target, whole)
+            fcntl.fcntl(target, fcntl.F_SETFL, 0)  # the rest is no whole block
+            copy_bytes(source, target, size - whole)
+            own.rename(path)
+            return
+        with held(os.open(own, CREATE, 0o600)) as target:
+            os.lseek(source, 0, os.SEEK_SET)
+            copy_bytes(source, target, size)
+        own.rename(path)

@@ -11,31 +11,29 @@ from typing import Any
 from ..protocol import Answer
 from . import mysql, sqlite
 from .compress import SUFFIX, compress_file
-from .service import WORK, StepFailed, fault_point, file_size_limit, timed
+from .service import WORK, StepFailed, file_size_limit, timed
 
-# Each driver has `examine(work, arguments, answer)`, which returns the files to publish, and
-# `digest(stream)`, the rows by table. A driver for servers also has `preflight` and `dump`.
+# Each driver has `examine(work, arguments, answer)`, and `digest(stream)`, the rows by table. A
+# driver for servers also has `preflight` and `capture`.
 DRIVERS: dict[str, ModuleType] = {"sqlite": sqlite, "mysql": mysql}
 
 
 def examine(arguments: dict[str, Any], answer: Answer) -> None:
-    """Checks and counts what was captured, and compresses it beside itself.
+    """Checks and counts what was captured, and leaves the files to compress.
 
-    Arguments: driver, scope, compression (with "none", the checked file stays as it is) and
-    limit_bytes, which no file may exceed.
+    Arguments: driver, scope and limit_bytes, which no file may exceed.
     """
     refuse_odd_files()
-    fault_point("checking-the-database")
-    with file_size_limit(arguments["limit_bytes"]):
-        with timed(answer, "check"):
-            files = DRIVERS[arguments["driver"]].examine(WORK, arguments, answer)
-        if arguments["compression"] == "none":
-            return
-        fault_point("compressing-the-database")
-        compression = arguments["compression"]
-        with timed(answer, "compress"):
-            for file in files:
-                compress_file(file, file.with_name(file.name + SUFFIX[compression]), compression)
+    with file_size_limit(arguments["limit_bytes"]), timed(answer, "check"):
+        DRIVERS[arguments["driver"]].examine(WORK, arguments, answer)
+
+
+def compress(arguments: dict[str, Any], answer: Answer) -> None:
+    """Compresses each of `files` beside itself."""
+    compression = arguments["compression"]
+    with timed(answer, "compress"):
+        for name in arguments["files"]:
+            compress_file(WORK / name, WORK / (name + SUFFIX[compression]), compression)
 
 
 def refuse_odd_files() -> None:
@@ -48,4 +46,4 @@ def refuse_odd_files() -> None:
             raise StepFailed(f"{path.name} is not a regular file of its own")
 
 
-JOBS = {"examine": examine}
+JOBS = {"examine": examine, "compress": compress}

@@ -137,4 +137,5 @@ def is_reserved(database: int) -> bool:
     """Whether a connection is in a transaction that writes."""
     asked = struct.pack(FLOCK, fcntl.F_RDLCK, os.SEEK_SET, *RESERVED, 0)
     answer = fcntl.fcntl(database, fcntl.F_OFD_GETLK, asked)
-    return struct.unpack(FLOCK, answer)[0] != fcntl.F_UNLCK
+    kind: int = struct.unpack(FLOCK, answer)[0]
+    return kind != fcntl.F_UNLCK

@@ -22,7 +22,8 @@ def main(words: list[str]) -> int:
     if role == "idle":
         return idle()
     if role not in ROLES:
-        print(f"usage: backup.sh idle | {' | '.join(ROLES)}", file=sys.stderr)
+        programs = " | ".join(("idle", "sidecar", "now", "healthy", *ROLES))
+        print(f"usage: backup.sh {programs}", file=sys.stderr)
         return 2
     return serve(importlib.import_module(f".{role}", __package__).JOBS)
 

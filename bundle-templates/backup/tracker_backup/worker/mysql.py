@@ -83,7 +83,7 @@ def preflight(work: Path, arguments: dict[str, Any], answer: Answer) -> None:
         answer.numbers["database_bytes"] = number("the size of the database", size)
 
 
-def dump(work: Path, arguments: dict[str, Any], answer: Answer) -> None:
+def capture(work: Path, arguments: dict[str, Any], answer: Answer) -> None:
     """Writes database.sql, and torrents.sql if the scope leaves statistics out.
 
     Two dumps are needed to leave rows out, because --where applies to every table. Each is

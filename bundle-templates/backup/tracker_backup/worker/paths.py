@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +14,19 @@ from ..protocol import printable
 from . import service
 from .service import StepFailed
 
+# What must be there, with the values that are allowed; none for any.
 REQUIRED = {
-    "BACKUP_MODE": ("single",),
-    "BACKUP_COMPRESSION": ("gzip", "zstd"),
-    "BACKUP_SCOPE": ("full", "exclude-statistics"),
-    "BACKUP_ALLOW_WRITER_STALL": ("true", "false"),
-    "BACKUP_PATHS_FILE": (),
-    "DB_TYPE": ("sqlite", "mysql"),
+    "BACKUP_MODE": "single",
+    "BACKUP_COMPRESSION": "gzip zstd",
+    "BACKUP_SCOPE": "full exclude-statistics",
+    "BACKUP_ALLOW_WRITER_STALL": "true false",
+    "BACKUP_PATHS_FILE": "",
+    "DB_TYPE": "sqlite mysql",
 }
-REQUIRED_BY_DRIVER = {
-    "sqlite": {"DB_PATH": ()},
-    "mysql": {
-        **dict.fromkeys(("DB_HOST", "DB_PORT", "DB_USER", "DB_NAME", "DB_PASSWORD_FILE"), ()),
-        "DB_TLS": ("unverified", "verified"),
-    },
+OF_MYSQL = dict.fromkeys(("DB_HOST", "DB_PORT", "DB_USER", "DB_NAME", "DB_PASSWORD_FILE"), "")
+OF_DRIVER = {
+    "sqlite": {"DB_PATH": ""},
+    "mysql": {**OF_MYSQL, "DB_TLS": "unverified verified"},
 }
 PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -52,35 +53,26 @@ class Line:
 def read_settings() -> dict[str, str]:
     """backup.conf: KEY='value' lines, with '\\'' for a quote inside. Nothing is executed."""
     file, settings = service.CONFIG, {}
-    for number, line in enumerate(read_lines(file), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
+    for number, line in read_lines(file):
         found = re.fullmatch(r"([A-Z_]+)='(.*)'", line)
         if not found:
             raise StepFailed(f"{file}, line {number}: expected KEY='value'", 2)
         if "'" in found[2].replace("'\\''", ""):
             raise StepFailed(f"{file}, line {number}: a quote inside a value is written '\\''", 2)
         settings[found[1]] = found[2].replace("'\\''", "'")
-    require_settings(settings, REQUIRED)
-    require_settings(settings, REQUIRED_BY_DRIVER[settings["DB_TYPE"]])
+    for required in (REQUIRED, OF_DRIVER.get(settings.get("DB_TYPE", ""), {})):
+        for key, allowed in required.items():
+            value = settings.get(key, "")
+            if not value:
+                raise StepFailed(f"{file}: {key} is missing or empty", 2)
+            if allowed and value not in allowed.split():
+                raise StepFailed(f"{file}: {key}='{value}'; allowed: {allowed}", 2)
     return settings
-
-
-def require_settings(settings: dict[str, str], required: dict[str, tuple[str, ...]]) -> None:
-    for key, allowed in required.items():
-        value = settings.get(key, "")
-        if not value:
-            raise StepFailed(f"{service.CONFIG}: {key} is missing or empty", 2)
-        if allowed and value not in allowed:
-            choice = " ".join(allowed)
-            raise StepFailed(f"{service.CONFIG}: {key}='{value}'; allowed: {choice}", 2)
 
 
 def read_path_list(file: Path) -> list[Line]:
     lines = []
-    for text in read_lines(file):
-        if not text.strip() or text.lstrip().startswith("#"):
-            continue
+    for _, text in read_lines(file):
         kind, colon, path = text.removeprefix("?").partition(":")
         if not colon or kind not in ("dir", "sqlite"):
             kind, path = "path", text.removeprefix("?")
@@ -104,12 +96,24 @@ def relative(path: str, file: Path) -> str:
     return "/".join(parts[len(base) :])
 
 
-def read_lines(file: Path) -> list[str]:
+def read_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines that say something."""
     try:
-        text = file.read_bytes()
+        content = file.read_bytes()
     except OSError as error:
         raise StepFailed(f"cannot read {file}; install the bundle again", 2) from error
-    return [os.fsdecode(line.removesuffix(b"\r")) for line in text.split(b"\n")]
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.strip() and not line.lstrip().startswith(b"#"):
+            yield number, os.fsdecode(line.removesuffix(b"\r"))
+
+
+@contextmanager
+def held(descriptor: int) -> Iterator[int]:
+    """Closes the descriptor at the end."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def open_path(path: str) -> int:
@@ -135,13 +139,8 @@ def open_path(path: str) -> int:
 
 def open_directory(path: str) -> int:
     """A descriptor of the directory, for the names in it. An empty path is the deployment."""
-    if not path:
-        return os.open(service.DATA, DIRECTORY)
-    descriptor = open_path(path)
-    try:
+    with held(open_path(path or ".")) as descriptor:
         return reopen(descriptor, DIRECTORY)
-    finally:
-        os.close(descriptor)
 
 
 def open_regular(directory: int, name: str) -> int:
@@ -149,14 +148,12 @@ def open_regular(directory: int, name: str) -> int:
 
     BlockingIOError if somebody holds a lease on the file.
     """
-    descriptor = os.open(name, PATH, dir_fd=directory)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            link = " but a symlink" if stat.S_ISLNK(os.fstat(descriptor).st_mode) else ""
+    with held(os.open(name, PATH, dir_fd=directory)) as descriptor:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            link = " but a symlink" if stat.S_ISLNK(mode) else ""
             raise Unusable(f"is not a regular file{link}", name)
         return reopen(descriptor, READ)
-    finally:
-        os.close(descriptor)
 
 
 def shown(path: str) -> str:

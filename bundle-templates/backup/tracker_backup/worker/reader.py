@@ -10,7 +10,7 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,6 +22,7 @@ from .locks import Busy, copy_live
 from .paths import (
     Line,
     Unusable,
+    held,
     open_directory,
     open_path,
     open_regular,
@@ -30,10 +31,11 @@ from .paths import (
     relative,
     shown,
 )
-from .service import Job, StepFailed, fault_point, log, timed
+from .service import Job, StepFailed, log, timed
 
 LOCK_SECONDS = float(os.environ.get("BACKUP_ONLINE_RETRY_SECONDS", "30"))
 SAMPLE_BYTES = 64 << 20
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 HEADER = b"SQLite format 3\0"
 JOURNALS = ("-journal", "-wal")
 
@@ -66,17 +68,14 @@ def survey_database(
     directory: int, name: str, arguments: dict[str, Any], numbers: dict[str, int]
 ) -> None:
     """Raises StepFailed for no database, and for an online copy that would stall its writers."""
-    descriptor = open_regular(directory, name)
-    try:
-        head = require_header(descriptor, name)
-        numbers["wal"] = int(head[18:19] == b"\x02")
-        for suffix in ("", *JOURNALS):
-            with suppress(OSError):
-                numbers["database_bytes"] += os.stat(name + suffix, dir_fd=directory).st_size
+    for suffix in ("", *JOURNALS):
+        with suppress(OSError):
+            facts = os.stat(name + suffix, dir_fd=directory, follow_symlinks=False)
+            numbers["database_bytes"] += facts.st_size
+    with held(open_regular(directory, name)) as descriptor:
+        numbers["wal"] = int(require_header(descriptor, name)[18:19] == b"\x02")
         if arguments["method"] == "online" and arguments["stall_limit"] and not numbers["wal"]:
             refuse_writer_stall(descriptor, arguments["stall_limit"])
-    finally:
-        os.close(descriptor)
 
 
 def require_header(descriptor: int, name: str) -> bytes:
@@ -94,16 +93,13 @@ def refuse_writer_stall(descriptor: int, limit: int) -> None:
     if size <= SAMPLE_BYTES:
         return
     sample = service.WORK / "sample"
-    target = os.open(sample, copies.CREATE, 0o600)
-    try:
+    with held(os.open(sample, copies.CREATE, 0o600)) as target:
+        sample.unlink()
         if copies.share(descriptor, target):
             return
         started = time.monotonic()
         copies.copy_bytes(descriptor, target, SAMPLE_BYTES)
         estimate = round((time.monotonic() - started) * size / SAMPLE_BYTES)
-    finally:
-        os.close(target)
-        sample.unlink()
     log(f"an online copy would make the tracker's writes wait for about {estimate} s")
     if estimate > limit:
         raise StepFailed(
@@ -118,27 +114,25 @@ def refuse_writer_stall(descriptor: int, limit: int) -> None:
 
 def preallocate(_arguments: dict[str, Any], _answer: Answer) -> None:
     """A first copy of the database, for `capture` to write over; none if it does not pay."""
-    with suppress(OSError), database(read_settings()) as (directory, name):
-        descriptor = open_regular(directory, name)
-        try:
-            copies.preallocate(descriptor)
-        finally:
-            os.close(descriptor)
+    with database(read_settings()) as place, held(open_regular(*place)) as descriptor:
+        copies.preallocate(descriptor)
 
 
 def capture(arguments: dict[str, Any], answer: Answer) -> None:
     """numbers: shared. Method "copy" is for a database to which nobody writes."""
     settings = read_settings()
-    fault_point("capturing-the-database")
     with database(settings) as (directory, name):
         capture_set(directory, name, "database.db", arguments["method"] == "online", answer)
 
 
-def unshare(_arguments: dict[str, Any], _answer: Answer) -> None:
-    """Ends the sharing of blocks between the copies and the live files."""
+def settle(arguments: dict[str, Any], _answer: Answer) -> None:
+    """After the window: the copies are on disk, and share no blocks with the live files.
+
+    Argument: shared, as `capture` answered.
+    """
     for path in copied_set("database.db"):
         if path.exists():
-            copies.unshare(path)
+            copies.settle(path, bool(arguments["shared"]))
 
 
 def capture_member(arguments: dict[str, Any], answer: Answer) -> None:
@@ -155,11 +149,8 @@ def capture_member(arguments: dict[str, Any], answer: Answer) -> None:
             raise StepFailed(str(absent)) from absent
         return
     answer.paths = [shown(line.path)]
-    answer.numbers |= uid_gid_mode(facts)
-
-
-def uid_gid_mode(facts: os.stat_result) -> dict[str, int]:
-    return {"uid": facts.st_uid, "gid": facts.st_gid, "mode": stat.S_IMODE(facts.st_mode)}
+    mode = stat.S_IMODE(facts.st_mode)
+    answer.numbers |= {"uid": facts.st_uid, "gid": facts.st_gid, "mode": mode}
 
 
 def capture_set(directory: int, name: str, to: str, locked: bool, answer: Answer) -> None:
@@ -177,15 +168,11 @@ def capture_set(directory: int, name: str, to: str, locked: bool, answer: Answer
         return copy_live(directory, name, copy, LOCK_SECONDS)
     for suffix in ("", *JOURNALS):
         try:
-            descriptor = open_regular(directory, name + suffix)
+            with held(open_regular(directory, name + suffix)) as descriptor:
+                copy(suffix, descriptor, os.fstat(descriptor).st_size)
         except FileNotFoundError:
-            if suffix:
-                continue
-            raise
-        try:
-            copy(suffix, descriptor, os.fstat(descriptor).st_size)
-        finally:
-            os.close(descriptor)
+            if not suffix:
+                raise
     return None
 
 
@@ -204,10 +191,9 @@ def located(path: str) -> Iterator[tuple[int, str]]:
     """
     where = f"{service.DATA}/{path}"
     parent, _, name = path.rpartition("/")
-    directory = -1
     try:
-        directory = open_directory(parent)
-        yield directory, name
+        with held(open_directory(parent)) as directory:
+            yield directory, name
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Absent(f"the database {where} does not exist") from error
     except Unusable as error:
@@ -217,12 +203,9 @@ def located(path: str) -> Iterator[tuple[int, str]]:
         raise StepFailed(f"cannot read {where} while it is in use: {error}") from error
     except BlockingIOError as error:
         raise StepFailed(f"cannot read {where}: somebody holds a lease on it") from error
-    finally:
-        if directory >= 0:
-            os.close(directory)
 
 
-def database(settings: dict[str, str]) -> Any:
+def database(settings: dict[str, str]) -> AbstractContextManager[tuple[int, str]]:
     """The tracker's own; see `located`."""
     return located(relative(settings["DB_PATH"], service.CONFIG))
 
@@ -260,10 +243,8 @@ def opened(lines: Iterable[Line], findings: Findings) -> Iterator[tuple[Line, in
         except OSError as error:
             findings.lose(where, f"cannot be read ({error.strerror})")
         else:
-            try:
+            with held(descriptor):
                 yield line, descriptor
-            finally:
-                os.close(descriptor)
         if findings.lost:
             findings.answer.missing.append(shown(line.path))
 
@@ -276,7 +257,6 @@ def archive(arguments: dict[str, Any], answer: Answer) -> None:
     target = service.WORK / f"config.tar{SUFFIX[arguments['compression']]}"
     target.unlink(missing_ok=True)
     there = [line for line, _ in opened(lines, findings)]
-    fault_point("archiving-the-configuration")
     with timed(answer, "archive"), compressor(target, arguments["compression"]) as stream:
         written = Archive(stream, arguments["limit_bytes"], findings)
         add_directories(written, there)
@@ -304,12 +284,9 @@ def add_directories(written: Archive, there: list[Line]) -> None:
     for line in there:
         paths |= {str(parent) for parent in PurePosixPath(line.path).parents}
     for path in sorted(paths):
-        with suppress(OSError, Unusable):  # it was there a moment ago, so its line will say so
-            descriptor = open_path(path)
-            try:
-                written.add(Entry(path, descriptor, os.fstat(descriptor)))
-            finally:
-                os.close(descriptor)
+        # It was there a moment ago. If it is not any more, the line below it reports that.
+        with suppress(OSError, Unusable), held(open_path(path)) as descriptor:
+            written.add(Entry(path, descriptor, os.fstat(descriptor)))
 
 
 def add_member(written: Archive, index: int, line: Line, checked: list[int]) -> None:
@@ -318,20 +295,16 @@ def add_member(written: Archive, index: int, line: Line, checked: list[int]) -> 
     if index not in checked:
         return missing.append(shown(line.path))
     for _, live in opened([line], written.findings):
-        with open(service.WORK / "members" / str(index), "rb", opener=no_link) as file:
-            written.add_checked(line.path, file.fileno(), os.fstat(live))
+        with held(os.open(service.WORK / "members" / str(index), FILE)) as copy:
+            written.add_file(line.path, copy, os.fstat(live), os.fstat(copy).st_size)
     return None
-
-
-def no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 JOBS: dict[str, Job] = {
     "preflight": preflight,
     "preallocate": preallocate,
     "capture": capture,
-    "unshare": unshare,
+    "settle": settle,
     "capture_member": capture_member,
     "archive": archive,
 }

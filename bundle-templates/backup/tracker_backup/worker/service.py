@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from ..protocol import PROTOCOL, Answer, encode_answer
 DATA = Path(os.environ.get("BACKUP_DATA", "/data"))  # the deployment, read-only
 WORK = Path(os.environ.get("BACKUP_WORK", "/work"))  # the role's own directory
 CONFIG = Path(os.environ.get("BACKUP_CONFIG", "/etc/backup/backup.conf"))
-
-STAND_STILL_SECONDS = 60
 
 Job = Callable[[dict[str, Any], Answer], None]
 
@@ -85,15 +83,3 @@ def timed(answer: Answer, name: str) -> Iterator[None]:
     started = time.monotonic()
     yield
     answer.milliseconds[name] = round((time.monotonic() - started) * 1000)
-
-
-def fault_point(name: str) -> None:
-    """A place at which the test suite can stop a run, as in the host's fault_points.py."""
-    points = WORK / ".fault-points"
-    if os.environ.get("TRACKER_BACKUP_STOP_AT") != name:
-        return
-    with suppress(OSError):
-        (points / "reached").mkdir()
-        end = time.monotonic() + STAND_STILL_SECONDS
-        while (points / "hold").exists() and time.monotonic() < end:
-            time.sleep(0.02)

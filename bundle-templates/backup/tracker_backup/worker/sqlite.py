@@ -299,7 +299,9 @@ def schema(connection: sqlite3.Connection) -> list[Entry]:
     extension can write.
     """
     rows = connection.execute("SELECT type, name, rootpage, sql FROM sqlite_master ORDER BY rowid")
-    entries = [Entry(str(kind), str(name), root or 0, sql or "") for kind, name, root, sql in rows]
+    entries = [
+        Entry(str(kind), str(name), root or 0, str(sql or "")) for kind, name, root, sql in rows
+    ]
     for entry in entries:
         if entry.kind not in CREATES:
             raise StepFailed(f"sqlite_master has a row of the kind {printable(entry.kind)}")

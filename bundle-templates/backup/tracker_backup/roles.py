@@ -1,0 +1,263 @@
+"""The roles of a run on the host: each is a container of its own, and one conversation with it.
+
+In the sidecar, a role is a child process instead. What a role says is data of somebody who may be
+hostile. It is read with a time limit and in bounded memory, and decoded by `protocol`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import protocol
+from .docker import RUN_LABEL, docker
+from .host import Refused
+from .protocol import ANSWER_BYTES, LARGEST, REASON_CHARACTERS, Answer, BadAnswer, printable
+from .publish import DIRECTORY, names, opened, remove_in_steps, take
+
+SERVICES = {"reader": "backup", "examiner": "backup-examiner", "client": "backup-client"}
+UIDS = {"reader": 0, "examiner": 64001, "client": 64101}
+RUN_CONTAINER = "--profile backup run --detach --no-deps -T --name {0} --label {1} --user {2}:{2}"
+BLOCK_BYTES = MESSAGE_BYTES = 1 << 16
+MESSAGE_LINES = 200  # that the log gets of one job
+WATCH_SECONDS = 1
+FLOOD_SECONDS = 0.01  # between two blocks of messages that are too long
+EXIT_SECONDS = 2  # for a client whose role has closed its output
+KILLED = (137, -signal.SIGKILL, -signal.SIGTERM)
+FAILED = "the {0} step failed with exit code {1}; its message is in the log"
+OVER = "the {0} step was not over after its time limit of {2} s, or its container was killed"
+STOP_AT = "TRACKER_BACKUP_STOP_AT"
+RESERVE_BYTES, RESERVE_INODES = 512 << 20, 1000
+
+
+@dataclass(frozen=True)
+class RoleSettings:
+    """What all roles of a run have in common."""
+
+    run_id: str
+    staging: Path
+    log: Callable[[str], None]
+    # (arguments, environment) of `docker compose` with the project's files; None in the sidecar
+    compose: Callable[[list[str], dict[str, str]], object] | None = None
+    watched: tuple[Path, ...] = ()  # their file systems keep a reserve while a role works
+
+
+class Role:
+    """One role, from its start to its end. The block gets it when it is there to be asked.
+
+    `directory` is the descriptor of its directory in staging, which is removed with the role.
+    """
+
+    def __init__(self, settings: RoleSettings, kind: str, index: int = 0) -> None:
+        """`kind` is reader, examiner or client. Examiners of different services have an index."""
+        self.settings, self.kind = settings, kind
+        self.name = f"{kind}-{index}" if kind == "examiner" else kind
+        self.uid = UIDS[kind] + index if settings.compose else os.geteuid()
+        self.path = settings.staging / settings.run_id / self.name
+        self.container = ""
+        self._client: subprocess.Popen[bytes] | None = None
+        self._heard, self._messages, self._greeted = b"", b"", False
+
+    def __enter__(self) -> Role:
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        self.path.mkdir(mode=0o700)
+        self.directory = os.open(self.path, DIRECTORY)
+        try:
+            os.fchown(self.directory, self.uid, -1)
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.end()
+            for name in names(self.directory):
+                remove_in_steps(self.directory, name, lambda _: None)  # or with the run's directory
+        except Refused as error:
+            self.settings.log(f"WARNING: {error}")
+        finally:
+            os.close(self.directory)
+
+    def _start(self) -> None:
+        command, run_id = ["backup.sh", self.kind], self.settings.run_id
+        if self.settings.compose:
+            self.container = f"tracker-backup-{run_id}-{self.name}"
+            words = RUN_CONTAINER.format(self.container, f"{RUN_LABEL}={run_id}", self.uid).split()
+            arguments = [*words, SERVICES[self.kind], "idle"]
+            self.settings.compose(arguments, {"TRACKER_BACKUP_WORK": f"{run_id}/{self.name}"})
+            tested = ["--env", STOP_AT] if STOP_AT in os.environ else []
+            command = ["docker", "exec", "-i", *tested, self.container, *command]
+        self._client = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"BACKUP_WORK": str(self.path)},
+            start_new_session=True,
+        )
+
+    def end(self) -> None:
+        """Ends every process of the role. Then nobody can change its files any more.
+
+        Raises Refused if Docker does not remove the container.
+        """
+        try:
+            if self.container:
+                with contextlib.suppress(Refused):  # in cgroup v1, a frozen process does not die
+                    docker("unpause", self.container)
+                try:
+                    docker("rm", "--force", "--volumes", self.container)
+                except Refused as error:
+                    if "no such container" not in str(error).lower():
+                        raise
+                self.container = ""
+        finally:
+            self._hang_up()
+
+    def ask(self, job: str, seconds: float, /, **arguments: Any) -> Answer:
+        """Has one job done, within `seconds`. Raises Refused if it fails, with its reason.
+
+        After an answer that is missing or cannot be used, the role does no other job. No call of
+        Docker delays the caller then, who may have to bring the tracker back: `end` is for later.
+        """
+        if not self._client:
+            raise Refused(f"the {self.name} does not work any more; it cannot do the {job} step")
+        try:
+            answer = self._converse(protocol.encode_job(job, arguments), time.monotonic() + seconds)
+        except BaseException as error:
+            code = self._hang_up(EXIT_SECONDS if isinstance(error, EOFError) else 0)
+            if isinstance(error, BadAnswer):
+                raise Refused(f"the answer to the {job} step cannot be used: {error}") from error
+            if isinstance(error, (TimeoutError, EOFError)):
+                reason = (OVER if code in KILLED else FAILED).format(job, code, round(seconds))
+                raise Refused(reason) from error
+            raise
+        finally:
+            self._log_messages()
+        if answer.code:
+            reason = answer.reason or FAILED.format(job, answer.code)
+            raise Refused(reason, 2 if answer.code == 2 else 1)
+        return answer
+
+    def _converse(self, job: bytes, deadline: float) -> Answer:
+        """Writes one line and reads one. Raises TimeoutError, EOFError, BadAnswer or Refused."""
+        assert self._client and self._client.stdin
+        if self._heard:
+            raise BadAnswer("nobody asked for it")
+        os.set_blocking(self._client.stdin.fileno(), False)
+        # If the role has closed its input, there is no answer either.
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
+            if os.write(self._client.stdin.fileno(), job) < len(job):
+                raise BadAnswer("the role does not read its jobs")
+        if not self._greeted:
+            protocol.check_hello(self._read_line(deadline))
+            self._greeted = True
+        return protocol.decode_answer(self._read_line(deadline))
+
+    def _read_line(self, deadline: float) -> bytes:
+        assert self._client and self._client.stdout and self._client.stderr
+        next_watch = 0.0
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._client.stdout, selectors.EVENT_READ)
+            selector.register(self._client.stderr, selectors.EVENT_READ)
+            while b"\n" not in self._heard:
+                if len(self._heard) > ANSWER_BYTES:
+                    raise BadAnswer(f"more than {ANSWER_BYTES} bytes")
+                if (now := time.monotonic()) >= deadline:
+                    raise TimeoutError
+                if now >= next_watch:
+                    require_reserve(self.settings.watched)
+                    next_watch = now + WATCH_SECONDS
+                for stream, _ in selector.select(min(WATCH_SECONDS, deadline - now)):
+                    block = os.read(stream.fd, BLOCK_BYTES)
+                    if stream.fileobj is self._client.stderr:
+                        self._hear_message(block)
+                        if not block:
+                            selector.unregister(stream.fileobj)
+                    elif block:
+                        self._heard += block
+                    else:
+                        raise EOFError
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line
+
+    def _hear_message(self, block: bytes) -> None:
+        """Keeps the last MESSAGE_BYTES of standard error, and slows down a role that floods it."""
+        self._messages += block
+        if len(self._messages) > MESSAGE_BYTES:
+            self._messages = self._messages[-MESSAGE_BYTES:]
+            time.sleep(FLOOD_SECONDS)
+
+    def _log_messages(self) -> None:
+        text = self._messages.decode(errors="replace").removesuffix("\n")
+        self._messages = b""
+        for line in text.split("\n")[-MESSAGE_LINES:] if text else ():
+            self.settings.log(printable(line, REASON_CHARACTERS))
+
+    def _hang_up(self, patience: float = 0) -> int:
+        """Ends the conversation. Returns the exit code of a client that ends in `patience` seconds,
+        or else a negative number.
+        """
+        client, self._client = self._client, None
+        if not client or not client.stderr:
+            return 0
+        with client:  # closes the pipes
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                client.wait(patience)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(client.pid, signal.SIGKILL)
+            os.set_blocking(client.stderr.fileno(), False)
+            with contextlib.suppress(BlockingIOError):
+                self._hear_message(os.read(client.stderr.fileno(), MESSAGE_BYTES))
+        return client.returncode
+
+
+def hand_over(source: Role, files: Mapping[str, str], target: Role, into: str = "") -> None:
+    """Moves files to another role, from an old name to a new one each. Missing ones are skipped.
+
+    `into` is a directory below the target's, made if it is missing. Raises Refused for anything
+    but a regular file of the source's own.
+    """
+    if into:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(into, 0o700, dir_fd=target.directory)
+    with opened(into or ".", target.directory) as directory:
+        for old, new in files.items():
+            try:
+                os.rename(old, new, src_dir_fd=source.directory, dst_dir_fd=directory)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise Refused(f"{old} cannot be handed over: {error.strerror}") from error
+            descriptor = take(directory, new, source.uid, LARGEST)
+            try:
+                os.fchown(descriptor, target.uid, -1)
+                os.fchmod(descriptor, 0o600)
+            finally:
+                os.close(descriptor)
+
+
+def require_reserve(directories: Iterable[Path]) -> None:
+    """Raises Refused if a file system of these directories has less free than its reserve."""
+    for directory in directories:
+        facts = os.statvfs(directory)
+        free, inodes = facts.f_bavail * facts.f_frsize, facts.f_favail
+        if free < (kept := reserve(facts)):
+            raise Refused(f"only {free} bytes are left in {directory}; {kept} are kept in reserve")
+        if inodes < (kept := min(RESERVE_INODES, facts.f_files // 50)):
+            raise Refused(f"only {inodes} inodes are left in {directory}; {kept} are kept")
+
+
+def reserve(facts: os.statvfs_result) -> int:
+    """Bytes that stay free while a role works: 2 % of the file system, at most RESERVE_BYTES."""
+    return min(RESERVE_BYTES, facts.f_blocks * facts.f_frsize // 50)
