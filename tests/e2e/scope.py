@@ -47,7 +47,11 @@ CREATE TABLE keys (
     id INTEGER PRIMARY KEY AUTOINCREMENT, key VARCHAR(32) NOT NULL UNIQUE, valid_until INTEGER
 );
 {_TORRENTS.format(hash="lower(hex(randomblob(20)))", random="abs(random()) % 1000")}
-    FROM generate_series(1, {{rows}});
+    FROM (
+        WITH RECURSIVE numbers (n) AS (
+            SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {{rows}}
+        ) SELECT n FROM numbers
+    );
 PRAGMA journal_mode = DELETE;
 """
 _MYSQL = f"""
