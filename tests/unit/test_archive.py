@@ -162,6 +162,7 @@ def test_a_checked_database_gets_its_path_and_the_live_files_owner_and_mode(
     answer = deployment.archive(members=[1])
     assert answer.missing == ["other.db"]
     assert "storage/grafana/grafana.db" in answer.paths
+    assert "other.db" not in answer.paths
     members = deployment.members()
     member = members["storage/grafana/grafana.db"]
     assert (member.uid, member.gid, member.mode) == (472, 473, 0o640)

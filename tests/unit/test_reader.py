@@ -478,7 +478,7 @@ def test_a_copy_that_shares_blocks_is_made_its_own(
     assert deployment.job("capture", method="copy").numbers["shared"] == 1
     copied = deployment.work / "database.db"
     before, whole = copied.stat().st_ino, copied.read_bytes()
-    deployment.job("unshare")
+    deployment.job("settle", shared=1)
     assert copied.stat().st_ino != before
     assert copied.read_bytes() == whole == deployment.database.read_bytes()
     assert sorted(path.name for path in deployment.work.iterdir()) == ["database.db"]

@@ -8,6 +8,9 @@ connection from rolling back a hot journal, from changing the journal mode, and 
 log and its index at its end. CHECKPOINT and READ_1 of the index keep checkpoints from writing to
 the database, and writers from starting again at the head of the log. So the log only grows. A
 transaction that is written meanwhile ends in a frame with a wrong checksum, or counts as a whole.
+
+Writers in rollback mode wait until the copy is made. In WAL mode they go on. Only the first
+connection after a crash waits, because it has to make the index anew, and fails after about 10 s.
 """
 
 from __future__ import annotations

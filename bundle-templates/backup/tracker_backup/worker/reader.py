@@ -272,7 +272,9 @@ def archive(arguments: dict[str, Any], answer: Answer) -> None:
         read_back(target, arguments["compression"])
     findings.close()
     order = ("dir", "path", "sqlite")
-    answer.paths = [shown(line.path) for kind in order for line in there if line.kind == kind]
+    paths = [shown(line.path) for kind in order for line in there if line.kind == kind]
+    lacking = {shown(line.path) for line in members(lines)} & set(answer.missing)
+    answer.paths = [path for path in paths if path not in lacking]
     answer.numbers["bytes"] = target.stat().st_size
 
 
