@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any
 
-from .docker import DOCKER_SECONDS
+from .docker import DOCKER_SECONDS, words
 from .host import Refused
 from .protocol import (
     ANSWER_BYTES,
@@ -24,12 +24,6 @@ from .protocol import (
     encode_job,
     printable,
 )
-
-
-def words(text: str) -> list[str]:
-    """Options of Docker, as they are written in a shell."""
-    return text.split()
-
 
 # How a container of ours is started: it can do nothing but what the caller adds.
 CONFINED = words(

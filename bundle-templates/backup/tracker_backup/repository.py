@@ -14,11 +14,11 @@ from typing import Any
 from urllib.parse import quote
 
 from .destination import machine_id
-from .docker import bind, container, docker, has_image
+from .docker import bind, container, docker, has_image, words
 from .documents import RunManifest, run_time
 from .files import remove_tree
 from .host import STATE, Host, Refused
-from .jobs import CONFINED, ask, words
+from .jobs import CONFINED, ask
 from .log import complain
 from .secrets import named_secrets
 

@@ -18,13 +18,13 @@ from .docker import (
     remove_dead_containers,
     service_of,
     stack_containers,
+    words,
 )
 from .documents import RestoreJournal, RunManifest
 from .drivers import SERVICES, driver_of, driver_of_run
 from .fetch import fetch, find_run
 from .files import make_directory, remove_tree
 from .host import STATE, Host, Refused, config_path
-from .jobs import words
 from .log import say
 from .runs import check_files, choose_run, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets

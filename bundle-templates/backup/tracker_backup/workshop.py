@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .docker import WORK_SECONDS, bind, container
+from .docker import WORK_SECONDS, bind, container, words
 from .documents import RunManifest
 from .files import require_space
 from .host import Host, Refused
-from .jobs import CONFINED, ask, words
+from .jobs import CONFINED, ask
 from .log import say
 from .protocol import Answer, table_name
 

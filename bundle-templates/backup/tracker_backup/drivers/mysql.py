@@ -22,11 +22,12 @@ from ..docker import (
     has_image,
     service_of,
     stack_containers,
+    words,
 )
 from ..documents import RunManifest
 from ..files import require_space, sync_directory
 from ..host import IN_SIDECAR, Host, Refused
-from ..jobs import CONFINED, ask, execute, words
+from ..jobs import CONFINED, ask, execute
 from ..protocol import printable, table_name
 from ..workshop import compare_rows
 from .driver import Driver
