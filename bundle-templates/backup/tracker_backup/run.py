@@ -55,6 +55,7 @@ PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "30
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
 STALL_LIMIT_SECONDS = 5  # drivers of SQLite commonly give up after this time
 SPARE_BYTES = 16 << 20
+SPARSE_BYTES = 1 << 30  # that holes may add to the archive
 DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
 MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
 SUFFIX = {"gzip": ".gz", "zstd": ".zst"}
@@ -502,11 +503,13 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
         for warning in compare_tables(run.last.tables if run.last else (), answer.tables, where):
             log.log(f"WARNING: {warning}")
         sizes |= run.note(answer).numbers
-    check_space(run, sizes["database_bytes"], sizes["config_bytes"], method)
+    for path in found.missing:
+        log.log(f"WARNING: {path} is missing or cannot be read: the backup will be incomplete")
+    check_space(run, sizes["database_bytes"], sizes["config_disk_bytes"])
     return sizes
 
 
-def check_space(run: Run, database: int, config: int, method: str) -> None:
+def check_space(run: Run, database: int, config: int) -> None:
     """Staging gets the database, the excerpt made from it, and the compressed files. The
     destination gets the compressed files, when the database is not in staging any more. Before the
     first run nobody knows how well they compress, so their full size is needed.
@@ -569,7 +572,8 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
         compression = host.backup_settings["BACKUP_COMPRESSION"]
         ending = SUFFIX[compression]
         fault_point("archiving-the-configuration", host)
-        limit = 2 * sizes["config_bytes"] + (256 << 20)
+        # Holes count in an archive, so a sparse file could fill it.
+        limit = 4 * sizes["config_disk_bytes"] + SPARSE_BYTES
         archived = reader.ask(
             "archive", WORK_SECONDS, compression=compression, limit_bytes=limit, members=checked
         )
