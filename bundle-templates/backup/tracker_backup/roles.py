@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import protocol
 from .docker import RUN_LABEL, docker
@@ -30,11 +30,15 @@ BLOCK_BYTES = MESSAGE_BYTES = 1 << 16
 MESSAGE_LINES = 200  # that the log gets of one job
 WATCH_SECONDS = 1
 FLOOD_SECONDS = 0.01  # between two blocks of messages that are too long
+START_SECONDS = 60  # for a role to say its first line
 EXIT_SECONDS = 2  # for a client whose role has closed its output
 KILLED = (137, -signal.SIGKILL, -signal.SIGTERM)
 FAILED = "the {0} step failed with exit code {1}; its message is in the log"
 OVER = "the {0} step was not over after its time limit of {2} s, or its container was killed"
 RESERVE_BYTES, RESERVE_INODES = 512 << 20, 1000
+
+
+Said = TypeVar("Said")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Role:
         self.path = settings.staging / settings.run_id / self.name
         self.container = ""
         self._client: subprocess.Popen[bytes] | None = None
-        self._heard, self._messages, self._greeted = b"", b"", False
+        self._heard, self._messages = b"", b""
 
     def __enter__(self) -> Role:
         self.path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -72,6 +76,7 @@ class Role:
         try:
             os.fchown(self.directory, self.uid, -1)
             self._start()
+            self._converse(f"start of the {self.name}", START_SECONDS, b"", protocol.check_hello)
         except BaseException:
             self.__exit__()
             raise
@@ -130,37 +135,41 @@ class Role:
         """
         if not self._client:
             raise Refused(f"the {self.name} does not work any more; it cannot do the {job} step")
-        try:
-            answer = self._converse(protocol.encode_job(job, arguments), time.monotonic() + seconds)
-        except BaseException as error:
-            code = self._hang_up(EXIT_SECONDS if isinstance(error, EOFError) else 0)
-            if isinstance(error, BadAnswer):
-                raise Refused(f"the answer to the {job} step cannot be used: {error}") from error
-            if isinstance(error, (TimeoutError, EOFError)):
-                reason = (OVER if code in KILLED else FAILED).format(job, code, round(seconds))
-                raise Refused(reason) from error
-            raise
-        finally:
-            self._log_messages()
+        answer = self._converse(
+            job, seconds, protocol.encode_job(job, arguments), protocol.decode_answer
+        )
         if answer.code:
             reason = answer.reason or FAILED.format(job, answer.code)
             raise Refused(reason, 2 if answer.code == 2 else 1)
         return answer
 
-    def _converse(self, job: bytes, deadline: float) -> Answer:
-        """Writes one line and reads one. Raises TimeoutError, EOFError, BadAnswer or Refused."""
+    def _converse(
+        self, step: str, seconds: float, line: bytes, decode: Callable[[bytes], Said]
+    ) -> Said:
+        """Writes a line, and decodes the next one that the role says."""
+        try:
+            self._write(line)
+            return decode(self._read_line(time.monotonic() + seconds))
+        except BaseException as error:
+            code = self._hang_up(EXIT_SECONDS if isinstance(error, EOFError) else 0)
+            if isinstance(error, BadAnswer):
+                raise Refused(f"the answer to the {step} step cannot be used: {error}") from error
+            if isinstance(error, (TimeoutError, EOFError)):
+                reason = (OVER if code in KILLED else FAILED).format(step, code, round(seconds))
+                raise Refused(reason) from error
+            raise
+        finally:
+            self._log_messages()
+
+    def _write(self, line: bytes) -> None:
         assert self._client and self._client.stdin
         if self._heard:
             raise BadAnswer("nobody asked for it")
         os.set_blocking(self._client.stdin.fileno(), False)
         # If the role has closed its input, there is no answer either.
         with contextlib.suppress(BrokenPipeError, BlockingIOError):
-            if os.write(self._client.stdin.fileno(), job) < len(job):
+            if os.write(self._client.stdin.fileno(), line) < len(line):
                 raise BadAnswer("the role does not read its jobs")
-        if not self._greeted:
-            protocol.check_hello(self._read_line(deadline))
-            self._greeted = True
-        return protocol.decode_answer(self._read_line(deadline))
 
     def _read_line(self, deadline: float) -> bytes:
         assert self._client and self._client.stdout and self._client.stderr
