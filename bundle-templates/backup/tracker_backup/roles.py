@@ -34,7 +34,6 @@ EXIT_SECONDS = 2  # for a client whose role has closed its output
 KILLED = (137, -signal.SIGKILL, -signal.SIGTERM)
 FAILED = "the {0} step failed with exit code {1}; its message is in the log"
 OVER = "the {0} step was not over after its time limit of {2} s, or its container was killed"
-STOP_AT = "TRACKER_BACKUP_STOP_AT"
 RESERVE_BYTES, RESERVE_INODES = 512 << 20, 1000
 
 T = TypeVar("T")
@@ -97,8 +96,7 @@ class Role:
             words = RUN_CONTAINER.format(self.container, f"{RUN_LABEL}={run_id}", self.uid).split()
             arguments = [*words, SERVICES[self.kind], "idle"]
             self.settings.compose(arguments, {"TRACKER_BACKUP_WORK": f"{run_id}/{self.name}"})
-            tested = ["--env", STOP_AT] if STOP_AT in os.environ else []
-            command = ["docker", "exec", "-i", *tested, self.container, *command]
+            command = ["docker", "exec", "-i", self.container, *command]
         self._client = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
