@@ -73,8 +73,8 @@ def sidecar(
             host.run("docker", "start", "tracker")
             wait_for_tracker(host)
             sqlite(host, SQLITE_FILE, FILL)
-            # A tracker at work keeps its database open, so that there is a live log. One that nobody
-            # has asked anything for ten minutes closes its connections.
+            # A tracker at work keeps its database open, so there is a live log. One that nobody has
+            # asked anything for ten minutes closes its connections.
             host.sh(
                 "systemd-run --quiet bash -c \"(echo 'SELECT count(*) FROM torrents;';"
                 f" exec sleep infinity) | sqlite3 '{SQLITE_FILE}'\""

@@ -74,8 +74,9 @@ def usual_answer(role: str, name: str, job: dict[str, Any], work: Path) -> dict[
     """Leaves what the job leaves when all goes well, and says so."""
     suffix = {"gzip": ".gz", "zstd": ".zst"}.get(job.get("compression", ""), "")
     if name == "preflight" and role == "reader":
-        numbers = {"database_bytes": DATABASE_BYTES, "config_bytes": 100, "entries": 2}
-        return {"numbers": numbers | {"members": 0, "wal": 0}}
+        numbers = {"database_bytes": DATABASE_BYTES, "config_bytes": 100}
+        numbers |= {"config_disk_bytes": 4096, "entries": 2, "members": 0, "wal": 0}
+        return {"numbers": numbers}
     if name == "preflight":
         return {"numbers": {"database_bytes": DATABASE_BYTES}, "tables": tables()}
     if name == "capture":

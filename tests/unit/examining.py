@@ -52,19 +52,14 @@ class Worker:
         return self.package.protocol.decode_answer(line)
 
     def examine(
-        self,
-        scope: str = "full",
-        driver: str = "sqlite",
-        compression: str = "none",
-        limit_bytes: int = 1 << 30,
+        self, scope: str = "full", driver: str = "sqlite", limit_bytes: int = 1 << 30
     ) -> Any:
-        arguments = {
-            "driver": driver,
-            "scope": scope,
-            "compression": compression,
-            "limit_bytes": limit_bytes,
-        }
+        arguments = {"driver": driver, "scope": scope, "limit_bytes": limit_bytes}
         return self.do("examiner", "examine", arguments)
+
+    def compress(self, compression: str, *files: str, limit_bytes: int = 1 << 30) -> Any:
+        arguments = {"compression": compression, "files": files, "limit_bytes": limit_bytes}
+        return self.do("examiner", "compress", arguments)
 
 
 def make_database(path: Path, more: str = "") -> Path:

@@ -27,7 +27,7 @@ STUBS = TESTS / "bats/stubs"
 CALENDAR = "0 3 {} {} {} both".format(
     *(",".join(map(str, numbers)) for numbers in (range(1, 32), range(1, 13), range(7)))
 )
-STEPS = ("prune", "expect", "record")  # of a run
+STEPS = ("prune", "record")  # of a run
 CHECKS = ("destination", "docker", "deployment")
 IMAGE = "gen-backup-bundle/backup:0123456789ab"
 
@@ -260,8 +260,8 @@ class Sandbox:
         return Outcome(code, captured.out, captured.err)
 
     def step(self, name: str, *words: str) -> int:
-        """A step of a run as a command: `check WHAT`, `prune`, `expect WORK`, or `record WORK` with
-        the facts of the run on standard input, KEY=VALUE lines.
+        """A step of a run as a command: `check WHAT`, `prune`, or `record` with what is known of
+        the run on standard input, as JSON: attributes of Run, and result, code and reason.
         """
         package = self.package
         host = package.host.Host.read(self.config)
@@ -275,16 +275,15 @@ class Sandbox:
                     print(f"warning: {warning}")
             elif name == "prune":
                 package.retention.prune(host)
-            elif name == "expect":
-                package.run.expect(host, Path(words[0]))
             else:
-                facts = dict(line.split("=", 1) for line in sys.stdin.read().splitlines())
+                facts = json.load(sys.stdin)
+                outcome = [facts.pop(key) for key in ("result", "code", "reason")]
                 run = package.run.Run(dry_run=False)
-                run.host, run.answers = host, Path(words[0])
-                run.id, run.started, run.quiesce = facts["id"], facts["started"], facts["quiesce"]
-                run.window = SimpleNamespace(seconds=float(facts["window_seconds"]))
-                run.warnings = [facts["warning"]] if "warning" in facts else []
-                package.run.record(run, facts["result"], int(facts["exit_code"]), facts["reason"])
+                run.host, run.window = host, SimpleNamespace(seconds=facts.pop("window_seconds"))
+                run.found = package.protocol.Answer(**facts.pop("found"))
+                run.files = [package.documents.BackupFile(**file) for file in facts.pop("files")]
+                vars(run).update(facts)
+                package.run.record(run, *outcome)
         except package.host.Refused as error:
             print(f"error: {error}", file=sys.stderr)
             return int(error.code)

@@ -81,8 +81,8 @@ def test_a_sound_database_is_counted_and_left_as_one_file(worker: Worker) -> Non
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_a_checked_database_is_compressed_beside_itself(worker: Worker, compression: str) -> None:
     make_database(worker.database)
-    answer = worker.examine(compression=compression)
-    assert (answer.code, set(answer.milliseconds)) == (0, {"check", "compress"})
+    answer = worker.compress(compression, "database.db")
+    assert (answer.code, set(answer.milliseconds)) == (0, {"compress"})
     packed = beside(worker.database, ".gz" if compression == "gzip" else ".zst")
     unpack = ["zstd", "-dcq"] if compression == "zstd" else ["gzip", "-dc"]
     unpacked = subprocess.run([*unpack, packed], capture_output=True, check=True).stdout
@@ -607,7 +607,7 @@ def test_a_compressor_that_fails_fails_the_job(
 ) -> None:
     make_database(worker.database)
     use_compressor(tmp_path, monkeypatch, "exit 1")
-    reason = worker.examine(compression="gzip").reason
+    reason = worker.compress("gzip", "database.db").reason
     assert reason == "compressing into database.db.gz failed; the message is in the log"
 
 
@@ -617,13 +617,13 @@ def test_a_compressed_file_that_does_not_read_back_fails_the_job(
     make_database(worker.database)
     script = "case $* in *--test*) exec gzip --test ;; *) gzip | head -c 100 ;; esac"
     use_compressor(tmp_path, monkeypatch, script)
-    reason = worker.examine(compression="gzip").reason
+    reason = worker.compress("gzip", "database.db").reason
     assert reason == "compressing into database.db.gz failed; the message is in the log"
 
 
 def test_what_is_compressed_cannot_exceed_the_limit(worker: Worker) -> None:
     make_database(worker.database, "CREATE TABLE b AS SELECT randomblob(1000000);")
-    answer = worker.examine(compression="gzip", limit_bytes=500_000)
+    answer = worker.compress("gzip", "database.db", limit_bytes=500_000)
     assert answer.code == 1
     packed = beside(worker.database, ".gz")
     assert packed.stat().st_size <= 500_000

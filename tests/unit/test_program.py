@@ -112,6 +112,24 @@ def test_a_module_imports_only_from_those_that_the_package_names_before_it() -> 
                     assert used <= set(order[:position]), f"{name} imports {used}"
 
 
+def test_the_host_never_loads_what_reads_the_files_of_services() -> None:
+    for path in (*PACKAGE.glob("*.py"), *PACKAGE.glob("drivers/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [one.name for one in getattr(node, "names", ()) if isinstance(one, ast.alias)]
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{name}" for name in names]
+            parts = {part for name in names for part in name.split(".")}
+            assert not parts & {"worker", "sqlite3", "tarfile"}, path
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import tracker_backup.main, tracker_backup.core\n"
+        "print(*sorted(name for name in sys.modules if 'worker' in name"
+        " or name.partition('.')[0] in ('sqlite3', '_sqlite3', 'tarfile')))"
+    )
+    words = [sys.executable, "-I", "-B", "-c", program, str(PACKAGE.parent)]
+    assert subprocess.run(words, capture_output=True, check=True).stdout == b"\n"
+
+
 # ---------------------------------------------------------------- the log
 
 DRY_RUN = ("restore", "latest", "--dry-run")

@@ -83,23 +83,27 @@ def test_what_is_published_is_what_was_made_with_its_size_and_hash(publisher: Pu
     ):
         content = (publisher.work / name).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        expected.append({"kind": kind, "path": path, "bytes": len(content), "sha256": digest})
+        expected.append(publisher.module.BackupFile(kind, path, len(content), digest))
     assert publisher.publish() == expected
     for file in expected:
-        published = publisher.destination / str(file.path)
+        published = publisher.destination / file.path
         assert hashlib.sha256(published.read_bytes()).hexdigest() == file.sha256
         assert mode(published) == "0600"
     assert publisher.files() == {DATABASE, CONFIG}
 
 
-def test_a_large_file_is_copied_in_steps(
+def test_a_large_file_is_written_back_in_pieces(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: list[int] = []
-    monkeypatch.setattr(publisher.module, "STEP_BYTES", 1000)
-    monkeypatch.setattr(os, "fdatasync", lambda file: steps.append(os.fstat(file).st_size))
+    pieces: list[tuple[int, int]] = []
+    monkeypatch.setattr(publisher.module, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(
+        publisher.module,
+        "write_back",
+        lambda file, start: pieces.append((start, os.fstat(file).st_size)),
+    )
     (file,) = publisher.publish(publisher.source("database"))
-    assert steps == [*range(1000, 9000, 1000)]
+    assert pieces == [(start, start + 1000) for start in range(0, 8000, 1000)]
     content = (publisher.work / "database.db.gz").read_bytes()
     assert (publisher.destination / DATABASE).read_bytes() == content
     assert file.sha256 == hashlib.sha256(content).hexdigest()
@@ -164,7 +168,7 @@ def test_a_disk_that_is_full_publishes_nothing(
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fdatasync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert "No space left on device" in publisher.refuses()
 
 
@@ -242,12 +246,12 @@ def test_a_file_that_grows_while_it_is_copied_is_refused(
 ) -> None:
     grown = publisher.work / "database.db.gz"
 
-    def grow(_descriptor: int) -> None:
+    def grow(_descriptor: int, _start: int) -> None:
         with grown.open("ab") as file:
             file.write(b"more" * 1000)
 
-    monkeypatch.setattr(publisher.module, "STEP_BYTES", 4000)
-    monkeypatch.setattr(os, "fdatasync", grow)
+    monkeypatch.setattr(publisher.module, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(publisher.module, "write_back", grow)
     assert publisher.refuses(publisher.source("database", limit=10000)) == (
         "database.db.gz grew beyond 10000 bytes"
     )

@@ -93,7 +93,6 @@ class Stage:
 def stage(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     stage = Stage(tool, tmp_path)
     monkeypatch.setenv("PATH", f"{stage.bin}:{os.environ['PATH']}")
-    monkeypatch.delenv("TRACKER_BACKUP_STOP_AT", raising=False)
     if os.geteuid() != 0:  # only root can give a directory away
         monkeypatch.setattr(os, "fchown", lambda *_: None)
     return stage
@@ -130,15 +129,6 @@ def test_a_role_is_a_container_of_its_own_service_user_and_directory(
     assert environment == {"TRACKER_BACKUP_WORK": f"{RUN}/{name}"}
     assert stage.calls[1:] == [f"unpause {container}", f"rm --force --volumes {container}"]
     assert stage.is_over(name)
-
-
-def test_the_fault_point_of_the_suite_reaches_the_container(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRACKER_BACKUP_STOP_AT", "capturing-the-database")
-    with stage.role(ANSWERS + "    print(json.dumps({}))\n") as role:
-        role.ask("something", 20)
-    assert stage.calls[0].startswith("exec -i --env TRACKER_BACKUP_STOP_AT tracker-backup-")
 
 
 def test_a_container_that_does_not_start_leaves_nothing_open(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_json_stays_json_beside_files_of_strangers(host: Sandbox, command: str) 
 
 @pytest.mark.parametrize("facts", HALF_MANIFESTS.values(), ids=HALF_MANIFESTS.keys())
 def test_half_a_manifest_is_a_problem_in_status_and_does_not_stop_the_next_run(
-    host: Sandbox, tmp_path: Path, facts: dict[str, Any]
+    host: Sandbox, facts: dict[str, Any]
 ) -> None:
     host.add_run(hours_ago(2), 1)
     put_half_manifest(host, facts)
@@ -127,8 +128,8 @@ def test_half_a_manifest_is_a_problem_in_status_and_does_not_stop_the_next_run(
         assert "is damaged" in problem and "restore it from a copy, or remove it" in problem
     else:
         assert told.code == 0
-    assert host.call("expect", str(tmp_path)).code == 0
-    assert record(host, tmp_path).code == 0
+    assert expected(host) == (["torrents"], 12)
+    assert record(host).code == 0
     assert host.call("prune").code == 0
 
 
@@ -144,43 +145,37 @@ def test_a_name_that_is_not_utf8_stops_nothing(host: Sandbox) -> None:
     assert done.returncode == 0, done.stderr.decode(errors="replace")
 
 
-# ---------------------------------------------------------------- expect
+# ---------------------------------------------------------------- what the next run expects
 
 
-def test_a_first_run_expects_nothing(host: Sandbox, tmp_path: Path) -> None:
-    assert host.call("expect", str(tmp_path)).code == 0
-    assert (tmp_path / "expected-tables").read_text() == ""
-    assert (tmp_path / "expected-bytes").read_text() == ""
+def expected(host: Sandbox, scope: str = "full") -> tuple[list[str], int] | None:
+    """Tables and bytes of the run that the next one is compared with."""
+    found = host.package.host.Host.read(host.config)
+    last = host.package.runs.newest_backup(host.package.runs.read_runs(found), scope=scope)
+    return (list(last.tables), last.bytes) if last else None
 
 
-def test_a_run_expects_what_the_last_good_one_had(host: Sandbox, tmp_path: Path) -> None:
+def test_a_first_run_expects_nothing(host: Sandbox) -> None:
+    assert expected(host) is None
+
+
+def test_a_run_expects_what_the_last_good_one_had(host: Sandbox) -> None:
     host.add_run(hours_ago(3), 1, tables={"old": 1})
     host.add_run(hours_ago(2), 2, tables={"torrents": 1, "it's a table": 2, "ключ": 0})
     host.add_run(hours_ago(1), 3, result="failed", tables={})
-    assert host.call("expect", str(tmp_path)).code == 0
-    assert (tmp_path / "expected-tables").read_text(encoding="utf-8").splitlines() == [
-        "torrents",
-        "it's a table",
-        "ключ",
-    ]
-    assert (tmp_path / "expected-bytes").read_text() == "12\n"
+    assert expected(host) == (["torrents", "it's a table", "ключ"], 12)
 
 
-def test_a_run_expects_what_the_last_good_one_of_its_scope_had(
-    host: Sandbox, tmp_path: Path
-) -> None:
+def test_a_run_expects_what_the_last_good_one_of_its_scope_had(host: Sandbox) -> None:
     host.add_run(hours_ago(3), 1, tables={"torrents": 1, "old": 1}, kinds=("database",))
     host.add_run(hours_ago(2), 2, tables={"torrents": 1}, scope="exclude-statistics")
-    assert host.call("expect", str(tmp_path)).code == 0
-    assert (tmp_path / "expected-tables").read_text().splitlines() == ["torrents", "old"]
-    assert (tmp_path / "expected-bytes").read_text() == "6\n"
+    assert expected(host) == (["torrents", "old"], 6)
+    assert expected(host, "exclude-statistics") == (["torrents"], 12)
     conf = host.deploy / "backup/backup.conf"
     conf.write_text(
         conf.read_text().replace("BACKUP_SCOPE='full'", "BACKUP_SCOPE='exclude-statistics'")
     )
-    assert host.call("expect", str(tmp_path)).code == 0
-    assert (tmp_path / "expected-tables").read_text().splitlines() == ["torrents"]
-    assert record(host, tmp_path).code == 0
+    assert record(host).code == 0
     assert recorded(host)["scope"] == "exclude-statistics"
 
 
@@ -220,43 +215,46 @@ def test_latest_is_the_newest_success_and_an_id_may_be_an_incomplete_run(host: S
     assert "there is no successful run" in host.call("restore", hours_ago(1), "--dry-run").err
 
 
-def test_a_run_expects_the_tables_of_an_incomplete_one(host: Sandbox, tmp_path: Path) -> None:
+def test_a_run_expects_the_tables_of_an_incomplete_one(host: Sandbox) -> None:
     host.add_run(hours_ago(3), 1, tables={"old": 1})
     host.add_run(
         hours_ago(2), 2, result="incomplete", kinds=("database",), missing=["x"], tables={"new": 1}
     )
-    assert host.call("expect", str(tmp_path)).code == 0
-    assert (tmp_path / "expected-tables").read_text() == "new\n"
+    assert expected(host) == (["new"], 6)
 
 
 # ---------------------------------------------------------------- record
 
 
-def record(host: Sandbox, work: Path, run_id: str | None = None, **facts: str) -> Any:
-    """The facts that maintenance-backup.sh hands over, and what backup.sh leaves in staging."""
+def record(host: Sandbox, run_id: str = "", **facts: Any) -> Any:
+    """Records a run of which all is known."""
     run_id = run_id or hours_ago(0)
-    (work / "result").write_text(
-        "table\t3\ttorrents\ntable\t1\tit's a "
-        "table\nduration\tcheck\t0.250\ntool\tsqlite3\t3.46.1\nwarning\toptional path "
-        "missing: /data/x\n"
-        f"file\tdatabase\tsqlite/sqlite_{run_id}.db.gz\t7\t{SHA256}\n"
-        f"file\tconfig\tconfig/config_{run_id}.tar.gz\t5\t{SHA256}\n"
-    )
-    lines = {
+    known = {
         "id": run_id,
         "started": "2026-01-01T03:00:00Z",
-        "result": "success",
-        "exit_code": "0",
-        "reason": "",
         "quiesce": "stop",
-        "window_seconds": "1.250",
+        "window_seconds": 1.25,
+        "warnings": ["of the host", "optional path missing: /data/x"],
+        "found": {
+            "tables": {"torrents": 3, "it's a table": 1},
+            "milliseconds": {"check": 250},
+            "tools": {"sqlite3": "3.46.1"},
+            "paths": [".env"],
+        },
+        "files": [
+            file("database", f"mysql/mysql_{run_id}.sql.gz", 7),
+            file("config", f"config/config_{run_id}.tar.gz", 5),
+        ],
+        "result": "success",
+        "code": 0,
+        "reason": "",
         **facts,
     }
-    return host.call(
-        "record",
-        str(work),
-        stdin="".join(f"{key}={value}\n" for key, value in lines.items()) + "warning=of the host\n",
-    )
+    return host.call("record", stdin=json.dumps(known))
+
+
+def file(kind: str, path: str, size: int) -> dict[str, Any]:
+    return {"kind": kind, "path": path, "bytes": size, "sha256": SHA256}
 
 
 def recorded(host: Sandbox, run_id: str | None = None) -> dict[str, Any]:
@@ -266,9 +264,9 @@ def recorded(host: Sandbox, run_id: str | None = None) -> dict[str, Any]:
     return run
 
 
-def test_a_success_is_recorded_with_all_that_is_known_of_it(host: Sandbox, tmp_path: Path) -> None:
+def test_a_success_is_recorded_with_all_that_is_known_of_it(host: Sandbox) -> None:
     host.add_run(hours_ago(9), 41)
-    assert record(host, tmp_path).code == 0
+    assert record(host).code == 0
     run = recorded(host)
     assert (run["format"], run["id"], run["sequence"], run["environment"]) == (
         2,
@@ -284,34 +282,22 @@ def test_a_success_is_recorded_with_all_that_is_known_of_it(host: Sandbox, tmp_p
         1.25,
     )
     assert run["files"] == [
-        {
-            "kind": "database",
-            "path": f"sqlite/sqlite_{hours_ago(0)}.db.gz",
-            "bytes": 7,
-            "sha256": SHA256,
-        },
-        {
-            "kind": "config",
-            "path": f"config/config_{hours_ago(0)}.tar.gz",
-            "bytes": 5,
-            "sha256": SHA256,
-        },
+        file("database", f"mysql/mysql_{hours_ago(0)}.sql.gz", 7),
+        file("config", f"config/config_{hours_ago(0)}.tar.gz", 5),
     ]
     assert run["tables"] == {"torrents": 3, "it's a table": 1}
     assert run["durations"] == {"check": 0.25}
     assert run["warnings"] == ["of the host", "optional path missing: /data/x"]
     assert run["tools"] == {"sqlite3": "3.46.1"}
     assert run["images"] == {"tracker": "sha256:feed"}
-    assert (run["driver"], run["missing"]) == ("sqlite", [])
+    assert (run["driver"], run["missing"], run["paths"]) == ("mysql", [], [".env"])
     assert run["finished"].endswith("Z")
 
 
-def test_owners_and_modes_of_mounted_directories_are_recorded(
-    host: Sandbox, tmp_path: Path
-) -> None:
+def test_owners_and_modes_of_mounted_directories_are_recorded(host: Sandbox) -> None:
     mounted = host.deploy / "storage/tracker/etc"
     mounted.chmod(0o2750)
-    record(host, tmp_path)
+    record(host)
     assert recorded(host)["directories"]["storage/tracker/etc"] == {
         "uid": mounted.stat().st_uid,
         "gid": mounted.stat().st_gid,
@@ -319,62 +305,46 @@ def test_owners_and_modes_of_mounted_directories_are_recorded(
     }
 
 
-def test_a_failure_is_recorded_without_files(host: Sandbox, tmp_path: Path) -> None:
-    assert (
-        record(
-            host, tmp_path, result="failed", exit_code="143", reason="ended by a signal = really"
-        ).code
-        == 0
-    )
+def test_a_failure_is_recorded_without_files(host: Sandbox) -> None:
+    reason = "ended by a signal = really"
+    assert record(host, result="failed", code=143, reason=reason).code == 0
     run = recorded(host)
-    assert (run["result"], run["exit_code"], run["reason"], run["files"]) == (
-        "failed",
-        143,
-        "ended by a signal = really",
-        [],
-    )
+    assert (run["result"], run["exit_code"], run["reason"]) == ("failed", 143, reason)
+    assert (run["files"], run["driver"]) == ([], "")
 
 
-def test_a_failure_is_recorded_although_docker_and_staging_are_gone(
-    host: Sandbox, tmp_path: Path
-) -> None:
+def test_a_failure_is_recorded_although_docker_and_staging_are_gone(host: Sandbox) -> None:
     (host.stub / "hooks/ps").write_text("exit 1\n")
-    lines = (
-        f"id={hours_ago(0)}\nstarted=x\nresult=failed\nexit_code=1\nreason=Docker is "
-        "away\nquiesce=stop\nwindow_seconds=0\n"
-    )
-    assert host.call("record", str(tmp_path / "gone"), stdin=lines).code == 0
+    shutil.rmtree(host.deploy / "storage/backup-staging", ignore_errors=True)
+    assert record(host, result="failed", code=1, reason="Docker is away", found={}).code == 0
     assert recorded(host)["reason"] == "Docker is away"
 
 
-def test_a_success_without_files_is_refused(host: Sandbox, tmp_path: Path) -> None:
-    lines = f"id={hours_ago(0)}\nstarted=x\nresult=success\nexit_code=0\nreason=\nquiesce=stop\n"
-    lines += "window_seconds=0\n"
-    outcome = host.call("record", str(tmp_path), stdin=lines)
-    assert outcome.code == 1
+def test_a_success_without_files_is_refused(host: Sandbox) -> None:
+    assert record(host, files=[]).code == 1
     assert not list((host.destination / "runs").iterdir())
 
 
-def test_the_sequence_counts_on_after_a_clock_that_jumped(host: Sandbox, tmp_path: Path) -> None:
+def test_the_sequence_counts_on_after_a_clock_that_jumped(host: Sandbox) -> None:
     host.add_run("20360101_030000", 7)
     host.add_run(hours_ago(5), 6)
-    record(host, tmp_path)
+    record(host)
     assert recorded(host)["sequence"] == 8
 
 
-def test_a_run_manifest_is_0600_and_leaves_no_partial_file(host: Sandbox, tmp_path: Path) -> None:
-    record(host, tmp_path)
+def test_a_run_manifest_is_0600_and_leaves_no_partial_file(host: Sandbox) -> None:
+    record(host)
     (path,) = (host.destination / "runs").iterdir()
     assert mode(path) == "0600"
 
 
-def test_a_reason_that_is_not_utf8_is_recorded(host: Sandbox, tmp_path: Path) -> None:
-    assert record(host, tmp_path, result="failed", reason="bad name: \udcff").code == 0
+def test_a_reason_that_is_not_utf8_is_recorded(host: Sandbox) -> None:
+    assert record(host, result="failed", code=1, reason="bad name: \udcff").code == 0
     assert recorded(host)["reason"].startswith("bad name: ")
 
 
 def test_a_run_manifest_is_written_before_it_has_its_name(
-    host: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     rename, fsync = Path.rename, os.fsync
@@ -389,7 +359,7 @@ def test_a_run_manifest_is_written_before_it_has_its_name(
 
     monkeypatch.setattr(os, "fsync", spied_fsync)
     monkeypatch.setattr(Path, "rename", spied_rename)
-    record(host, tmp_path, run_id="20260101_030000")
+    record(host, run_id="20260101_030000")
     name = "20260101_030000.json"
     assert order == [f"fsync {name}.partial", f"rename {name}.partial {name}", "fsync runs"]
 

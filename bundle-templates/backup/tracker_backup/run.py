@@ -607,20 +607,19 @@ def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
     """Checks, counts and compresses the captured database. Its examiner has ended afterwards."""
     host = run.host
     fault_point("checking-the-database", host)
-    answer = examiner.ask(
-        "examine",
-        WORK_SECONDS,
-        driver=host.backup_settings["DB_TYPE"],
-        scope=host.scope,
-        limit_bytes=2 * size_of(examiner, driver.CAPTURED) + SPARE_BYTES,
-    )
+    limit = 2 * size_of(examiner, driver.CAPTURED) + SPARE_BYTES
+    name = driver_name(host)
+    answer = examiner.ask("examine", WORK_SECONDS, driver=name, scope=host.scope, limit_bytes=limit)
     expected = run.last.tables if run.last else ()
     for warning in compare_tables(expected, answer.tables, "the captured database"):
         run.warn(warning)
     run.found.tables = run.note(answer).tables
     fault_point("compressing-the-database", host)
     compression = host.backup_settings["BACKUP_COMPRESSION"]
-    run.note(examiner.ask("compress", WORK_SECONDS, files=files, compression=compression))
+    answer = examiner.ask(
+        "compress", WORK_SECONDS, files=files, compression=compression, limit_bytes=limit
+    )
+    run.note(answer)
     examiner.end()
     for name in driver.CAPTURED:
         with contextlib.suppress(Refused):

@@ -25,7 +25,8 @@ STEADY_SECONDS = float(os.environ.get("TRACKER_BACKUP_STEADY_SECONDS", "3"))
 RESUME_SECONDS = int(os.environ.get("TRACKER_BACKUP_BRING_BACK_SECONDS", "20"))
 # So long after the limit of its capture, another process recovers a run that is still alive.
 OVERDUE_SECONDS = 30
-EVENT_SECONDS = 10  # for the event of our own start of the tracker to arrive
+# for the event of our own start of the tracker to arrive
+EVENT_SECONDS = float(os.environ.get("TRACKER_BACKUP_EVENT_SECONDS", "10"))
 QUIET_SECONDS = 1  # the same where nobody starts it
 DOCKER_PID_FILE = Path(os.environ.get("TRACKER_BACKUP_DOCKER_PID_FILE", "/run/docker.pid"))
 STOP_INSTEAD = "set backup.quiesce to 'stop' in the environment file, generate and install again"
@@ -290,7 +291,7 @@ class Window:
                 signals.ignore()
                 self.stack.restart()
             self.close()
-            if self.events and not error:
+            if self.events and not error and (not self.found or self.is_unchanged()):
                 self.changes = self.events.until(captured_at, self.started)
         except Refused as failure:
             if error and failure.code == 4:
@@ -437,15 +438,26 @@ class Window:
         except Refused:
             return False
 
+    @property
+    def expected(self) -> str:
+        """The tracker's status during the capture."""
+        taken_down = {"stop": "exited", "pause": "paused"}
+        return taken_down.get(self.quiesce) or self.quiesce.removeprefix("left-")
+
+    def is_unchanged(self) -> bool:
+        """Whether the tracker's state at the end of the capture is the one that the run left."""
+        if not self.tracker or not self.found:
+            return self.tracker is self.found
+        state = self.found.status, self.found.started
+        return state == (self.expected, self.tracker.started)
+
     def require_unchanged(self) -> None:
         """If somebody starts the tracker during the capture, the copy is torn, and no
         integrity_check sees it.
         """
         if self.quiesce == "none":
             return
-        expected = {"stop": "exited", "pause": "paused"}.get(self.quiesce)
-        expected = expected or self.quiesce.removeprefix("left-")
-        tracker = self.tracker
+        tracker, expected = self.tracker, self.expected
         if tracker and not self.found:
             self.found = look(tracker.id)
         try:
@@ -453,10 +465,7 @@ class Window:
         except Refused as error:
             raise Refused(f"{UNKNOWN} ({error})") from error
         good = ids == ([tracker.id] if tracker else [])
-        if tracker and good:
-            state = (self.found.status, self.found.started) if self.found else ()
-            good = state == (expected, tracker.started)
-        if not good:
+        if not good or not self.is_unchanged():
             was = f"{tracker.id} {expected} {tracker.started}" if tracker else expected
             raise Refused(
                 f"the tracker was changed during the capture (was: {was}; is: "

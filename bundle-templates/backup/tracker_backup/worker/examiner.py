@@ -29,9 +29,9 @@ def examine(arguments: dict[str, Any], answer: Answer) -> None:
 
 
 def compress(arguments: dict[str, Any], answer: Answer) -> None:
-    """Compresses each of `files` beside itself."""
+    """Compresses each of `files` beside itself. No compressed file may exceed limit_bytes."""
     compression = arguments["compression"]
-    with timed(answer, "compress"):
+    with file_size_limit(arguments["limit_bytes"]), timed(answer, "compress"):
         for name in arguments["files"]:
             compress_file(WORK / name, WORK / (name + SUFFIX[compression]), compression)
 
