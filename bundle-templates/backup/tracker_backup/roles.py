@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import protocol
-from .docker import RUN_LABEL, docker
+from .docker import DOCKER_SECONDS, RUN_LABEL, docker
 from .host import Refused
 from .protocol import ANSWER_BYTES, LARGEST, REASON_CHARACTERS, Answer, BadAnswer, printable
 from .publish import DIRECTORY, names, opened, remove_in_steps, take
@@ -35,6 +35,8 @@ KILLED = (137, -signal.SIGKILL, -signal.SIGTERM)
 FAILED = "the {0} step failed with exit code {1}; its message is in the log"
 OVER = "the {0} step was not over after its time limit of {2} s, or its container was killed"
 RESERVE_BYTES, RESERVE_INODES = 512 << 20, 1000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -130,26 +132,14 @@ class Role:
         """
         if not self._client:
             raise Refused(f"the {self.name} does not work any more; it cannot do the {job} step")
-<<<<<<< HEAD
-        answer = self._converse(
-            job, seconds, protocol.encode_job(job, arguments), protocol.decode_answer
-        )
-=======
         self.greet(job, seconds)
         encoded = protocol.encode_job(job, arguments)
         answer = self._exchange(job, encoded, seconds, protocol.decode_answer)
->>>>>>> next
         if answer.code:
             reason = answer.reason or FAILED.format(job, answer.code)
             raise Refused(reason, 2 if answer.code == 2 else 1)
         return answer
 
-<<<<<<< HEAD
-    def _converse(
-        self, step: str, seconds: float, line: bytes, decode: Callable[[bytes], Said]
-    ) -> Said:
-        """Writes a line, and decodes the next one that the role says."""
-=======
     def greet(self, step: str = "start", seconds: float = DOCKER_SECONDS) -> None:
         """Waits until the role is there. Docker lets nobody into a container that is paused."""
         if not self._greeted:
@@ -158,7 +148,6 @@ class Role:
 
     def _exchange(self, step: str, line: bytes, seconds: float, decode: Callable[[bytes], T]) -> T:
         """Writes one line, and decodes the one that comes back."""
->>>>>>> next
         try:
             self._write(line)
             return decode(self._read_line(time.monotonic() + seconds))

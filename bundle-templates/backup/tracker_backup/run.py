@@ -468,6 +468,7 @@ def prove_pause(run: Run, role: Role) -> None:
     pause (its cgroups have no freezer) is a configuration error.
     """
     fault_point("proving-pause", run.host)
+    role.greet()
     messages: dict[str, None] = {}
     # Docker fails for some seconds, too, when containerd was killed.
     for attempt in range(3):
