@@ -67,6 +67,14 @@ def test_a_destination_that_does_not_answer_fails_the_run(host: Host) -> None:
     host.nothing_was_recorded()
 
 
+def test_a_probe_that_a_file_system_let_through_too_late_is_removed(host: Host) -> None:
+    probes = [place / ".probe-20260102_030405" for place in (host.staging, host.destination)]
+    for probe in probes:
+        probe.write_text("probe\n", encoding="ascii")
+    host.run().ends_with(0, "removing what a dead run left")
+    assert not any(probe.exists() for probe in probes)
+
+
 # ---------------------------------------------------------------- a restore that died
 
 

@@ -56,6 +56,7 @@ PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "30
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
 STALL_LIMIT_SECONDS = 5  # drivers of SQLite commonly give up after this time
 SPARE_BYTES = 16 << 20
+PROBE = ".probe-{}"  # and the run's id: what is written to see whether it can be
 SIZES = words("database_bytes config_disk_bytes members")
 MEMBERS = 100  # at most so many databases of other services
 SPARSE_BYTES = 1 << 30  # that holes may add to the archive
@@ -355,10 +356,14 @@ def remove_leftover_files(run: Run) -> None:
     """While we hold the lock, no other run is alive. So files that are named after another run are
     leftovers.
     """
-    for leftover in run.host.staging.glob("[0-9]*_[0-9]*"):
+    host = run.host
+    leftovers = [*host.staging.glob("[0-9]*_[0-9]*")]
+    for directory in (host.staging, host.destination):
+        leftovers += directory.glob(PROBE.format("[0-9]*"))
+    for leftover in leftovers:
         run.warn(f"removing what a dead run left: {leftover}")
         remove_tree(leftover)
-    clear_leftovers(run.host, run.warn)
+    clear_leftovers(host, run.warn)
 
 
 def require_docker(host: Host) -> None:
@@ -542,7 +547,7 @@ def check_space(run: Run, database: int, config: int) -> None:
 
 def probe_write(directory: Path, run_id: str) -> None:
     script = 'echo probe >"$0" && sync "$0" && rm "$0"'
-    if why := attempt(directory, "sh", "-c", script, str(directory / f".probe-{run_id}")):
+    if why := attempt(directory, "sh", "-c", script, str(directory / PROBE.format(run_id))):
         raise Refused(f"cannot write to {directory}: {why.rpartition(': ')[2]}")
 
 
