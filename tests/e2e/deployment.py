@@ -25,23 +25,20 @@ RUN_SECONDS = 180
 
 Run = dict[str, Any]  # a run manifest
 
-# Takes most of the CPU from the backup container as soon as there is one, so that the capture,
-# which comes seconds later, is slow enough to be met for certain. Then stops the script that
-# captures, and prints the container and the process ids. (Docker's own pause fails on a container
-# that is so slow.)
-_HOLD_CAPTURE = """
-throttled=''
-while ((SECONDS < 60)); do
-    if [[ -z $throttled ]]; then
-        throttled=$(docker ps --quiet --filter label=tracker-backup.run)
-        [[ -z $throttled ]] || docker update --cpus=0.03 "$throttled"
-    elif pkill -STOP --full '^bash /usr/local/bin/backup.sh capture'; then
-        pgrep --full '^bash /usr/local/bin/backup.sh capture'
-        exit
-    fi
-    sleep 0.01
-done
-exit 1
+# Where TRACKER_BACKUP_STOP_AT has a run stand still: see fault_points.py.
+_POINTS = f"{STAGING}/.fault-points"
+_BEFORE_CAPTURE = "beginning-the-capture"
+
+# Stops the roles that capture just before they get their job, prints their process ids, and lets
+# the run go on.
+_HOLD_CAPTURE = f"""
+mkdir -m 0700 {_POINTS} && touch {_POINTS}/hold
+while ((SECONDS < 60)) && [[ ! -e {_POINTS}/reached ]]; do sleep 0.02; done
+[[ -e {_POINTS}/reached ]] || exit 1
+pkill -STOP --full 'backup[.]py (reader|client)$' && pgrep --full 'backup[.]py (reader|client)$'
+code=$?
+rm {_POINTS}/hold
+exit $code
 """
 
 
@@ -119,7 +116,9 @@ class Deployment:
     def running(self) -> Iterator[BackgroundRun]:
         """A backup in the background, waited for when the block ends."""
         since = self.host.run("date", "+%s.%N").stdout.strip()
-        process = self.host.spawn("bash", "-c", f"echo $$; exec {SCRIPT}")
+        process = self.host.spawn(
+            "bash", "-c", f"echo $$; TRACKER_BACKUP_STOP_AT={_BEFORE_CAPTURE} exec {SCRIPT}"
+        )
         assert process.stdout is not None
         run = BackgroundRun(self.host, process, process.stdout.readline().strip(), since)
         try:
@@ -203,7 +202,6 @@ class BackgroundRun:
         self._host = host
         self._process = process
         self._since = since
-        self._container = ""
         self._held: list[str] = []
 
     def signal(self, name: str) -> None:
@@ -234,13 +232,12 @@ class BackgroundRun:
 
     def hold_capture(self) -> None:
         """Returns with the run in the middle of its capture, which stands until it is released."""
-        self._container, *self._held = self._host.sh(_HOLD_CAPTURE).split()
+        self._held = self._host.sh(_HOLD_CAPTURE).split()
         assert not self._logged("window closed"), "the capture was over before it could be held"
 
     def release_capture(self) -> None:
-        """Lets a held capture go on, if its container is still there."""
+        """Lets a held capture go on, if its containers are still there."""
         if self._held:
-            self._host.run("docker", "update", "--cpus=2", self._container, check=False)
             self._host.run("kill", "-CONT", *self._held, check=False)
             self._held = []
 
@@ -250,6 +247,7 @@ class BackgroundRun:
         if self.outcome is None:
             self._host.run("kill", self.pid, check=False)
             self.wait()
+        self._host.run("rm", "-rf", _POINTS)
 
     def _logged(self, text: str) -> bool:
         """Whether this run (and no earlier one) has logged something."""

@@ -1,4 +1,4 @@
-"""What the fault tests share: a shim that strikes at a Docker call, and pictures of hosts."""
+"""What the fault tests share: strikes at a step or a Docker call, and pictures of hosts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from e2e.bundle import Outcome
 from e2e.deployment import DESTINATION, LOG, SCRIPT, STAGING, Deployment
 from e2e.host import Host, wait_until
 from e2e.stack import DATABASE, DEPLOY_DIR, mysql, sqlite, wait_for_tracker
+from e2e.steps import MISSED, POINTS, PREPARE, STRIKE, step_named
 
 STATE = "/var/lib/tracker-backup"
 MARKER = f"{STATE}/window"
@@ -21,6 +22,11 @@ PAUSE = {"QUIESCE": "pause", "STOP_TIMEOUT_SECONDS": "1"}
 KILL = "kill -9 $FAULT_PID"
 DIE = f"{KILL}; exit 1"  # the call itself is not made any more
 COMMAND_SECONDS = 300
+
+CAPTURE = "step beginning the capture"  # in the window, just before the database is captured
+
+# The capture stands still: the roles that do it, on every Docker host as seen from that host.
+STOP_CAPTURE = "pkill -STOP --full 'backup[.]py (reader|client)$'"
 
 _SHIM_DIRECTORY = "/root/shim"
 _REAL_DOCKER = "/usr/bin/docker"
@@ -89,7 +95,8 @@ def strike(
 ) -> Struck:
     """Runs a command to its end; runs the shell fragment `do` at one of its Docker calls.
 
-    The call is the `nth` one that matches `at`; `when` is `before` or `after` it.
+    The call is the `nth` one that matches `at`; `when` is `before` or `after` it. For a run, `at`
+    can also be `step NAME`, one of `steps.STEPS`.
     """
     with striking(
         host, *command, at=at, do=do, when=when, nth=nth, environment=environment
@@ -116,37 +123,51 @@ def striking(
         f"cat >{shim}; chmod 0755 {shim}",
         stdin=_SHIM,
     )
+    step = step_named(at.removeprefix("step ")) if at.startswith("step ") else None
     exported = {
-        "FAULT_AT": at,
+        "FAULT_AT": "" if step else at,
         "FAULT_DO": do,
         "FAULT_WHEN": when,
         "FAULT_NTH": str(nth),
         "FAULT_CALLS": calls,
     }
     exported |= {"TRACKER_BACKUP_STEADY_SECONDS": "1"} | dict(environment or {})
+    says_pid, striker = "", None
+    if step:
+        exported["TRACKER_BACKUP_STOP_AT"] = step.stop_at
+        host.run("bash", "-ec", PREPARE)
+        says_pid = f"echo $$ >{POINTS}/pid; "
     words = " ".join(f"{name}={shlex.quote(value)}" for name, value in exported.items())
     process = host.spawn(
         "bash",
         "-c",
-        f'export {words} FAULT_PID=$$ PATH={_SHIM_DIRECTORY}:$PATH; exec "$@"',
+        f'{says_pid}export {words} FAULT_PID=$$ PATH={_SHIM_DIRECTORY}:$PATH; exec "$@"',
         "struck",
         *command,
     )
+    if step:
+        striker = host.spawn("env", f"DO={do}", "UNDER_WAY=no", "bash", "-c", STRIKE)
 
     def wait() -> Struck:
         output, _ = process.communicate(timeout=COMMAND_SECONDS)
+        if striker:
+            said, _ = striker.communicate(timeout=COMMAND_SECONDS)
+            assert striker.returncode != MISSED, said + output
         made = host.run("cat", calls, check=False).stdout.splitlines()
         return Struck(Outcome(process.returncode, output), tuple(made))
 
     try:
         yield wait
     finally:
-        if process.poll() is None:
-            try:
-                process.communicate(timeout=COMMAND_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
+        for one in (process, striker):
+            if one and one.poll() is None:
+                try:
+                    one.communicate(timeout=COMMAND_SECONDS)
+                except subprocess.TimeoutExpired:
+                    one.kill()
+                    one.communicate()
+        if step:
+            host.run("rm", "-rf", POINTS, check=False)
 
 
 def picture(host: Host, *, databases: bool = True) -> dict[str, str]:

@@ -1,13 +1,15 @@
 """The benchmark behind scripts/bench-statistics, for both scopes and both databases.
 
-It runs the steps of backup.sh in its own image.
+It runs the roles of a backup in the image, one after the other, in one container.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import shutil
 import signal
 import statistics
 import subprocess
@@ -23,7 +25,6 @@ from e2e.host import wait_until
 from e2e.images import PREFIX, base_image, stack_images
 
 CONTEXT = REPOSITORY / "target/bundles/mysql-minimal/backup"
-RUN = "20260101_000000"
 STEP_SECONDS = 3600
 START_SECONDS = 120
 NAME = f"{PREFIX}-scope-{os.getpid()}"
@@ -69,18 +70,68 @@ CREATE TABLE `keys` (
     ) AS numbered;
 ANALYZE TABLE torrents;
 """
+_COMMON = (
+    "BACKUP_MODE='single'\nBACKUP_PATHS_FILE='/etc/backup/paths'\nBACKUP_COMPRESSION='gzip'\n"
+    "BACKUP_SCOPE='{scope}'\nBACKUP_ALLOW_WRITER_STALL='true'\n"
+)
 _DATABASE = {
     "sqlite": "DB_TYPE='sqlite'\nDB_PATH='/data/tracker.db'\n",
     "mysql": f"DB_TYPE='mysql'\nDB_HOST='{NAME}-mysql'\nDB_PORT='3306'\nDB_USER='tracker'\n"
     "DB_NAME='tracker'\nDB_PASSWORD_FILE='/etc/backup/password'\nDB_TLS='unverified'\n",
 }
-# Without what it takes to enter a container.
-_TIMED = 'started=$EPOCHREALTIME; backup.sh "$0" "$@" && echo "$started $EPOCHREALTIME"'
+_CLIENT = {
+    "driver": "mysql",
+    "host": f"{NAME}-mysql",
+    "port": "3306",
+    "user": "tracker",
+    "password": "password",
+    "name": "tracker",
+    "tls": "unverified",
+    "ca_file": "",
+}
+_LIMIT_BYTES = 1 << 40
+
+# In the container: plays the host's part of a backup. Without what it takes to enter a container.
+# Prints the seconds of the capture and of the rest, and the bytes of the compressed database.
+_ROLES = """
+import json, os, subprocess, sys, time
+
+def work(role):
+    return os.path.join("/staging", role)
+
+def ask(role, *jobs):
+    os.makedirs(work(role), exist_ok=True)
+    environment = {**os.environ, "BACKUP_WORK": work(role)}
+    with subprocess.Popen(["backup.sh", role], stdin=-1, stdout=-1, env=environment) as process:
+        process.stdout.readline()
+        for job in jobs:
+            started = time.monotonic()
+            process.stdin.write(json.dumps(job).encode() + b"\\n")
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+            if answer["code"]:
+                sys.exit(job["job"] + ": " + answer["reason"])
+        process.stdin.close()
+    return time.monotonic() - started
+
+given = json.loads(sys.argv[1])
+source = given["source"]
+capture = ask(source, given["preflight"], given["capture"])
+os.makedirs(work("examiner"))
+for name in os.listdir(work(source)):
+    os.rename(os.path.join(work(source), name), os.path.join(work("examiner"), name))
+started = time.monotonic()
+ask("examiner", given["examine"], given["compress"])
+ask("reader", given["archive"])
+finish = time.monotonic() - started
+compressed = [os.path.join(work("examiner"), name + ".gz") for name in given["compress"]["files"]]
+print(capture, finish, sum(map(os.path.getsize, compressed)))
+"""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One backup: seconds of its capture and of the rest, bytes of the published database."""
+    """One backup: seconds of its capture and of the rest, bytes of the compressed database."""
 
     capture: float
     finish: float
@@ -108,11 +159,11 @@ def backup_image() -> str:
     """The image of the backup container, on the base that the end-to-end tests have."""
     name = f"{PREFIX}/scope"
     with tempfile.TemporaryDirectory() as folder:
-        for path in CONTEXT.iterdir():
-            text = path.read_text(encoding="utf-8").replace(
-                "FROM debian:trixie-slim", f"FROM {base_image('trixie')}"
-            )
-            (Path(folder) / path.name).write_text(text, encoding="utf-8")
+        shutil.copytree(CONTEXT, folder, dirs_exist_ok=True)
+        recipe = Path(folder) / "Dockerfile"
+        text = recipe.read_text(encoding="utf-8")
+        base = f"FROM {base_image('trixie')}"
+        recipe.write_text(text.replace("FROM debian:trixie-slim", base), encoding="utf-8")
         docker("build", "--tag", name, folder)
     return name
 
@@ -138,30 +189,30 @@ def network() -> Iterator[str]:
 
 
 def back_up(backup: str, folder: Path, kind: str, method: str, scope: str) -> Sample:
-    """The steps of one backup; what it published is removed again."""
-    common = (
-        "BACKUP_MODE='single'\nBACKUP_RETENTION_DAYS='7'\nBACKUP_PATHS_FILE='/etc/backup/paths'\n"
-        "BACKUP_COMPRESSION='gzip'\n"
+    """The roles of one backup; what they made is removed again."""
+    (folder / "etc/backup.conf").write_text(
+        _COMMON.format(scope=scope) + _DATABASE[kind], encoding="utf-8"
     )
-    setting = f"{common}BACKUP_SCOPE='{scope}'\nBACKUP_ALLOW_WRITER_STALL='true'\n{_DATABASE[kind]}"
-    (folder / "etc/backup.conf").write_text(setting, encoding="utf-8")
-    docker(
-        "exec",
-        backup,
-        "bash",
-        "-c",
-        f"cd /staging && mkdir {RUN} && touch {RUN}/expected-tables {RUN}/expected-bytes;"
-        " sync; cat /data/* >/dev/null",
+    docker("exec", backup, "bash", "-c", "sync; cat /data/* >/dev/null")
+    common = {"scope": scope, "limit_bytes": _LIMIT_BYTES, "compression": "gzip"}
+    asked = common | (
+        {"method": method, "stall_limit": 0} if kind == "sqlite" else _CLIENT | {"driver": "mysql"}
     )
-    seconds = {}
-    for step in ("preflight", "capture", "finish"):
-        started, ended = docker("exec", backup, "bash", "-c", _TIMED, step, RUN, method).split()[
-            -2:
-        ]
-        seconds[step] = float(ended) - float(started)
-    size = sum(path.stat().st_size for path in (folder / "backups" / kind).iterdir())
-    docker("exec", backup, "bash", "-c", f"rm -rf /staging/{RUN} /backups/*")
-    return Sample(seconds["capture"], seconds["finish"], size)
+    files = ["database.db"] if kind == "sqlite" else ["database.sql"]
+    if kind == "mysql" and scope != "full":
+        files.append("torrents.sql")
+    given = {
+        "source": "reader" if kind == "sqlite" else "client",
+        "preflight": asked | {"job": "preflight"},
+        "capture": asked | {"job": "capture"},
+        "examine": common | {"job": "examine", "driver": kind},
+        "compress": common | {"job": "compress", "files": files},
+        "archive": common | {"job": "archive", "members": []},
+    }
+    words = ("exec", "--env", "BACKUP_CLIENT=/run/client", backup, "python3", "-c", _ROLES)
+    capture, finish, size = docker(*words, json.dumps(given)).split()
+    docker("exec", backup, "bash", "-c", "rm -rf /staging/*")
+    return Sample(float(capture), float(finish), int(size))
 
 
 def fill(backup: str, folder: Path, server: str, rows: int) -> str:
@@ -220,7 +271,7 @@ def bench(rows: int, rounds: int) -> str:
     measured: dict[tuple[str, str, str], list[Sample]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name in ("data", "etc", "staging", "backups"):
+        for name in ("data", "etc", "staging"):
             (folder / name).mkdir()
         for path, text in {
             "etc/paths": "/data/.env\n",
@@ -249,11 +300,17 @@ def bench(rows: int, rounds: int) -> str:
                 "data:/data:ro",
                 "etc:/etc/backup:ro",
                 "staging:/staging",
-                "backups:/backups",
             )
         ]
         backup = stack.enter_context(
-            container(f"{NAME}-backup", image, "--init", f"--network={net}", *mounts)
+            container(
+                f"{NAME}-backup",
+                image,
+                "--init",
+                "--tmpfs=/run/client:mode=0700",
+                f"--network={net}",
+                *mounts,
+            )
         )
         busy = os.getloadavg()[1]
         facts = fill(backup, folder, server, rows)
@@ -268,8 +325,8 @@ def bench(rows: int, rounds: int) -> str:
                         flush=True,
                     )
     head = (
-        "| database | captured | `database_scope` | capture, s | check, compress, publish, s"
-        " | published, MB |"
+        "| database | captured | `database_scope` | capture, s | check, archive, compress, s"
+        " | compressed, MB |"
     )
     lines = [
         (

@@ -1,7 +1,8 @@
 """The steps of a run, each with the fault point at which the program stands still.
 
 The program stops there because TRACKER_BACKUP_STOP_AT names the point and the directory
-.fault-points is in staging (see fault_points.py). Then a test does something to the run.
+.fault-points is in staging (see fault_points.py). Then a test does something to the run. All points
+are in the program on the host. The roles in the containers do nothing meanwhile.
 """
 
 from __future__ import annotations
@@ -17,33 +18,36 @@ from e2e.host import Host
 
 RUN_SECONDS = 240
 HELD_SECONDS = 60
-_OVER = 99  # the exit code that says that the run was over before it was struck
+MISSED = 97  # the exit code that says that the run did not come to the step
+_OVER = 99  # the same for a run that was over before it was struck
 
-_POINTS = f"{STAGING}/.fault-points"
+POINTS = f"{STAGING}/.fault-points"
 
-_PREPARE = f"""
-rm -rf {_POINTS}
-mkdir -m 0700 {_POINTS}
-touch {_POINTS}/hold
+PREPARE = f"""
+rm -rf {POINTS}
+mkdir -m 0700 {POINTS}
+touch {POINTS}/hold
 systemctl reset-failed docker.service containerd.service
 """
 
-_STRIKE = f"""
+# Runs the fragment DO when the run has come to its step, with the run's process id in FAULT_PID.
+# Then it lets the run go on. The fragment may let it go on by itself.
+STRIKE = f"""
+trap '[[ ! -e {POINTS}/hold ]] || rm -f {POINTS}/hold' EXIT
 for ((n = 0; n < {HELD_SECONDS * 50}; n++)); do
-    [[ ! -e {_POINTS}/reached ]] || break
+    [[ ! -e {POINTS}/reached ]] || break
+    ((n % 50 < 49)) || [[ ! -s {POINTS}/pid ]] || kill -0 "$(cat {POINTS}/pid)" || break
     sleep 0.02
 done
-[[ -e {_POINTS}/reached ]] || {{ echo 'the run did not come to this step'; exit 1; }}
-[[ $UNDER_WAY == no ]] || {{ rm {_POINTS}/hold; sleep 0.3; }}
+[[ -e {POINTS}/reached ]] || {{ echo 'the run did not come to this step'; exit {MISSED}; }}
+FAULT_PID=$(cat {POINTS}/pid)
+[[ $UNDER_WAY != yes ]] || {{ rm {POINTS}/hold; sleep 0.3; }}
 eval "$DO"
-code=$?
-rm -f {_POINTS}/hold
-exit $code
 """
 
 # What is not there cannot be killed, and kill says so.
 KILL = {
-    "the script": f"kill -KILL $(cat {_POINTS}/pid)",
+    "the script": f"kill -KILL $(cat {POINTS}/pid)",
     "its container": "kill -KILL $(docker inspect --format '{{.State.Pid}}' $(docker ps --quiet "
     "--filter label=tracker-backup.run))",
     "dockerd": "kill -KILL $(pidof dockerd)",
@@ -59,7 +63,7 @@ class Step:
     window: bool = False
     """Whether the tracker may be down at it, so that it matters how it was taken down."""
     container: bool = True
-    """Whether the run's container is there."""
+    """Whether a container of the run is there."""
     under_way: bool = False
     """Whether to strike while the next command runs, and not before it."""
     point: str = ""
@@ -97,14 +101,14 @@ STEPS = (
     Step("looking back at the window"),
     Step("beginning to finish"),
     Step("checking the database"),
-    Step("archiving the configuration"),
     Step("compressing the database"),
-    Step("syncing the compressed database"),
-    Step("publishing the database"),
-    Step("publishing the configuration"),
-    Step("writing the run manifest"),
-    Step("removing old backups"),
+    Step("archiving the configuration"),
     Step("removing the container"),
+    Step("syncing the compressed database", container=False),
+    Step("publishing the database", container=False),
+    Step("publishing the configuration", container=False),
+    Step("writing the run manifest", container=False),
+    Step("removing old backups", container=False),
 )
 
 
@@ -133,7 +137,7 @@ def strike_at(host: Host, step: Step, do: str) -> Struck:
             f"UNDER_WAY={'yes' if step.under_way else 'no'}",
             "bash",
             "-c",
-            _STRIKE,
+            STRIKE,
             seconds=HELD_SECONDS * 2,
         )
         struck.moment = time.monotonic()
@@ -144,8 +148,8 @@ def strike_after(host: Host, seconds: float, do: str) -> Struck:
     """Runs a backup and a shell fragment so many seconds after its begin, unless it is over."""
     with _running(host, "") as struck:
         waited = (
-            f"until [[ -s {_POINTS}/pid ]]; do sleep 0.01; done; sleep {seconds:.3f}; kill "
-            f"-0 $(cat {_POINTS}/pid) || exit {_OVER}; {do}"
+            f"until [[ -s {POINTS}/pid ]]; do sleep 0.01; done; sleep {seconds:.3f}; kill "
+            f"-0 $(cat {POINTS}/pid) || exit {_OVER}; {do}"
         )
         struck.live = host.run("bash", "-c", waited, check=False).returncode != _OVER
         struck.moment = time.monotonic()
@@ -154,13 +158,13 @@ def strike_after(host: Host, seconds: float, do: str) -> Struck:
 
 @contextmanager
 def _running(host: Host, at: str) -> Iterator[Struck]:
-    host.run("bash", "-ec", _PREPARE)
+    host.run("bash", "-ec", PREPARE)
     words = "TRACKER_BACKUP_STEADY_SECONDS=1" + (f" TRACKER_BACKUP_STOP_AT={at}" if at else "")
-    process = host.spawn("bash", "-c", f"echo $$ >{_POINTS}/pid; export {words}; exec {SCRIPT}")
+    process = host.spawn("bash", "-c", f"echo $$ >{POINTS}/pid; export {words}; exec {SCRIPT}")
     struck = Struck()
     try:
         yield struck
     finally:
         output, _ = process.communicate(timeout=RUN_SECONDS)
         struck.outcome = Outcome(process.returncode, output)
-        host.run("rm", "-rf", _POINTS)
+        host.run("rm", "-rf", POINTS)

@@ -83,11 +83,13 @@ def no_file_changed(deployment: Deployment, before: dict[str, str]) -> None:
     assert deployment.host.sh(f"ls -A {STAGING}") == ""
 
 
-def test_a_journal_that_names_an_older_backup_does_not_delete_it(
-    deployment: Deployment, older: str
+@pytest.mark.parametrize("place", [DESTINATION, CONTAINERS_DESTINATION])
+def test_h01_a_journal_that_names_an_older_backup_does_not_delete_it(
+    deployment: Deployment, older: str, place: str
 ) -> None:
+    """`place` is where the backups are, on the host or in a container that sees them."""
     before = digests(deployment)
-    victim = older.replace(DESTINATION, CONTAINERS_DESTINATION)
+    victim = older.replace(DESTINATION, place)
     with planted(deployment):
         deployment.host.run(*TRACKER, "python3", "-c", _HOT_JOURNAL, SQLITE_FILE, victim)
         deployment.host.run("grep", "-qaF", victim, f"{SQLITE_FILE}-journal")
@@ -111,7 +113,7 @@ SCHEMAS = {
 
 @pytest.mark.parametrize("quiesce", ["pause", "none"])
 @pytest.mark.parametrize("schema", SCHEMAS)
-def test_the_text_of_a_schema_reaches_no_shell(
+def test_h02_and_h03_the_text_of_a_schema_reaches_no_shell(
     deployment: Deployment, older: str, schema: str, quiesce: str
 ) -> None:
     text, succeeds = SCHEMAS[schema]

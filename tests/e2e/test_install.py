@@ -23,6 +23,11 @@ PLACES = {
     f"{DEPLOY_DIR}/backup/Dockerfile": "root:root 644",
     f"{DEPLOY_DIR}/backup/.dockerignore": "root:root 644",
     f"{DEPLOY_DIR}/backup/backup.sh": "root:root 755",
+    f"{DEPLOY_DIR}/backup/backup.py": "root:root 644",
+    f"{DEPLOY_DIR}/backup/tracker_backup": "root:root 755",
+    f"{DEPLOY_DIR}/backup/tracker_backup/protocol.py": "root:root 644",
+    f"{DEPLOY_DIR}/backup/tracker_backup/worker": "root:root 755",
+    f"{DEPLOY_DIR}/backup/tracker_backup/worker/reader.py": "root:root 644",
     f"{DEPLOY_DIR}/backup/backup.conf": "root:root 644",
     f"{DEPLOY_DIR}/backup/backup-paths.txt": "root:root 644",
     f"{DEPLOY_DIR}/backup/secrets": "root:root 700",
@@ -37,6 +42,7 @@ PLACES = {
     "/usr/local/lib/tracker-backup": "root:root 755",
     "/usr/local/lib/tracker-backup/tracker_backup": "root:root 755",
     "/usr/local/lib/tracker-backup/tracker_backup/main.py": "root:root 644",
+    "/usr/local/lib/tracker-backup/tracker_backup/drivers/sqlite.py": "root:root 644",
     CONFIG: "root:root 644",
     "/etc/cron.d/tracker-backup": "root:root 644",
     "/etc/logrotate.d/tracker-backup": "root:root 644",
@@ -52,6 +58,21 @@ def test_check_mode_on_a_fresh_host_passes(deployment: Deployment) -> None:
 
 def test_everything_is_in_its_place_with_owner_and_mode(deployment: Deployment) -> None:
     assert {path: deployment.host.stat(path) for path in PLACES} == PLACES
+
+
+def test_the_host_and_the_image_have_the_same_package(deployment: Deployment) -> None:
+    host, library = deployment.host, "/usr/local/lib/tracker-backup"
+    host.run(
+        "diff", "--recursive", f"{DEPLOY_DIR}/backup/tracker_backup", f"{library}/tracker_backup"
+    )
+    left = host.sh(f"find {library} {DEPLOY_DIR}/backup -name '*.sh' -o -name '*.pyc'").split()
+    assert left == [f"{DEPLOY_DIR}/backup/backup.sh"], (
+        "nothing of an older bundle, nothing compiled"
+    )
+    image = host.sh(f"sed -n \"s/^IMAGE='\\(.*\\)'/\\1/p\" {CONFIG}").strip()
+    digest = f"cd {library} && find tracker_backup -type f | sort | xargs sha256sum"
+    command = ("docker", "run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c")
+    assert host.run(*command, digest).stdout == host.sh(digest)
 
 
 def test_every_backup_is_for_root_alone(deployment: Deployment) -> None:

@@ -11,7 +11,7 @@ import pytest
 from e2e import disk, faults, page
 from e2e.aftermath import becomes, lost, next_run, reason
 from e2e.deployment import DESTINATION, SCRIPT, Deployment
-from e2e.faults import MARKER, PAUSE, STOP, striking, tracker_started_again
+from e2e.faults import CAPTURE, MARKER, PAUSE, STOP, striking, tracker_started_again
 from e2e.host import wait_until
 from e2e.page import Row
 from e2e.stack import wait_for_tracker
@@ -48,7 +48,7 @@ def test_the_tracker_is_back_after_a_boot_inside_the_window(
         deployment.tracker(),
     )
     with tracker_started_again(deployment), deployment.configured(**ACTIONS[quiesce]):
-        with striking(host, SCRIPT, at="backup.sh capture", do="sleep 1000"):
+        with striking(host, SCRIPT, at=CAPTURE, do="sleep 1000"):
             wait_until(
                 "the window",
                 lambda: host.exists(MARKER) and deployment.tracker().status == DOWN[quiesce],

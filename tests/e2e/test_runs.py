@@ -167,7 +167,7 @@ def test_the_password_is_not_in_the_process_list_nor_in_docker_inspect(
         )
         run.release_capture()
         run.wait().succeeded()
-    assert "backup.sh capture" in processes
+    assert "backup.py client" in processes
     assert "ABCDEFGHIJKLMNOPQRSTUVWXYZ" not in processes + inspected
 
 

@@ -34,7 +34,6 @@ from e2e.stack import (
 )
 from e2e.test_restore import BUNDLE, FILL, _elsewhere, _escaped, _pipe, tool
 
-LIBRARY = "/usr/local/lib/tracker-backup"
 STATE = "/var/lib/tracker-backup"
 TWO_FILES = (
     "--file",
@@ -45,7 +44,6 @@ TWO_FILES = (
 RUNS = int(os.environ.get("SIDECAR_RUNS", "10"))
 MINUTE = {"strategy": "sidecar", "schedule": "* * * * *"}
 OF_SIDECAR = (
-    f"{LIBRARY}/__main__.py",
     f"{DEPLOY_DIR}/backup/sidecar.env",
     f"{STATE}/stack.json",
 )
@@ -75,9 +73,8 @@ def sidecar(
             host.run("docker", "start", "tracker")
             wait_for_tracker(host)
             sqlite(host, SQLITE_FILE, FILL)
-            # A tracker at work keeps its database open. One that nobody has asked anything for ten
-            # minutes closes its connections, and a WAL that nobody has open cannot be read through
-            # a read-only mount.
+            # A tracker at work keeps its database open, so that there is a live log. One that nobody
+            # has asked anything for ten minutes closes its connections.
             host.sh(
                 "systemd-run --quiet bash -c \"(echo 'SELECT count(*) FROM torrents;';"
                 f" exec sleep infinity) | sqlite3 '{SQLITE_FILE}'\""

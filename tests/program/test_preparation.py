@@ -58,7 +58,7 @@ def test_a_check_of_docker_that_hangs_fails_the_run_with_what_it_was_of(host: Ho
 
 def test_a_destination_that_does_not_answer_fails_the_run(host: Host) -> None:
     """As a network file system whose server is gone: here a pipe that nobody writes."""
-    host.set("DOCKER_SECONDS", 1)
+    host.set("PROBE_SECONDS", 1)
     identity = host.destination / ".tracker-backup.json"
     identity.unlink()
     os.mkfifo(identity)

@@ -155,14 +155,13 @@ def stack_containers(host: Host) -> list[dict[str, Any]]:
 
 
 def deployed_containers(host: Host, label: str) -> list[dict[str, Any]]:
-    """Those with this label that Compose made for the deploy directory."""
-    ids = docker(*words("ps --all --quiet --filter"), f"label={label}").split()
-    return [
-        found
-        for found in (json.loads(docker(*words("inspect --type container"), *ids)) if ids else [])
-        if found["Config"]["Labels"].get("com.docker.compose.oneoff") != "True"
-        and Path(found["Config"]["Labels"][STACK_LABEL]).resolve() == host.deploy_dir.resolve()
-    ]
+    """Those with this label that Compose made for the deploy directory. Only these are inspected,
+    because a stranger's can vanish meanwhile.
+    """
+    if not (ids := stack_ids(host, "--all", "--filter", f"label={label}")):
+        return []
+    found: list[dict[str, Any]] = json.loads(docker(*words("inspect --type container"), *ids))
+    return found
 
 
 def stack_ids(host: Host, *filters: str) -> list[str]:

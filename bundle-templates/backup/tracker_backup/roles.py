@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import protocol
-from .docker import RUN_LABEL, docker
+from .docker import DOCKER_SECONDS, RUN_LABEL, docker
 from .host import Refused
 from .protocol import ANSWER_BYTES, LARGEST, REASON_CHARACTERS, Answer, BadAnswer, printable
 from .publish import DIRECTORY, names, opened, remove_in_steps, take
@@ -30,15 +30,13 @@ BLOCK_BYTES = MESSAGE_BYTES = 1 << 16
 MESSAGE_LINES = 200  # that the log gets of one job
 WATCH_SECONDS = 1
 FLOOD_SECONDS = 0.01  # between two blocks of messages that are too long
-START_SECONDS = 60  # for a role to say its first line
 EXIT_SECONDS = 2  # for a client whose role has closed its output
 KILLED = (137, -signal.SIGKILL, -signal.SIGTERM)
 FAILED = "the {0} step failed with exit code {1}; its message is in the log"
 OVER = "the {0} step was not over after its time limit of {2} s, or its container was killed"
 RESERVE_BYTES, RESERVE_INODES = 512 << 20, 1000
 
-
-Said = TypeVar("Said")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Role:
         self.path = settings.staging / settings.run_id / self.name
         self.container = ""
         self._client: subprocess.Popen[bytes] | None = None
-        self._heard, self._messages = b"", b""
+        self._heard, self._messages, self._greeted = b"", b"", False
 
     def __enter__(self) -> Role:
         self.path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -76,7 +74,6 @@ class Role:
         try:
             os.fchown(self.directory, self.uid, -1)
             self._start()
-            self._converse(f"start of the {self.name}", START_SECONDS, b"", protocol.check_hello)
         except BaseException:
             self.__exit__()
             raise
@@ -135,18 +132,22 @@ class Role:
         """
         if not self._client:
             raise Refused(f"the {self.name} does not work any more; it cannot do the {job} step")
-        answer = self._converse(
-            job, seconds, protocol.encode_job(job, arguments), protocol.decode_answer
-        )
+        self.greet(job, seconds)
+        encoded = protocol.encode_job(job, arguments)
+        answer = self._exchange(job, encoded, seconds, protocol.decode_answer)
         if answer.code:
             reason = answer.reason or FAILED.format(job, answer.code)
             raise Refused(reason, 2 if answer.code == 2 else 1)
         return answer
 
-    def _converse(
-        self, step: str, seconds: float, line: bytes, decode: Callable[[bytes], Said]
-    ) -> Said:
-        """Writes a line, and decodes the next one that the role says."""
+    def greet(self, step: str = "start", seconds: float = DOCKER_SECONDS) -> None:
+        """Waits until the role is there. Docker lets nobody into a container that is paused."""
+        if not self._greeted:
+            self._exchange(step, b"", seconds, protocol.check_hello)
+            self._greeted = True
+
+    def _exchange(self, step: str, line: bytes, seconds: float, decode: Callable[[bytes], T]) -> T:
+        """Writes one line, and decodes the one that comes back."""
         try:
             self._write(line)
             return decode(self._read_line(time.monotonic() + seconds))

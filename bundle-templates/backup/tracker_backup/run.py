@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import subprocess
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,6 @@ from .deployment import check_deployment, stack_facts
 from .destination import IDENTITY, check_destination
 from .docker import (
     BUILD_SECONDS,
-    DOCKER_SECONDS,
     RUN_LABEL,
     WORK_SECONDS,
     check_docker,
@@ -51,10 +51,13 @@ from .window import MARKER, Stack, Tracker, Window, is_overdue, look, tracker_id
 
 HOLD, RESTORE = STATE / "hold", STATE / "restore.json"
 LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
+PROBE_SECONDS = float(os.environ.get("TRACKER_BACKUP_PROBE_SECONDS", "60"))
 PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "300"))
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
 STALL_LIMIT_SECONDS = 5  # drivers of SQLite commonly give up after this time
 SPARE_BYTES = 16 << 20
+SIZES = words("database_bytes config_disk_bytes members")
+MEMBERS = 100  # at most so many databases of other services
 SPARSE_BYTES = 1 << 30  # that holes may add to the archive
 DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
 MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
@@ -312,19 +315,24 @@ def begin(run: Run) -> None:
 
 
 def require_destination(host: Host) -> None:
-    """A server's file system can hang, and then only another process can be ended."""
-    command = ["head", "--bytes=1", "--", str(host.destination / IDENTITY)]
-    probe = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        probe.wait(DOCKER_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise Refused(
-            f"checking the destination was not over after {DOCKER_SECONDS:.0f} s: "
-            f"{host.destination} does not answer"
-        ) from error
-    finally:
-        end(probe)
+    attempt(host.destination, "head", "--bytes=1", "--", str(host.destination / IDENTITY))
     check_destination(host)
+
+
+def attempt(directory: Path, *command: str) -> str:
+    """Why a program failed that uses a directory; empty if it did not. A server's file system can
+    hang, and then only another process can be left alone. Raises Refused.
+    """
+    with tempfile.TemporaryFile() as message:
+        probe = start([*command], stdout=subprocess.DEVNULL, stderr=message)
+        try:
+            probe.wait(PROBE_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Refused(f"{directory} does not answer within {PROBE_SECONDS:.0f} s") from error
+        finally:
+            end(probe)
+        message.seek(0)
+        return message.read(4096).decode(errors="replace").strip() if probe.returncode else ""
 
 
 def remove_leftover_containers(run: Run) -> None:
@@ -460,6 +468,7 @@ def prove_pause(run: Run, role: Role) -> None:
     pause (its cgroups have no freezer) is a configuration error.
     """
     fault_point("proving-pause", run.host)
+    role.greet()
     messages: dict[str, None] = {}
     # Docker fails for some seconds, too, when containerd was killed.
     for attempt in range(3):
@@ -494,7 +503,7 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
     may_stall = host.backup_settings["BACKUP_ALLOW_WRITER_STALL"] == "true"
     stall = 0 if may_stall else STALL_LIMIT_SECONDS
     found = reader.ask("preflight", PREFLIGHT_SECONDS, method=method, stall_limit=stall)
-    sizes = found.numbers
+    sizes = dict.fromkeys(SIZES, 0) | found.numbers
     if source is not reader:
         arguments = driver.arguments(host)
         answer = source.ask("preflight", PREFLIGHT_SECONDS, **arguments)
@@ -532,12 +541,9 @@ def check_space(run: Run, database: int, config: int) -> None:
 
 
 def probe_write(directory: Path, run_id: str) -> None:
-    probe = directory / f".probe-{run_id}"
-    try:
-        write_durably(probe, "probe\n")
-        probe.unlink()
-    except OSError as error:
-        raise Refused(f"cannot write to {directory}: {error.strerror}") from error
+    script = 'echo probe >"$0" && sync "$0" && rm "$0"'
+    if why := attempt(directory, "sh", "-c", script, str(directory / f".probe-{run_id}")):
+        raise Refused(f"cannot write to {directory}: {why.rpartition(': ')[2]}")
 
 
 def capture(run: Run, source: Role, method: str, sizes: dict[str, int], seconds: float) -> Answer:
@@ -561,7 +567,7 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
     fault_point("beginning-to-finish", host)
     run.note(captured)
     if source is reader:
-        reader.ask("settle", WORK_SECONDS, shared=captured.numbers["shared"])
+        reader.ask("settle", WORK_SECONDS, shared=captured.numbers.get("shared", 1))
     with Role(reader.settings, "examiner") as examiner:
         hand_over(source, {name: name for name in driver.CAPTURED}, examiner)
         if source is not reader:
@@ -626,7 +632,7 @@ def examine_members(run: Run, reader: Role, count: int) -> list[int]:
     that is not never stops the tracker's own from being published.
     """
     checked = []
-    for index in range(count):
+    for index in range(min(count, MEMBERS)):
         try:
             captured = reader.ask("capture_member", WORK_SECONDS, index=index)
             if not captured.paths:  # optional, and missing
