@@ -23,7 +23,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(os.environ.get("BUNDLE_TEMPLATES", TESTS.parent / "bundle-templates"))
-STUBS = TESTS / "bats/stubs"
+STUBS = TESTS / "program/stubs"  # of Docker; see program/fake_docker.py
 CALENDAR = "0 3 {} {} {} both".format(
     *(",".join(map(str, numbers)) for numbers in (range(1, 32), range(1, 13), range(7)))
 )
@@ -95,14 +95,14 @@ class Sandbox:
         (self.deploy / "storage/tracker/etc").mkdir(parents=True)
         (self.deploy / "docker-compose.yml").write_text("services: {}\n")
         (self.deploy / ".env").write_text("SECRET=1\n")
-        for name in ("hooks", "tracker"):
+        for name in ("hooks", "tracker", "containers", "clients"):
             (self.stub / name).mkdir(parents=True)
         for name, text in {
             "calls": "",
-            "containers": "",
             "images": IMAGE + "\n",
             "compose-version": "2.24.4\n",
             "tracker/id": "7e57",
+            "tracker/directory": str(self.deploy),
             "tracker/status": "running",
             "tracker/started": "2026-01-01T00:00:00Z",
             "tracker/finished": "",

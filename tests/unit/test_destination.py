@@ -5,7 +5,6 @@ the installation.
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Any
 
 import pytest
@@ -125,9 +124,7 @@ def test_a_compose_that_is_too_old_is_refused_with_what_is_needed(
 def test_a_compose_file_that_does_not_go_with_ours_is_refused_with_its_message(
     host: Sandbox,
 ) -> None:
-    (host.stub / "hooks/config").write_text(
-        "echo 'yaml: line 3: did not find expected key' >&2; exit 15\n"
-    )
+    (host.stub / "hooks/config").write_text("fail('yaml: line 3: did not find expected key', 15)")
     outcome = host.call("check", "docker")
     assert outcome.code == 1
     assert "line 3" in outcome.err
@@ -156,16 +153,14 @@ def test_a_compose_file_that_does_not_go_with_ours_is_refused_with_its_message(
 def test_what_compose_repeats_of_a_broken_env_is_not_shown(
     host: Sandbox, said: str, shown: str
 ) -> None:
-    (host.stub / "hooks/config").write_text(f"printf '%s\n' {shlex.quote(said)} >&2; exit 15\n")
+    (host.stub / "hooks/config").write_text(f"fail({said!r}, 15)")
     outcome = host.call("check", "docker")
     assert outcome.code == 1
     assert shown in outcome.err and "hidden" not in outcome.err
 
 
 def test_a_docker_that_does_not_run_is_refused(host: Sandbox) -> None:
-    (host.stub / "hooks/version").write_text(
-        "echo 'Cannot connect to the Docker daemon' >&2; exit 1\n"
-    )
+    (host.stub / "hooks/version").write_text("fail('Cannot connect to the Docker daemon')")
     outcome = host.call("check", "docker")
     assert outcome.code == 1
     assert "Cannot connect" in outcome.err

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from unit import worker
+from unit.sandbox import Sandbox
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -148,3 +149,16 @@ def test_a_part_that_cannot_be_rolled_back_does_not_keep_the_other(
         tool.restore.undo_both(None, None)
     assert set(done) == {"undo_swap", "undo_import"} - broken
     assert all(f"{name} failed" in str(refused.value) for name in broken)
+
+
+# ---------------------------------------------------------------- connecting
+
+
+def test_a_secret_that_is_not_there_ends_with_2_and_is_named(host: Sandbox) -> None:
+    package = host.package
+    settings = package.host.Host.read(host.config)
+    assert package.drivers.driver_of(settings).arguments(settings)["password"] == "pass"
+    (host.secrets / "db_password").unlink()
+    with pytest.raises(package.host.Refused, match="db_password cannot be read") as refused:
+        package.drivers.driver_of(settings).arguments(settings)
+    assert refused.value.code == 2

@@ -88,7 +88,7 @@ def test_an_image_is_there_when_docker_says_so(sandbox: Sandbox, image: str) -> 
 
 
 def test_a_docker_that_does_not_answer_is_no_missing_image(sandbox: Sandbox) -> None:
-    (sandbox.stub / "hooks/image-inspect").write_text("fail 'Cannot connect to the daemon'\n")
+    (sandbox.stub / "hooks/image-inspect").write_text("fail('Cannot connect to the daemon')")
     outcome = sandbox.install()
     assert outcome.code == 1
     assert "Cannot connect to the daemon" in outcome.err

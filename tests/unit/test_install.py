@@ -334,7 +334,7 @@ def test_older_images_of_ours_are_removed_and_those_of_others_stay(sandbox: Sand
 
 def test_an_image_that_cannot_be_built_leaves_no_schedule(sandbox: Sandbox) -> None:
     (sandbox.stub / "images").write_text("")
-    (sandbox.stub / "hooks/build").write_text("echo 'no route to host' >&2; exit 1\n")
+    (sandbox.stub / "hooks/build").write_text("fail('no route to host')\n")
     outcome = sandbox.install()
     assert outcome.code == 1
     assert "no route to host" in outcome.err
@@ -343,9 +343,7 @@ def test_an_image_that_cannot_be_built_leaves_no_schedule(sandbox: Sandbox) -> N
 
 def test_an_image_that_is_still_in_use_does_not_fail_the_installation(sandbox: Sandbox) -> None:
     (sandbox.stub / "images").write_text(f"{IMAGE}\ngen-backup-bundle/backup:ffffffffffff\n")
-    (sandbox.stub / "hooks/image-rm").write_text(
-        "echo 'image is being used by stopped container' >&2; exit 1\n"
-    )
+    (sandbox.stub / "hooks/image-rm").write_text("fail('image is being used by a container')\n")
     assert sandbox.install().code == 0
 
 

@@ -102,6 +102,7 @@ def copying(sandbox: Sandbox) -> Sandbox:
     script = sandbox.stub / "courier"
     script.write_text(STUB)
     script.chmod(0o755)
+    (sandbox.stub / "hooks/exec").write_text("os.execv(STUB / 'courier', ['courier'])\n")
     add_run(sandbox, "20260101_030000", 1)
     return sandbox
 

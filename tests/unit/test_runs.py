@@ -314,7 +314,7 @@ def test_a_failure_is_recorded_without_files(host: Sandbox) -> None:
 
 
 def test_a_failure_is_recorded_although_docker_and_staging_are_gone(host: Sandbox) -> None:
-    (host.stub / "hooks/ps").write_text("exit 1\n")
+    (host.stub / "hooks/ps").write_text("leave(1)")
     shutil.rmtree(host.deploy / "storage/backup-staging", ignore_errors=True)
     assert record(host, result="failed", code=1, reason="Docker is away", found={}).code == 0
     assert recorded(host)["reason"] == "Docker is away"
