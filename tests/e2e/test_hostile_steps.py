@@ -153,11 +153,11 @@ def test_an_answer_of_a_taken_over_reader_is_only_data(deployment: Deployment, s
             step_named("beginning the capture"),
             in_container("reader", "python3", "-c", code) + " && sleep 1",
         )
-        log = faults.log_since(host, since)
-        assert struck.outcome.code == 1, struck.outcome.output
-        assert said.log in log, log[-5000:]
-        assert len(log) < 500_000, "the log is bounded, whatever the role says"
-        only_failed(deployment, since, earlier, before)
+    log = faults.log_since(host, since)
+    assert struck.outcome.code == 1, struck.outcome.output
+    assert said.log in log, log[-5000:]
+    assert len(log) < 500_000, "the log is bounded, whatever the role says"
+    only_failed(deployment, since, earlier, before)
 
 
 @dataclass(frozen=True)
