@@ -182,7 +182,7 @@ OTHERS = {
     "a link": (f"rm {{0}}; ln -s {SECRET} {{0}}", LINK),
     "a pipe": ("rm {0}; mkfifo {0}", NOT_PLAIN),
     "a directory": ("rm {0}; mkdir {0}", NOT_PLAIN),
-    "a device": ("rm {0}; mknod {0} c 1 5", NOT_PLAIN),
+    "a device": ("rm {0}; mknod {0} c 1 5", "the container's file {} "),
     "a hard link": (f"rm {{0}}; cp {SECRET} twin; ln twin {{0}}", NOT_PLAIN),
     "another user's file": ("chown 64002 {0}", NOT_PLAIN),
     "a huge file": ("truncate --size=8T {0}", "the container's file {} has 8796093022208 bytes"),
