@@ -639,8 +639,8 @@ FAULTS = (
     ),
     Fault(
         "somebody breaks .env in the window",
-        0,
-        "succeeded",
+        1,
+        "the backup container could not be started: .* unterminated quoted value",
         f"cp -p {DOTENV} /root/kept",
         at=CAPTURE,
         do=f'echo "BROKEN=\'of a password" >>{DOTENV}',
