@@ -242,12 +242,17 @@ def test_retention_removes_old_runs_of_ours_and_nothing_else(deployment: Deploym
     assert "retention is suspended" in suspended.output, (
         "years without a backup: did the clock jump?"
     )
-    assert {path.removeprefix(f"{base}/") for path in tree} <= set(deployment.published())
+    placed = {path.removeprefix(f"{base}/") for path in tree}
+    aside = {f"leftover/{name.partition('/')[2]}" for name in names(unnamed)}
+    assert "without a run manifest" in suspended.output
+    assert (placed - set(names(unnamed))) | aside <= set(deployment.published())
     deployment.host.run("tracker-backup", "acknowledge")
     deployment.run().succeeded()
     left = set(deployment.published())
     assert left >= kept, "nothing younger than the retention goes"
-    gone = {path.removeprefix(f"{base}/") for path in tree} - left
-    assert gone == {*names(ours), f"runs/{ours}.json", f"runs/{failed}.json"}
+    gone = placed - left
+    of_nobody = set(names(unnamed))  # as of a run that was killed before its run manifest
+    assert gone == {*names(ours), f"runs/{ours}.json", f"runs/{failed}.json"} | of_nobody
+    assert not aside & left
     for path in tree:
         deployment.host.run("rm", "-f", f"/{path}")
