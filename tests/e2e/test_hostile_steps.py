@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -141,7 +142,27 @@ def only_failed(
     next_run(deployment, earlier)
 
 
-@pytest.mark.parametrize("said", ANSWERS, ids=str)
+def in_core(every: Sequence[object], core: set[str]) -> list[Any]:
+    """All of them as parameters. Those whose names are not in the core are slow."""
+    slow = [pytest.mark.slow]
+    return [pytest.param(one, id=str(one), marks=[] if str(one) in core else slow) for one in every]
+
+
+CORE = {
+    "an exit code that is an expression",
+    "a reason with escape sequences",
+    "200,000 brackets",
+    "2 MiB without an end",
+    "endless messages",
+    "a hard link, of a database before it is examined",
+    "a link, of a compressed database",
+    "a pipe, of a compressed database",
+    "a link, of the configuration",
+    "another user's file, of the configuration",
+}
+
+
+@pytest.mark.parametrize("said", in_core(ANSWERS, CORE))
 def test_an_answer_of_a_taken_over_reader_is_only_data(deployment: Deployment, said: Said) -> None:
     host = deployment.host
     earlier, since, before = faults.backups(host), faults.log_lines(host), deployment.tracker()
@@ -221,7 +242,7 @@ LEFT = (
 )
 
 
-@pytest.mark.parametrize("left", LEFT, ids=str)
+@pytest.mark.parametrize("left", in_core(LEFT, CORE))
 def test_only_a_plain_file_of_the_role_is_taken_over(deployment: Deployment, left: Left) -> None:
     """The test does it on the host, where it can do more than the role: make a device, say."""
     host = deployment.host
