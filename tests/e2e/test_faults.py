@@ -408,7 +408,7 @@ FAULTS = (
     Fault(
         "the tracker plants a symlink in the place of its database",
         1,
-        "leads through a symlink to /etc/shadow",
+        "tracker.db is not a regular file but a symlink",
         **_link("tracker/lib/database/tracker.db", "/etc/shadow"),
     ),
     Fault(
