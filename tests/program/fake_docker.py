@@ -416,10 +416,7 @@ def start_sidecar() -> None:
             return
     sidecar = inspected(
         SIDECAR,
-        {
-            "com.docker.compose.project.working_dir": PLACES["DEPLOY"],
-            "tracker-backup.sidecar": "",
-        },
+        compose_labels("backup", False) | {"tracker-backup.sidecar": ""},
         "running",
         StartedAt=now(),
         Health={"Status": "healthy"},
