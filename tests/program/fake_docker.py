@@ -3,35 +3,68 @@ container, `containers/` ours, `images` the images, `events` what happened, `hoo
 happens at a call.
 
 A hook is Python text. It runs in this module's namespace before the call has its usual effect, and
-can end the call: `fail(message)`, `leave(code)`, `hang()`. It sees `words`, the call's arguments.
-At a job it also sees `work`, the role's directory, and `job`, and can `refuse(reason, code)`.
+can end the call: `fail(message)`, `leave(code)`, `hang()`. It sees `words`, the call's arguments,
+and STUB, DEPLOY, DESTINATION, STATE and STAGING as `Path`. At a job it also sees `work`, the role's
+directory, and `job`, and can `refuse(reason, code)`.
+
+A run makes about 30 calls, and each starts this program. So most calls import neither pathlib, re
+nor json, which would take longer than everything else.
 """
+
+# pathlib and contextlib take longer to import than the rest of a call.
+# ruff: noqa: PTH104, PTH108, PTH110, PTH208, SIM105
 
 from __future__ import annotations
 
-import json
+import _signal  # type: ignore[import-not-found]  # `signal` imports enum
 import os
-import re
-import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from itertools import pairwise
-from pathlib import Path
+from os.path import exists
 
 TYPE_CHECKING = False  # as in `typing`, which is too slow to import at each call
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     Container = dict[str, Any]  # as `docker inspect` shows it
 
-STUB = Path(os.environ["STUB"])
-DEPLOY = Path(os.environ["STUB_DEPLOY"])
-DESTINATION = Path(os.environ["STUB_DESTINATION"])
-STATE = Path(os.environ.get("TRACKER_BACKUP_STATE_DIR", "/nonexistent"))
-STAGING = DEPLOY / "storage/backup-staging"
+PLACES = {
+    "STUB": os.environ["STUB"],
+    "DEPLOY": os.environ["STUB_DEPLOY"],
+    "DESTINATION": os.environ["STUB_DESTINATION"],
+    "STATE": os.environ.get("TRACKER_BACKUP_STATE_DIR", "/nonexistent"),
+    "STAGING": os.environ["STUB_DEPLOY"] + "/storage/backup-staging",
+}
 SIDECAR = "51de"
+
+
+def place(name: str) -> str:
+    """The path of a file of the stand-in's own."""
+    return f"{PLACES['STUB']}/{name}"
+
+
+def read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def write(path: str, text: str) -> None:
+    partial = f"{path}.{os.getpid()}"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.rename(partial, path)
+
+
+def append(path: str, text: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def remove_file(path: str) -> None:
+    if exists(path):
+        os.unlink(path)
+
 
 # ---------------------------------------------------------------- for hooks
 
@@ -48,16 +81,15 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def touch(name: str) -> bool:
     """Makes a file of the test; returns whether it was new."""
-    if (STUB / name).exists():
+    if exists(place(name)):
         return False
-    (STUB / name).touch()
+    append(place(name), "")
     return True
 
 
 def hang(seconds: float = 60) -> NoReturn:
     """Tells the test that the call hangs, and does not answer."""
-    with (STUB / "hanging").open("a") as file:
-        file.write(f"{os.getpid()}\n")
+    append(place("hanging"), f"{os.getpid()}\n")
     time.sleep(seconds)
     sys.exit(1)
 
@@ -77,19 +109,13 @@ def later(seconds: float, action: Callable[[], object]) -> None:
 # ---------------------------------------------------------------- the tracker
 
 
-def write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.rename(path)
-
-
 def tracker(fact: str) -> str:
-    return (STUB / "tracker" / fact).read_text()
+    return read(place(f"tracker/{fact}"))
 
 
 def set_tracker(**facts: str) -> None:
     for fact, value in facts.items():
-        write(STUB / "tracker" / fact, value)
+        write(place(f"tracker/{fact}"), value)
 
 
 def now() -> str:
@@ -112,8 +138,7 @@ def started() -> None:
 
 def happened(action: str) -> None:
     """An event of the tracker's container."""
-    with (STUB / "events").open("a") as file:
-        file.write(f"{time.time():.6f} {action} {tracker('id')}\n")
+    append(place("events"), f"{time.time():.6f} {action} {tracker('id')}\n")
 
 
 def remove_tracker() -> None:
@@ -122,7 +147,7 @@ def remove_tracker() -> None:
 
 def add_tracker(container: str) -> None:
     """A second container of the same service."""
-    (STUB / "tracker/others").write_text(f"{container}\n")
+    write(place("tracker/others"), f"{container}\n")
 
 
 # ---------------------------------------------------------------- what is there
@@ -132,8 +157,8 @@ def compose_labels(service: str, one_off: bool) -> dict[str, str]:
     return {
         "com.docker.compose.service": service,
         "com.docker.compose.project": "torrust",
-        "com.docker.compose.project.working_dir": str(DEPLOY),
-        "com.docker.compose.project.config_files": str(DEPLOY / "docker-compose.yml"),
+        "com.docker.compose.project.working_dir": PLACES["DEPLOY"],
+        "com.docker.compose.project.config_files": PLACES["DEPLOY"] + "/docker-compose.yml",
         "com.docker.compose.oneoff": str(one_off),
     }
 
@@ -157,13 +182,13 @@ def inspected(container: str, labels: dict[str, str], status: str, **state: Any)
 
 
 def the_trackers() -> list[Container]:
-    if (STUB / "tracker/removed").exists():
+    if exists(place("tracker/removed")):
         return []
     labels = compose_labels("tracker", False)
     labels["com.docker.compose.project.working_dir"] = tracker("directory")
-    others = STUB / "tracker/others"
+    others = place("tracker/others")
     found = []
-    for name in [tracker("id"), *(others.read_text().split() if others.exists() else ())]:
+    for name in [tracker("id"), *(read(others).split() if exists(others) else ())]:
         one = inspected(
             name,
             labels,
@@ -175,7 +200,7 @@ def the_trackers() -> list[Container]:
         one["Mounts"] = [
             {
                 "Type": "bind",
-                "Source": str(DEPLOY / "storage/tracker/etc"),
+                "Source": PLACES["DEPLOY"] + "/storage/tracker/etc",
                 "Destination": "/etc/torrust/tracker",
             }
         ]
@@ -185,19 +210,17 @@ def the_trackers() -> list[Container]:
 
 def ours() -> dict[str, dict[str, Any]]:
     """Our own containers by name: labels, status, work (a directory of the host)."""
-    return {
-        path.name: json.loads(path.read_text()) for path in sorted((STUB / "containers").iterdir())
-    }
+    return {name: require_ours(name) for name in sorted(os.listdir(place("containers")))}
 
 
 def containers() -> list[Container]:
     found = the_trackers() + [
         inspected(name, facts["labels"], facts["status"]) for name, facts in ours().items()
     ]
-    for name, key in (("sidecar.json", "Id"), ("inspect.json", "Id")):
-        if (STUB / name).exists():
-            replaced = json.loads((STUB / name).read_text())
-            ids = {one[key] for one in replaced}
+    for name in ("sidecar.json", "inspect.json"):
+        if exists(place(name)):
+            replaced = decode(read(place(name)))
+            ids = {one["Id"] for one in replaced}
             found = [one for one in found if one["Id"] not in ids] + replaced
     return found
 
@@ -210,16 +233,29 @@ def find(name: str) -> Container:
 
 
 def require_ours(name: str) -> dict[str, Any]:
-    path = STUB / "containers" / name
-    if not path.exists():
+    path = place(f"containers/{name}")
+    if not exists(path):
         fail(f"Error response from daemon: No such container: {name}")
-    facts: dict[str, Any] = json.loads(path.read_text())
-    return facts
+    lines = read(path).splitlines()
+    status, work, *labels = lines
+    return {"status": status, "work": work, "labels": dict(one.split("=", 1) for one in labels)}
 
 
 def add_container(name: str, labels: dict[str, str], work: str, status: str = "running") -> None:
-    facts = {"labels": labels, "status": status, "work": work}
-    write(STUB / "containers" / name, json.dumps(facts))
+    lines = [status, work, *(f"{key}={value}" for key, value in labels.items())]
+    write(place(f"containers/{name}"), "".join(f"{line}\n" for line in lines))
+
+
+def decode(text: str) -> Any:
+    import json  # few calls need it
+
+    return json.loads(text)
+
+
+def encode(document: object) -> str:
+    import json
+
+    return json.dumps(document)
 
 
 # ---------------------------------------------------------------- arguments
@@ -227,27 +263,28 @@ def add_container(name: str, labels: dict[str, str], work: str, status: str = "r
 
 def after(words: list[str], option: str) -> list[str]:
     """The values of an option, however often and in which form it is given."""
-    values = [two for one, two in pairwise(words) if one == option]
+    values = [words[at + 1] for at in range(len(words) - 1) if words[at] == option]
     return values + [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
 
 
 def fill_in(template: str, document: Container) -> str:
     """A Go template, as far as anybody here writes one."""
 
-    def value(match: re.Match[str]) -> str:
-        expression = match[1].strip()
-        label = re.fullmatch(r"(?:index \.Config\.Labels|\.Label) \"(.*)\"", expression)
-        if label:
-            return str(document["Config"]["Labels"].get(label[1], ""))
-        as_json, _, path = expression.rpartition(" ")
+    def value(expression: str) -> str:
+        called, quote, label = expression.strip().removesuffix('"').partition(' "')
+        if quote and called in ("index .Config.Labels", ".Label"):
+            return str(document["Config"]["Labels"].get(label, ""))
+        as_json, _, path = expression.strip().rpartition(" ")
         found: Any = document
         for name in path.split(".")[1:]:
             if name and name not in found:
                 fail(f"stub docker: a template that it does not know: {template}")
             found = found[name] if name else found
-        return json.dumps(found) if as_json == "json" else str(found)
+        return encode(found) if as_json == "json" else str(found)
 
-    return re.sub(r"\{\{(.*?)\}\}", value, template)
+    first, *rest = template.split("{{")
+    parts = [part.partition("}}") for part in rest]
+    return first + "".join(value(expression) + text for expression, _, text in parts)
 
 
 def listed(one: Container) -> Container:
@@ -269,6 +306,8 @@ def fits_one(one: Container, kind: str, value: str) -> bool:
     if kind == "id":
         return str(one["Id"]).startswith(value)
     if kind == "name":
+        import re
+
         return re.search(value, one.get("Name", "/").removeprefix("/")) is not None
     if kind == "status":
         return bool(one["State"]["Status"] == value)
@@ -279,14 +318,20 @@ def fits_one(one: Container, kind: str, value: str) -> bool:
 
 
 def happens(event: str, **seen: Any) -> None:
-    hook = STUB / "hooks" / event
-    if hook.exists():
-        exec(compile(hook.read_text(), str(hook), "exec"), globals() | seen)
+    hook = place(f"hooks/{event}")
+    if exists(hook):
+        import json
+        import re
+        import signal
+        from pathlib import Path
+
+        places = {name: Path(path) for name, path in PLACES.items()}
+        known = {"Path": Path, "json": json, "re": re, "signal": signal, **places}
+        exec(compile(read(hook), hook, "exec"), globals() | known | seen)
 
 
 def log_call(line: str) -> None:
-    with (STUB / "calls").open("a") as file:
-        file.write(line.replace("\n", " ") + "\n")
+    append(place("calls"), line.replace("\n", " ") + "\n")
 
 
 def ps(words: list[str]) -> None:
@@ -311,23 +356,22 @@ def inspect(words: list[str]) -> None:
         for one in found:
             print(fill_in(templates[0], one))
     else:
-        print(json.dumps(found))
+        print(encode(found))
 
 
 def image(words: list[str]) -> None:
     happens(f"image-{words[0]}", words=words)
-    images = (STUB / "images").read_text().split()
+    images = read(place("images")).split()
     if words[-1] not in images:
         fail(f"Error response from daemon: No such image: {words[-1]}")
     if words[0] == "rm":
-        write(STUB / "images", "".join(f"{one}\n" for one in images if one != words[-1]))
+        write(place("images"), "".join(f"{one}\n" for one in images if one != words[-1]))
     elif "--format" in words:
         print(words[-1])
 
 
 def add_image(name: str) -> None:
-    with (STUB / "images").open("a") as file:
-        file.write(f"{name}\n")
+    append(place("images"), f"{name}\n")
 
 
 def compose(words: list[str]) -> None:
@@ -339,7 +383,7 @@ def compose(words: list[str]) -> None:
         happens("up", words=words)
         start_sidecar()
     elif "version" in words:
-        print((STUB / "compose-version").read_text(), end="")
+        print(read(place("compose-version")), end="")
     elif "config" in words:
         happens("config", words=words)
     else:
@@ -352,25 +396,27 @@ def start_ours(words: list[str], labels: dict[str, str]) -> None:
     for label in after(words, "--label"):
         key, _, value = label.partition("=")
         labels[key] = value
-    mounted = re.search(r'source=([^",]+)"?,target=/work\b', " ".join(words))
-    work = mounted[1] if mounted else STAGING / os.environ.get("TRACKER_BACKUP_WORK", "")
-    if (STUB / "containers" / name).exists():
+    work = f"{PLACES['STAGING']}/{os.environ.get('TRACKER_BACKUP_WORK', '')}".rstrip("/")
+    for mount in after(words, "--mount"):
+        if ",target=/work" in mount:
+            work = mount.partition("source=")[2].partition(",")[0].strip('"')
+    if exists(place(f"containers/{name}")):
         fail(f"Error response from daemon: Conflict. The name {name} is already in use")
-    add_container(name, labels, str(work))
+    add_container(name, labels, work)
     print(name)
 
 
 def start_sidecar() -> None:
     """As Compose: what is up already, with the same environment, stays."""
-    lines = (DEPLOY / "backup/sidecar.env").read_text().splitlines()
-    path = STUB / "sidecar.json"
-    if path.exists():
-        (found,) = json.loads(path.read_text())
+    lines = read(PLACES["DEPLOY"] + "/backup/sidecar.env").splitlines()
+    path = place("sidecar.json")
+    if exists(path):
+        (found,) = decode(read(path))
         if found["Config"]["Env"] == lines and found["State"]["Status"] == "running":
             return
     sidecar = inspected(
         SIDECAR,
-        {"com.docker.compose.project.working_dir": str(DEPLOY), "tracker-backup.sidecar": ""},
+        compose_labels("backup", False) | {"tracker-backup.sidecar": ""},
         "running",
         StartedAt=now(),
         Health={"Status": "healthy"},
@@ -378,11 +424,13 @@ def start_sidecar() -> None:
     sidecar |= {"Name": "/torrust-backup-1"}
     sidecar["Config"]["Env"] = lines
     sidecar["State"]["Pid"] = os.getpid()
-    write(path, json.dumps([sidecar]))
+    write(path, encode([sidecar]))
 
 
 def execute(words: list[str]) -> None:
     """`docker exec`: one step of today's protocol, or the whole conversation with a role."""
+    from pathlib import Path
+
     from program import fake_roles  # these calls alone need it
 
     words = list(words)
@@ -390,23 +438,27 @@ def execute(words: list[str]) -> None:
         del words[: 2 if words[0] in ("--env", "-e", "--user", "--workdir") else 1]
     name, program, *arguments = words
     facts = require_ours(name)
-    client = STUB / "clients" / f"{name}.{os.getpid()}"
-    client.touch()
+    client = place(f"clients/{name}.{os.getpid()}")
+    append(client, "")
     try:
         happens("exec", words=words, work=Path(facts["work"]))
         if program != "backup.sh":
             fail(f"stub docker: no such program in the container: {program}")
         fake_roles.converse(arguments[0], Path(facts["work"]))
     finally:
-        client.unlink(missing_ok=True)
+        remove_file(client)
 
 
 def end_clients(name: str) -> None:
     """If a container ends, its programs and the clients that wait for them end."""
-    for client in (STUB / "clients").glob(f"{name}.*"):
-        client.unlink(missing_ok=True)
-        with suppress(ProcessLookupError):
-            os.kill(int(client.name.rpartition(".")[2]), signal.SIGKILL)
+    for client in os.listdir(place("clients")):
+        container, _, process = client.rpartition(".")
+        if container == name:
+            remove_file(place(f"clients/{client}"))
+            try:
+                os.kill(int(process), 9)
+            except ProcessLookupError:
+                pass
 
 
 def remove(words: list[str]) -> None:
@@ -415,9 +467,9 @@ def remove(words: list[str]) -> None:
         if name == tracker("id"):
             fail("stub docker: the tracker itself is being removed")
         if name == SIDECAR:
-            (STUB / "sidecar.json").unlink(missing_ok=True)
+            remove_file(place("sidecar.json"))
         end_clients(name)
-        (STUB / "containers" / name).unlink(missing_ok=True)
+        remove_file(place(f"containers/{name}"))
 
 
 def is_tracker(name: str) -> bool:
@@ -479,8 +531,8 @@ def events(words: list[str]) -> None:
     of = {value for key, _, value in filters if key == "container"}
     since = [epoch(text) for text in after(words, "--since")] or [time.time()]
     until = [epoch(text) for text in after(words, "--until")]
-    (STUB / "events").touch()
-    with (STUB / "events").open() as file:
+    append(place("events"), "")
+    with open(place("events"), encoding="utf-8") as file:
         while True:
             for line in file:
                 moment, action, container = line.split()
@@ -513,8 +565,8 @@ def show_event(words: list[str], moment: float, action: str, container: str) -> 
 
 
 def main(words: list[str]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for number in (_signal.SIGINT, _signal.SIGPIPE):
+        _signal.signal(number, _signal.SIG_DFL)
     command, *rest = words
     log_call(" ".join(["docker", *words]))
     if command == "compose":
@@ -524,7 +576,7 @@ def main(words: list[str]) -> None:
     elif command == "image":
         image(rest)
     elif command == "images":
-        print((STUB / "images").read_text(), end="")
+        print(read(place("images")), end="")
     elif command == "build":
         happens("build", words=words)
         add_image(after(words, "--tag")[0])
@@ -547,7 +599,7 @@ def main(words: list[str]) -> None:
         happens(command, words=words)
         (ps if command == "ps" else inspect)(rest)
     elif command == "info":
-        print(STUB)
+        print(PLACES["STUB"])
     elif command in ("version", "network"):
         happens(command, words=words)
     else:

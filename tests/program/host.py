@@ -241,8 +241,8 @@ class Host:
     def add_container(self, name: str, status: str = "running", work: str = "") -> None:
         """A container of a run."""
         run = name.removeprefix("tracker-backup-")
-        facts = {"labels": {"tracker-backup.run": run}, "status": status, "work": work}
-        (self.stub / "containers" / name).write_text(json.dumps(facts))
+        facts = f"{status}\n{work}\ntracker-backup.run={run}\n"
+        (self.stub / "containers" / name).write_text(facts)
 
     def add_run(self, run_id: str, sequence: int, **facts: Any) -> dict[str, Any]:
         """An earlier run: its run manifest, and the files that it names."""

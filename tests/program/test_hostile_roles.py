@@ -111,7 +111,7 @@ PLANTS = {
 }
 
 
-@pytest.mark.parametrize("job", ["capture", "examine", "archive"])
+@pytest.mark.parametrize("job", ["capture", "compress", "archive"])
 @pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS.keys())
 def test_what_is_no_regular_file_with_one_name_is_not_read(
     host: Host, job: str, plant: str

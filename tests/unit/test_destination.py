@@ -197,6 +197,7 @@ def run_tracker(host: Sandbox, toml: str = "", **environment: str) -> None:
             "Labels": {
                 "com.docker.compose.service": "tracker",
                 "com.docker.compose.project": "torrust",
+                "com.docker.compose.oneoff": "False",
                 "com.docker.compose.project.working_dir": str(host.deploy),
             },
         },

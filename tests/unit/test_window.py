@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +114,25 @@ def test_what_a_stream_of_events_tells_of_the_capture(
     finally:
         tool.docker.end(events.process)
     assert events.process.returncode is not None
+
+
+@pytest.mark.parametrize(
+    ("status", "started", "waits"),
+    [("exited", "before", True), ("running", "later", False), ("exited", "later", False)],
+)
+def test_events_are_waited_for_only_if_the_state_shows_no_change(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, status: str, started: str, waits: bool
+) -> None:
+    asked: list[bool] = []
+    tracker = tool.window.Tracker("7e57", "running", "before", "0")
+    host = SimpleNamespace(window_timeout=30)
+    window = tool.window.Window(host, FIELDS["run"], "stop", tracker, 0, None)
+    window.found = tool.window.Tracker("7e57", status, started, "0")
+    window.started = True
+    window.events = SimpleNamespace(process=None, until=lambda _, own: asked.append(own))
+    monkeypatch.setattr(tool.window, "end", lambda _process: None)
+    window.leave(None)
+    assert asked == [True] * waits
 
 
 # ---------------------------------------------------------------- signals
