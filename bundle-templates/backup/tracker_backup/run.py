@@ -127,7 +127,7 @@ def back_up(run: Run) -> None:
                     f"and publish to {host.destination}"
                 )
                 return
-            if run.quiesce in ("stop", "pause"):
+            if source is reader and run.quiesce in ("stop", "pause"):
                 reader.ask("preallocate", PREFLIGHT_SECONDS)
             if not run.quiesce.startswith("left-"):  # making the image can take half an hour
                 tracker, looked_at = find_tracker(run)
