@@ -96,13 +96,14 @@ def tracker_database(host: Host, environment: Mapping[str, str]) -> tuple[str, s
     toml = environment.get("TORRUST_TRACKER_CONFIG_TOML", "")
     if not toml:
         toml = read_plain_file(host.deploy_dir / "storage/tracker/etc/tracker.toml")
+    # A service writes this file. `\s*` would match line ends, too, and take hours for 1 MiB of them.
     section = re.search(
-        r"^\s*\[core\.database\]\s*$(.*?)(?=^\s*\[|\Z)", toml, re.MULTILINE | re.DOTALL
+        r"^[ \t]*\[core\.database\][ \t\r]*$(.*?)(?=^[ \t]*\[|\Z)", toml, re.MULTILINE | re.DOTALL
     )
 
     def value(key: str) -> str:
         name = f"TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__{key.upper()}"
-        line = rf"""^\s*{key}\s*=\s*(["'])(.*?)\1"""
+        line = rf"""^[ \t]*{key}[ \t]*=[ \t]*(["'])(.*?)\1"""
         found = re.search(line, section[1] if section else "", re.MULTILINE)
         return environment.get(name, "") or (found[2] if found else "")
 
