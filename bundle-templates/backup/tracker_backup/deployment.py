@@ -97,7 +97,7 @@ def tracker_database(host: Host, environment: Mapping[str, str]) -> tuple[str, s
     toml = environment.get("TORRUST_TRACKER_CONFIG_TOML", "")
     if not toml:
         toml = read_plain_file(host.deploy_dir / "storage/tracker/etc/tracker.toml")
-    # A service writes this file. `\s*` would match line ends, too, and take hours for 1 MiB of them.
+    # A service writes this file. `\s*` would match line ends, too: hours for 1 MiB of them.
     section = re.search(
         r"^[ \t]*\[core\.database\][ \t\r]*$(.*?)(?=^[ \t]*\[|\Z)", toml, re.MULTILINE | re.DOTALL
     )

@@ -210,7 +210,10 @@ def supervise(name: str, run: Run, work: Callable[[Run], None]) -> int:
     with log.LogFile():
         code, reason = 0, ""
         try:
-            work(run)
+            try:
+                work(run)
+            finally:
+                signals.ignore()  # a signal in between is still caught here
         except (Refused, Ended) as failure:
             code, reason = failure.code, str(failure)
         except OSError as failure:
@@ -218,7 +221,6 @@ def supervise(name: str, run: Run, work: Callable[[Run], None]) -> int:
         except Exception as failure:
             code, reason = 1, f"unexpected {failure!r}; where is in the lines above"
             traceback.print_exc()
-        signals.ignore()
         end_run(run, code, " ".join(reason.split("\n")))
     return code
 
