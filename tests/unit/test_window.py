@@ -215,3 +215,14 @@ def test_a_signal_after_a_failure_does_not_keep_the_run_from_cleaning_up(
     monkeypatch.setattr(tool.run, "end_run", lambda _, code, why: ended.append((code, why)))
     assert tool.run.supervise("maintenance-backup", tool.run.Run(dry_run=False), work) == 143
     assert ended == [(143, "ended by a signal")]
+
+
+def test_a_host_without_free_processes_is_no_answer_of_docker(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(tool.docker.subprocess, "Popen", refuse)
+    assert not tool.window.answers("unpause", "7e57")
+    assert tool.window.look("7e57") is None
