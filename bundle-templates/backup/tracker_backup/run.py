@@ -89,8 +89,9 @@ class Run:
         """Takes over what belongs into the run manifest."""
         for warning in answer.warnings:
             self.warn(warning)
-        for name in ("milliseconds", "tools"):
-            getattr(self.found, name).update(getattr(answer, name))
+        for name, took in answer.milliseconds.items():  # several roles have a step of this name
+            self.found.milliseconds[name] = self.found.milliseconds.get(name, 0) + took
+        self.found.tools.update(answer.tools)
         return answer
 
     @property
