@@ -41,9 +41,20 @@ class Refused(Exception):
         self.code = code
 
 
-def read_settings(path: Path) -> dict[str, str]:
+class Settings(dict[str, str]):
+    """The settings of one file. A key that is not there is a configuration error."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def __missing__(self, key: str) -> str:
+        raise Refused(f"{self.path}: {key} is missing; install the bundle again", 2)
+
+
+def read_settings(path: Path) -> Settings:
     """KEY='value' lines as a dictionary; nothing is executed."""
-    settings = {}
+    settings = Settings(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
