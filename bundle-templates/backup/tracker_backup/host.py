@@ -172,11 +172,6 @@ class Host:
         return 2 * self.longest_interval
 
     @property
-    def in_stack(self) -> bool:
-        """Whether the database server is the stack's own service `mysql`."""
-        return self.backup_settings.get("DB_HOST") == "mysql"
-
-    @property
     def staging(self) -> Path:
         if IN_SIDECAR:
             return Path(os.environ.get("BACKUP_STAGING", "/staging"))

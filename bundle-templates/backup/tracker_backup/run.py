@@ -35,7 +35,7 @@ from .drivers.driver import Driver
 from .fault_points import fault_point
 from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
-from .protocol import REASON_CHARACTERS, Answer, printable
+from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable
 from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
 from .remote import next_sequence, push_or_tell
 from .repository import uses_restic
@@ -62,7 +62,6 @@ MEMBERS = 100  # at most so many databases of other services
 SPARSE_BYTES = 1 << 30  # that holes may add to the archive
 DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
 MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
-SUFFIX = {"gzip": ".gz", "zstd": ".zst"}
 
 
 class Run:
