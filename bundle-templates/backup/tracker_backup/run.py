@@ -45,7 +45,7 @@ from .roles import Role, RoleSettings, hand_over, reserve
 from .runs import newest_backup, read_runs, too_old
 from .secrets import named_secrets, require_secrets
 from .signals import Ended, signals
-from .state import LockHeld
+from .state import LockHeld, refuse_while_unfinished
 from .tables import compare_tables
 from .window import MARKER, Stack, Tracker, Window, is_overdue, look, tracker_ids
 
@@ -167,12 +167,15 @@ def command_window(arguments: argparse.Namespace) -> int:
 
     def work(run: Run) -> None:
         require_no_hold()
-        roll_back_dead_restore(arguments)
+        if not run.dry_run:
+            roll_back_dead_restore(arguments)
         if arguments.recover and not MARKER.exists():
             return
         run.lock = take_lock(arguments.recover)
         if not run.lock and not is_overdue():
             return
+        if run.dry_run:
+            refuse_while_unfinished()
         if RESTORE.exists():
             raise Refused(f"a restore died and is still to be rolled back: {RESTORE}", 4)
         if MARKER.exists() and (dead := Window.load()):
@@ -340,6 +343,8 @@ def attempt(directory: Path, *command: str) -> str:
 
 def remove_leftover_containers(run: Run) -> None:
     fault_point("looking-for-what-dead-runs-left", run.host)
+    if run.dry_run:
+        return
     command = f"ps --all --filter label={RUN_LABEL} --format"
     for line in docker(*words(command), "{{.ID}} {{.State}}").splitlines():
         leftover, _, state = line.partition(" ")
@@ -358,6 +363,8 @@ def remove_leftover_files(run: Run) -> None:
     """While we hold the lock, no other run is alive. So files that are named after another run are
     leftovers.
     """
+    if run.dry_run:
+        return
     host = run.host
     leftovers = [*host.staging.glob("[0-9]*_[0-9]*")]
     for directory in (host.staging, host.destination):
