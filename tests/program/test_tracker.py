@@ -95,3 +95,18 @@ def test_a_dry_run_that_finds_something_wrong_fails_and_records_nothing(host: Ho
     host.run("--dry-run").ends_with(1, "no space")
     host.nothing_was_recorded()
     host.nothing_is_left()
+
+
+def test_a_dry_run_removes_and_recovers_nothing(host: Host) -> None:
+    host.add_container("c0ffee")
+    leftover = host.deploy / "storage/backup-staging/20260101_000000"
+    leftover.mkdir(parents=True)
+    host.run("--dry-run").ends_with(0, "everything is ready")
+    host.never_called("^docker rm .*c0ffee")
+    assert leftover.exists()
+    marker = "7e57 2026-01-01T00:00:00Z stop 1795857045 1795857275 10 20260101_000000\n"
+    host.marker.write_text(marker)
+    host.set_tracker(status="exited")
+    host.run("--dry-run").ends_with(1, "--recover` first")
+    host.tracker_is("exited")
+    assert host.marker.read_text() == marker

@@ -16,6 +16,7 @@ import pytest
 
 from unit.roles import Deployment, execute, query
 
+from tracker_backup.protocol import SUFFIX  # isort: skip
 from tracker_backup.worker import archive, compress  # isort: skip
 from tracker_backup.worker.service import StepFailed  # isort: skip
 
@@ -416,7 +417,7 @@ def test_a_compressed_file_that_does_not_read_back_fails_the_archive(
 def test_a_file_is_compressed_and_read_back(tmp_path: Path, compression: str) -> None:
     data = os.urandom(1000) * 3000
     (tmp_path / "source").write_bytes(data)
-    target = tmp_path / f"target{compress.SUFFIX[compression]}"
+    target = tmp_path / f"target{SUFFIX[compression]}"
     compress.compress_file(tmp_path / "source", target, compression)
     words = [{"gzip": "gzip", "zstd": "zstd"}[compression], "-dc", str(target)]
     assert subprocess.run(words, capture_output=True, check=True).stdout == data

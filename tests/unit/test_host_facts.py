@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import pytest
 
@@ -109,3 +110,38 @@ def test_the_deploy_directory_may_be_a_link(host: Sandbox, started_through: str)
     _images, directories = package.deployment.stack_facts(package.host.Host.read(host.config))
     assert "storage/tracker/etc" in directories
     assert host.install().code == 0
+
+
+@pytest.mark.parametrize("filler", ["\n", " ", "[core.database]\n", "[", "path = '"])
+def test_a_hostile_tracker_toml_takes_no_time(host: Sandbox, filler: str) -> None:
+    package = host.package
+    facts = package.host.Host.read(host.config)
+    database = '\n[core.database]\ndriver = "mysql"\npath = "mysql://u:p@h/d"\n[x]\n'
+    text = filler * (200_000 // len(filler)) + database
+    began = time.monotonic()
+    (host.deploy / "storage/tracker/etc/tracker.toml").write_text(text)
+    package.deployment.tracker_database(facts, {})
+    assert time.monotonic() - began < 5
+    text = f"\n  [core.database] \r\n  driver = 'sqlite3'\r\n path=\"/lib/x.db\"\n {database}"
+    (host.deploy / "storage/tracker/etc/tracker.toml").write_text(text)
+    assert package.deployment.tracker_database(facts, {}) == ("sqlite3", "/lib/x.db")
+
+
+@pytest.mark.parametrize("key", ["DB_PATH", "BACKUP_ALLOW_WRITER_STALL", "BACKUP_COMPRESSION"])
+def test_a_setting_that_is_missing_is_a_configuration_error(host: Sandbox, key: str) -> None:
+    conf = host.deploy / "backup/backup.conf"
+    lines = conf.read_text().splitlines(keepends=True)
+    conf.write_text("".join(line for line in lines if not line.startswith(f"{key}=")))
+    package = host.package
+    settings = package.host.Host.read(host.config).backup_settings
+    with pytest.raises(package.host.Refused, match=f"backup.conf: {key} is missing") as refused:
+        settings[key]
+    assert refused.value.code == 2
+    assert settings.get(key, "") == ""
+
+
+def test_status_shows_everything_although_the_path_list_is_gone(host: Sandbox) -> None:
+    (host.deploy / "backup/backup-paths.txt").unlink()
+    outcome = host.call("status", "--json")
+    assert outcome.code == 1
+    assert any("backup-paths.txt" in one for one in json.loads(outcome.out)["problems"])

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -171,6 +172,25 @@ def test_prune_removes_what_is_too_old_and_says_so(host: Sandbox) -> None:
     for name in gone:
         assert name in outcome.out
     assert host.call("prune").out == ""
+
+
+def test_a_large_backup_shrinks_under_another_name_before_it_is_removed(host: Sandbox) -> None:
+    for sequence, age in enumerate(range(8, -1, -1), 1):
+        host.add_run(days_ago(age), sequence)
+    large = host.destination / f"sqlite/sqlite_{days_ago(8)}.db.gz"
+    large.write_bytes(os.urandom(1 << 20))
+    names, truncate = [], os.ftruncate
+
+    def shrink(descriptor: int, size: int) -> None:
+        names.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        truncate(descriptor, size)
+
+    host.monkeypatch.setattr(host.package.publish, "SHRINK_BYTES", 1 << 18)
+    host.monkeypatch.setattr(host.package.publish.os, "ftruncate", shrink)
+    assert host.call("prune").code == 0
+    assert set(names) == {f"{large}.partial"}
+    assert len(names) >= 3
+    assert not list(host.destination.rglob(f"*{days_ago(8)}*"))
 
 
 def test_prune_goes_by_the_name_and_not_by_the_time_of_the_file(host: Sandbox) -> None:

@@ -508,3 +508,12 @@ def test_the_json_of_a_failing_status_is_whole_and_the_exit_code_1(host: Sandbox
         None,
     )
     assert status["problems"]
+
+
+def test_steps_of_the_same_name_add_up(host: Sandbox) -> None:
+    run = host.package.run.Run(dry_run=False)
+    answer = host.package.protocol.Answer
+    run.note(answer(milliseconds={"check": 40000, "compress": 5000}, tools={"sqlite3": "3.46.1"}))
+    run.note(answer(milliseconds={"check": 7}))
+    assert run.found.milliseconds == {"check": 40007, "compress": 5000}
+    assert run.found.tools == {"sqlite3": "3.46.1"}

@@ -193,3 +193,36 @@ def test_a_signal_just_before_the_window_closes_does_not_leave_it_open(
     with pytest.raises(tool.signals.Ended) as ended:
         window.__exit__(None, None)
     assert calls == [None, ended.value]
+
+
+def test_a_signal_after_a_failure_does_not_keep_the_run_from_cleaning_up(
+    tool: ModuleType, signals: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ended: list[tuple[int, str]] = []
+    ignore = signals.ignore
+
+    def late() -> None:
+        monkeypatch.setattr(signals, "ignore", ignore)
+        os.kill(os.getpid(), signal.SIGTERM)
+        ignore()
+
+    def work(_: Any) -> None:
+        raise tool.host.Refused("no space")
+
+    monkeypatch.setattr(signals, "ignore", late)
+    monkeypatch.setattr(tool.run, "signals", signals)
+    monkeypatch.setattr(tool.log, "LOG", tmp_path / "log")
+    monkeypatch.setattr(tool.run, "end_run", lambda _, code, why: ended.append((code, why)))
+    assert tool.run.supervise("maintenance-backup", tool.run.Run(dry_run=False), work) == 143
+    assert ended == [(143, "ended by a signal")]
+
+
+def test_a_host_without_free_processes_is_no_answer_of_docker(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(tool.docker.subprocess, "Popen", refuse)
+    assert not tool.window.answers("unpause", "7e57")
+    assert tool.window.look("7e57") is None

@@ -13,6 +13,7 @@ from typing import Any
 
 from .docker import service_of, stack_containers
 from .documents import Owner, StackFacts
+from .drivers import driver_of, used_database
 from .files import make_directory
 from .host import IN_SIDECAR, STATE, Host, Refused, parse_time, utc_now
 
@@ -96,13 +97,14 @@ def tracker_database(host: Host, environment: Mapping[str, str]) -> tuple[str, s
     toml = environment.get("TORRUST_TRACKER_CONFIG_TOML", "")
     if not toml:
         toml = read_plain_file(host.deploy_dir / "storage/tracker/etc/tracker.toml")
+    # A service writes this file. `\s*` would match line ends, too: hours for 1 MiB of them.
     section = re.search(
-        r"^\s*\[core\.database\]\s*$(.*?)(?=^\s*\[|\Z)", toml, re.MULTILINE | re.DOTALL
+        r"^[ \t]*\[core\.database\][ \t\r]*$(.*?)(?=^[ \t]*\[|\Z)", toml, re.MULTILINE | re.DOTALL
     )
 
     def value(key: str) -> str:
         name = f"TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__{key.upper()}"
-        line = rf"""^\s*{key}\s*=\s*(["'])(.*?)\1"""
+        line = rf"""^[ \t]*{key}[ \t]*=[ \t]*(["'])(.*?)\1"""
         found = re.search(line, section[1] if section else "", re.MULTILINE)
         return environment.get(name, "") or (found[2] if found else "")
 
@@ -122,37 +124,23 @@ def read_plain_file(path: Path) -> str:
         return file.read(1 << 20).decode(errors="replace") if plain else ""
 
 
-def expected_database(settings: Mapping[str, str]) -> tuple[str, str]:
-    """(driver, database) of backup.conf, in the tracker's words."""
-    if settings.get("DB_TYPE") == "sqlite":
-        return "sqlite3", Path(settings["DB_PATH"]).name
-    if settings.get("DB_TYPE") == "mysql":
-        return "mysql", f"{settings['DB_HOST']}:{settings['DB_PORT']}/{settings['DB_NAME']}"
-    raise Refused(f"backup.conf: DB_TYPE='{settings.get('DB_TYPE', '')}'; allowed: sqlite mysql", 2)
-
-
 def check_tracker(host: Host, container: Mapping[str, Any]) -> list[str]:
     """The tracker's database is the one that backup.conf names, otherwise Refused; a warning when
     nothing says which one it is.
     """
     pairs = (pair.partition("=") for pair in container["Config"]["Env"] or [])
-    driver, path = tracker_database(host, {key: value for key, _, value in pairs})
-    uses = Path(path).name
-    if driver == "mysql":
-        address = path.removeprefix("mysql://").rpartition("@")[2]
-        uses = re.sub(r"^([^:/]+)/", r"\1:3306/", address)
-    expected = expected_database(host.backup_settings)
-    if (driver and driver != expected[0]) or (path and uses != expected[1]):
+    name, path = tracker_database(host, {key: value for key, _, value in pairs})
+    driver, uses = driver_of(host), used_database(name, path)
+    expected = driver.expected(host.backup_settings)
+    if (name and name != driver.TRACKER_NAME) or (path and uses != expected):
         raise Refused(
-            f"the tracker uses {driver} {uses}, backup.conf says {' '.join(expected)}: "
+            f"the tracker uses {name} {uses}, backup.conf says {driver.TRACKER_NAME} {expected}: "
             "correct the environment JSON, generate and install again"
         )
-    mounted = {mount.get("Destination"): mount.get("Source") for mount in container["Mounts"]}
-    library = (host.deploy_dir / "storage/tracker/lib").resolve()
-    found = mounted.get("/var/lib/torrust/tracker")
-    if driver == "sqlite3" and found is not None and Path(found).resolve() != library:
-        raise Refused(f"the tracker's database directory is {found}, not {library}")
-    if driver and path:
+    if name:
+        mounts = {one.get("Destination", ""): one.get("Source", "") for one in container["Mounts"]}
+        driver.check_mounts(host, mounts)
+    if name and path:
         return []
     return ["what database the tracker uses cannot be read from its environment or tracker.toml"]
 

@@ -82,6 +82,8 @@ def start(
         )
     except FileNotFoundError as error:
         raise Refused(f"{command[0]} is not installed on this host") from error
+    except OSError as error:  # no process, no memory; the tracker's return is tried again
+        raise Refused(f"{command[0]} cannot be started: {error.strerror}") from error
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

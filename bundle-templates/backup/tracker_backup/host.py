@@ -41,9 +41,20 @@ class Refused(Exception):
         self.code = code
 
 
-def read_settings(path: Path) -> dict[str, str]:
+class Settings(dict[str, str]):
+    """The settings of one file. A key that is not there is a configuration error."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def __missing__(self, key: str) -> str:
+        raise Refused(f"{self.path}: {key} is missing; install the bundle again", 2)
+
+
+def read_settings(path: Path) -> Settings:
     """KEY='value' lines as a dictionary; nothing is executed."""
-    settings = {}
+    settings = Settings(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -159,11 +170,6 @@ class Host:
     def age_limit(self) -> int:
         """Seconds after which the newest success is too old."""
         return 2 * self.longest_interval
-
-    @property
-    def in_stack(self) -> bool:
-        """Whether the database server is the stack's own service `mysql`."""
-        return self.backup_settings.get("DB_HOST") == "mysql"
 
     @property
     def staging(self) -> Path:

@@ -17,6 +17,7 @@ ANSWER_BYTES = 1 << 20
 TEXT_CHARACTERS = 256  # of a name
 REASON_CHARACTERS = 2000  # of a reason or a warning
 PATH_CHARACTERS = 4096
+SUFFIX = {"gzip": ".gz", "zstd": ".zst"}  # of a compressed file
 ITEMS = 10000  # of one list or table
 LARGEST = 2**63 - 1
 

@@ -155,6 +155,15 @@ def remove_old_leftovers(host: Host, before: datetime, say: Callable[[str], None
                     say(f"retention: removed {LEFTOVER}/{name}, which a dead run left")
 
 
+def remove_backup(file: Path, say: Callable[[str], None]) -> None:
+    """Removes a backup file in steps, under a name that the next run removes if this one dies."""
+    partial = file.with_name(f"{file.name}.partial")
+    with contextlib.suppress(FileNotFoundError):
+        file.rename(partial)
+        with opened(partial.parent) as directory:
+            remove_in_steps(directory, partial.name, say)
+
+
 def remove_in_steps(directory: int, name: str, warn: Callable[[str], None]) -> None:
     """Removes a file. A large one shrinks in steps first, because the tracker's commits wait while
     the file system frees its blocks. A file that cannot be removed is a warning.

@@ -18,7 +18,7 @@ from .documents import (
 from .fault_points import fault_point
 from .host import CONFIG, IN_SIDECAR, Host
 from .log import say
-from .publish import remove_old_leftovers
+from .publish import remove_backup, remove_old_leftovers
 from .runs import newest_backup, read_runs
 from .state import lock
 
@@ -178,7 +178,7 @@ def prune(host: Host) -> None:
     for reason in kept.values():
         say(f"warning: {reason} and is kept until `tracker-backup acknowledge`")
     for name in [*files, *(f"runs/{run_id}.json" for run_id in ids)]:
-        (host.destination / name).unlink(missing_ok=True)
+        remove_backup(host.destination / name, say)
         say(f"retention: removed {name}, older than {days} days")
     if begin := begin_of_period(runs, days):
         remove_old_leftovers(host, begin, say)

@@ -35,7 +35,7 @@ from .drivers.driver import Driver
 from .fault_points import fault_point
 from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
-from .protocol import REASON_CHARACTERS, Answer, printable
+from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable
 from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
 from .remote import next_sequence, push_or_tell
 from .repository import uses_restic
@@ -45,7 +45,7 @@ from .roles import Role, RoleSettings, hand_over, reserve
 from .runs import newest_backup, read_runs, too_old
 from .secrets import named_secrets, require_secrets
 from .signals import Ended, signals
-from .state import LockHeld
+from .state import LockHeld, refuse_while_unfinished
 from .tables import compare_tables
 from .window import MARKER, Stack, Tracker, Window, is_overdue, look, tracker_ids
 
@@ -62,7 +62,6 @@ MEMBERS = 100  # at most so many databases of other services
 SPARSE_BYTES = 1 << 30  # that holes may add to the archive
 DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
 MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
-SUFFIX = {"gzip": ".gz", "zstd": ".zst"}
 
 
 class Run:
@@ -89,8 +88,9 @@ class Run:
         """Takes over what belongs into the run manifest."""
         for warning in answer.warnings:
             self.warn(warning)
-        for name in ("milliseconds", "tools"):
-            getattr(self.found, name).update(getattr(answer, name))
+        for name, took in answer.milliseconds.items():  # several roles have a step of this name
+            self.found.milliseconds[name] = self.found.milliseconds.get(name, 0) + took
+        self.found.tools.update(answer.tools)
         return answer
 
     @property
@@ -167,12 +167,15 @@ def command_window(arguments: argparse.Namespace) -> int:
 
     def work(run: Run) -> None:
         require_no_hold()
-        roll_back_dead_restore(arguments)
+        if not run.dry_run:
+            roll_back_dead_restore(arguments)
         if arguments.recover and not MARKER.exists():
             return
         run.lock = take_lock(arguments.recover)
         if not run.lock and not is_overdue():
             return
+        if run.dry_run:
+            refuse_while_unfinished()
         if RESTORE.exists():
             raise Refused(f"a restore died and is still to be rolled back: {RESTORE}", 4)
         if MARKER.exists() and (dead := Window.load()):
@@ -210,7 +213,10 @@ def supervise(name: str, run: Run, work: Callable[[Run], None]) -> int:
     with log.LogFile():
         code, reason = 0, ""
         try:
-            work(run)
+            try:
+                work(run)
+            finally:
+                signals.ignore()  # a signal in between is still caught here
         except (Refused, Ended) as failure:
             code, reason = failure.code, str(failure)
         except OSError as failure:
@@ -218,7 +224,6 @@ def supervise(name: str, run: Run, work: Callable[[Run], None]) -> int:
         except Exception as failure:
             code, reason = 1, f"unexpected {failure!r}; where is in the lines above"
             traceback.print_exc()
-        signals.ignore()
         end_run(run, code, " ".join(reason.split("\n")))
     return code
 
@@ -338,6 +343,8 @@ def attempt(directory: Path, *command: str) -> str:
 
 def remove_leftover_containers(run: Run) -> None:
     fault_point("looking-for-what-dead-runs-left", run.host)
+    if run.dry_run:
+        return
     command = f"ps --all --filter label={RUN_LABEL} --format"
     for line in docker(*words(command), "{{.ID}} {{.State}}").splitlines():
         leftover, _, state = line.partition(" ")
@@ -356,6 +363,8 @@ def remove_leftover_files(run: Run) -> None:
     """While we hold the lock, no other run is alive. So files that are named after another run are
     leftovers.
     """
+    if run.dry_run:
+        return
     host = run.host
     leftovers = [*host.staging.glob("[0-9]*_[0-9]*")]
     for directory in (host.staging, host.destination):

@@ -1,32 +1,17 @@
-"""What outlives a command in /var/lib/tracker-backup: facts, and the lock of all that changes
-anything.
-"""
+"""The lock of all that changes anything."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
 
-from .files import make_directory, write_durably
+from .files import make_directory
 from .host import STATE, Refused
 
 LOCK_SECONDS = 60
-
-
-def read_state(name: str, default: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return dict(json.loads((STATE / name).read_bytes()))
-    except FileNotFoundError:
-        return default
-
-
-def write_state(name: str, value: dict[str, Any]) -> None:
-    write_durably(STATE / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 class LockHeld(Refused):

@@ -70,7 +70,7 @@ def command_status(arguments: argparse.Namespace) -> int:
         problems.append(str(error))
     try:
         drift = check_deployment(host)
-    except Refused as error:
+    except (Refused, OSError) as error:
         problems.append(str(error))
     problems += damaged
     last, success = (runs[-1] if runs else None), newest_success(runs)

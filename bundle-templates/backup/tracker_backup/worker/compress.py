@@ -13,7 +13,6 @@ from typing import IO
 from ..writeback import write_back
 from .service import StepFailed
 
-SUFFIX = {"gzip": ".gz", "zstd": ".zst"}
 THREADS = min(8, len(os.sched_getaffinity(0)))
 PROGRAM = {"gzip": f"pigz --processes {THREADS}", "zstd": f"zstd -q -T{THREADS}"}
 

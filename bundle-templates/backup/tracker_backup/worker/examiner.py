@@ -8,9 +8,9 @@ import stat
 from types import ModuleType
 from typing import Any
 
-from ..protocol import Answer
+from ..protocol import SUFFIX, Answer
 from . import mysql, sqlite
-from .compress import SUFFIX, compress_file
+from .compress import compress_file
 from .service import WORK, StepFailed, file_size_limit, timed
 
 # Each driver has `examine(work, arguments, answer)`, and `digest(stream)`, the rows by table. A

@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..protocol import LARGEST, Answer
+from ..protocol import LARGEST, SUFFIX, Answer
 from . import copies, service
 from .archive import Archive, Entry, Findings, Walk, archived_bytes
-from .compress import SUFFIX, compressor, read_back
+from .compress import compressor, read_back
 from .locks import Busy, copy_live
 from .paths import (
     Line,
