@@ -156,7 +156,7 @@ def test_an_optional_path_that_is_missing_is_a_warning_of_whatever_kind(
     assert answer.warnings == [
         f"optional path missing: {deployment.data}/storage/no{number}" for number in range(3)
     ]
-    assert deployment.job("capture_member", index=0).paths == []
+    assert deployment.job("capture_member", index=0, limit_bytes=1 << 30).paths == []
 
 
 def test_an_optional_path_that_is_there_is_archived(deployment: Deployment) -> None:
@@ -583,7 +583,7 @@ def test_a_database_of_the_path_list_is_captured_with_what_is_committed(
     deployment.add("?sqlite:gone.db", f"sqlite:storage/{grafana.name}")
     (deployment.work / "member.db-journal").write_text("of the one before")
     with holder(grafana, "INSERT INTO a VALUES (43)", "BEGIN", "UPDATE a SET b = 0"):
-        answer = deployment.job("capture_member", index=1)
+        answer = deployment.job("capture_member", index=1, limit_bytes=1 << 30)
     assert answer.paths == [f"storage/{grafana.name}"]
     wanted = {"uid": 472, "gid": 473, "mode": 0o640}
     assert {key: answer.numbers[key] for key in wanted} == wanted
@@ -591,23 +591,35 @@ def test_a_database_of_the_path_list_is_captured_with_what_is_committed(
     assert query(deployment.work / "member.db", "SELECT sum(b) FROM a") == (85,)
 
 
+def test_a_sparse_database_of_a_service_is_not_copied(deployment: Deployment) -> None:
+    grafana = deployment.data / "grafana.db"
+    execute(grafana, "CREATE TABLE a (b)")
+    os.truncate(grafana, 10 << 40)
+    deployment.add("sqlite:grafana.db")
+    assert failure(deployment.job, "capture_member", index=0, limit_bytes=1 << 30) == (
+        1,
+        f"{grafana} has {10 << 40} bytes; at most {1 << 30} were expected",
+    )
+    assert not (deployment.work / "member.db").exists()
+
+
 def test_a_database_of_the_path_list_that_is_none_or_a_symlink_fails_its_own_job_only(
     deployment: Deployment,
 ) -> None:
     grafana = deployment.data / "grafana.db"
     deployment.add("sqlite:grafana.db")
-    assert failure(deployment.job, "capture_member", index=0) == (
+    assert failure(deployment.job, "capture_member", index=0, limit_bytes=1 << 30) == (
         1,
         f"the database {grafana} does not exist",
     )
     grafana.write_text("no database")
-    assert failure(deployment.job, "capture_member", index=0) == (
+    assert failure(deployment.job, "capture_member", index=0, limit_bytes=1 << 30) == (
         1,
         f"{grafana} is not an SQLite database",
     )
     grafana.unlink()
     grafana.symlink_to(deployment.database)
-    assert failure(deployment.job, "capture_member", index=0) == (
+    assert failure(deployment.job, "capture_member", index=0, limit_bytes=1 << 30) == (
         1,
         f"{grafana} is not a regular file but a symlink",
     )

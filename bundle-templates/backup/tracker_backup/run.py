@@ -591,12 +591,12 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
             source.end()
         files = driver.files(host.scope)
         examine(run, examiner, driver, list(files))
-        checked = examine_members(run, reader, sizes["members"])
+        # Holes count in a copy and in an archive, so a sparse file could fill staging.
+        limit = 4 * sizes["config_disk_bytes"] + SPARSE_BYTES
+        checked = examine_members(run, reader, sizes["members"], limit)
         compression = host.backup_settings["BACKUP_COMPRESSION"]
         ending = SUFFIX[compression]
         fault_point("archiving-the-configuration", host)
-        # Holes count in an archive, so a sparse file could fill it.
-        limit = 4 * sizes["config_disk_bytes"] + SPARSE_BYTES
         archived = reader.ask(
             "archive", WORK_SECONDS, compression=compression, limit_bytes=limit, members=checked
         )
@@ -644,14 +644,15 @@ def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
             remove_in_steps(examiner.directory, name, lambda _: None)
 
 
-def examine_members(run: Run, reader: Role, count: int) -> list[int]:
+def examine_members(run: Run, reader: Role, count: int, most: int) -> list[int]:
     """Other services' databases, each in an examiner of its own. Returns those that are whole. One
     that is not never stops the tracker's own from being published.
     """
     checked = []
     for index in range(min(count, MEMBERS)):
         try:
-            captured = reader.ask("capture_member", WORK_SECONDS, index=index)
+            arguments = {"index": index, "limit_bytes": most}
+            captured = reader.ask("capture_member", WORK_SECONDS, **arguments)
             if not captured.paths:  # optional, and missing
                 continue
             with Role(reader.settings, "examiner", index + 1) as examiner:

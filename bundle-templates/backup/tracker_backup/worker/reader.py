@@ -136,13 +136,14 @@ def settle(arguments: dict[str, Any], _answer: Answer) -> None:
 
 
 def capture_member(arguments: dict[str, Any], answer: Answer) -> None:
-    """Copies the `sqlite:` line with that index, always under locks. paths: its path, or nothing
-    if it is optional and missing; numbers: uid, gid, mode.
+    """Copies the `sqlite:` line with that index, always under locks, if no file of it has more than
+    limit_bytes. paths: its path, or nothing if it is optional and missing; numbers: uid, gid, mode.
     """
     line = members(read_lines())[arguments["index"]]
     try:
         with located(line.path) as (directory, name):
-            capture_set(directory, name, "member.db", True, answer)
+            limit = arguments["limit_bytes"]
+            capture_set(directory, name, "member.db", True, answer, limit)
             facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except Absent as absent:
         if not line.optional:
@@ -153,11 +154,16 @@ def capture_member(arguments: dict[str, Any], answer: Answer) -> None:
     answer.numbers |= {"uid": facts.st_uid, "gid": facts.st_gid, "mode": mode}
 
 
-def capture_set(directory: int, name: str, to: str, locked: bool, answer: Answer) -> None:
+def capture_set(
+    directory: int, name: str, to: str, locked: bool, answer: Answer, limit: int = LARGEST
+) -> None:
     """Copies the database and its journals to the names that begin with `to`."""
     answer.numbers["shared"] = 0
 
     def copy(suffix: str, descriptor: int, size: int) -> None:
+        if size > limit:  # mostly holes, which the copy would not have
+            text = f"has {size} bytes; at most {limit} were expected"
+            raise Unusable(text, name + suffix)
         if not suffix:
             require_header(descriptor, name)
             for path in copied_set(to):
