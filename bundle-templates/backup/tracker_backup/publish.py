@@ -156,12 +156,18 @@ def remove_old_leftovers(host: Host, before: datetime, say: Callable[[str], None
 
 
 def remove_backup(file: Path, say: Callable[[str], None]) -> None:
-    """Removes a backup file in steps, under a name that the next run removes if this one dies."""
+    """Removes a backup file in steps, under a name that the next run removes if this one dies.
+
+    Raises OSError if it cannot be removed.
+    """
     partial = file.with_name(f"{file.name}.partial")
     with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(file.lstat().st_mode):
+            return file.unlink()
         file.rename(partial)
         with opened(partial.parent) as directory:
             remove_in_steps(directory, partial.name, say)
+    return None
 
 
 def remove_in_steps(directory: int, name: str, warn: Callable[[str], None]) -> None:
