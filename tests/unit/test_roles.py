@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -168,6 +169,27 @@ def test_a_container_that_is_gone_already_is_no_failure(stage: Stage) -> None:
         role.ask("something", 20)
         (stage.path / role.container).unlink()
     assert stage.log == []
+
+
+def test_a_signal_between_two_calls_does_not_leave_the_container(
+    tool: ModuleType, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals, docker = tool.signals.Signals(), stage.module.docker
+    for module in (tool.docker, stage.module):
+        monkeypatch.setattr(module, "signals", signals)
+
+    def ring(*words: str) -> Any:
+        if words[0] == "unpause":
+            signals.receive(signal.SIGTERM, None)
+        return docker(*words)
+
+    monkeypatch.setattr(stage.module, "docker", ring)
+    with (
+        pytest.raises(tool.signals.Ended),
+        stage.role(ANSWERS + "    print(json.dumps({}))\n") as role,
+    ):
+        role.ask("something", 20)
+    assert stage.is_over()
 
 
 def test_a_container_that_cannot_be_removed_is_a_warning_and_its_files_stay(stage: Stage) -> None:

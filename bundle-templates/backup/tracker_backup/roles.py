@@ -22,6 +22,7 @@ from .docker import DOCKER_SECONDS, RUN_LABEL, docker
 from .host import Refused
 from .protocol import ANSWER_BYTES, LARGEST, REASON_CHARACTERS, Answer, BadAnswer, printable
 from .publish import DIRECTORY, names, opened, remove_in_steps, take
+from .signals import signals
 
 SERVICES = {"reader": "backup", "examiner": "backup-examiner", "client": "backup-client"}
 UIDS = {"reader": 0, "examiner": 64001, "client": 64101}
@@ -113,16 +114,20 @@ class Role:
         """
         try:
             if self.container:
-                with contextlib.suppress(Refused):  # in cgroup v1, a frozen process does not die
-                    docker("unpause", self.container)
-                try:
-                    docker("rm", "--force", "--volumes", self.container)
-                except Refused as error:
-                    if "no such container" not in str(error).lower():
-                        raise
-                self.container = ""
+                with signals.held():  # a signal between the calls would leave the container
+                    self._remove_container()
         finally:
             self._hang_up()
+
+    def _remove_container(self) -> None:
+        with contextlib.suppress(Refused):  # in cgroup v1, a frozen process does not die
+            docker("unpause", self.container)
+        try:
+            docker("rm", "--force", "--volumes", self.container)
+        except Refused as error:
+            if "no such container" not in str(error).lower():
+                raise
+        self.container = ""
 
     def ask(self, job: str, seconds: float, /, **arguments: Any) -> Answer:
         """Has one job done, within `seconds`. Raises Refused if it fails, with its reason.
