@@ -640,8 +640,7 @@ def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
     run.note(answer)
     examiner.end()
     for name in driver.CAPTURED:
-        with contextlib.suppress(Refused):
-            remove_in_steps(examiner.directory, name, lambda _: None)
+        remove_in_steps(examiner.directory, name, lambda _: None)
 
 
 def examine_members(run: Run, reader: Role, count: int, most: int) -> list[int]:
@@ -666,7 +665,7 @@ def examine_members(run: Run, reader: Role, count: int, most: int) -> list[int]:
                 examiner.end()
                 hand_over(examiner, {"database.db": str(index)}, reader, into="members")
             checked.append(index)
-        except Refused as error:
+        except (Refused, OSError) as error:
             run.warn(f"a service's database is not in the backup: {error}")
     return checked
 
