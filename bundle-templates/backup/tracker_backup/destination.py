@@ -6,6 +6,7 @@ from .documents import DestinationIdentity
 from .files import make_directory, write_durably
 from .host import ROOT, Host, Refused
 from .log import say
+from .publish import SUBDIRECTORIES
 
 IDENTITY = ".tracker-backup.json"
 
@@ -63,5 +64,5 @@ def claim_destination(host: Host, take_over: bool) -> None:
     else:
         write_durably(identity, DestinationIdentity(host.environment, machine_id()).encode())
         say(f"changed: {identity}")
-    for name in ("sqlite", "mysql", "config", "runs"):
+    for name in SUBDIRECTORIES:
         make_directory(host.destination / name, 0o700)

@@ -36,7 +36,7 @@ from .fault_points import fault_point
 from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
 from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable
-from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
+from .publish import SUBDIRECTORIES, Source, backup_path, clear_leftovers, publish, remove_in_steps
 from .remote import next_sequence, push_or_tell
 from .repository import uses_restic
 from .restore import command_rollback
@@ -236,7 +236,7 @@ def end_run(run: Run, code: int, reason: str) -> None:
             # Delete the run manifest before the backup files. Otherwise a manifest could report
             # success for files that no longer exist.
             (destination / f"runs/{run.id}.json").unlink(missing_ok=True)
-            for kind in ("sqlite", "mysql", "config"):
+            for kind in SUBDIRECTORIES:
                 for path in (destination / kind).glob(f"*_{run.id}.*"):
                     path.unlink()
             record(run, "failed", code, reason)
