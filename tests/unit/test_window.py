@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -193,6 +194,26 @@ def test_a_signal_just_before_the_window_closes_does_not_leave_it_open(
     with pytest.raises(tool.signals.Ended) as ended:
         window.__exit__(None, None)
     assert calls == [None, ended.value]
+
+
+def test_a_signal_before_the_end_of_the_window_begins_does_not_leave_it_open(
+    tool: ModuleType, signals: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run, left = tool.run.Run(dry_run=False), list[BaseException]()
+    run.host = SimpleNamespace(scope="full", staging=tmp_path)
+    run.window = SimpleNamespace(leave=left.append)
+    for name, value in {
+        "driver_of": lambda _: SimpleNamespace(SOURCE="reader"),
+        "read_runs": lambda _: [],
+        "IN_SIDECAR": True,
+        "fault_point": lambda *_: None,
+        "Role": lambda *_: nullcontext(),
+        "signals": signals,
+    }.items():
+        monkeypatch.setattr(tool.run, name, value)
+    with pytest.raises(tool.signals.Ended) as ended, tool.run.capturing(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert left == [ended.value]
 
 
 def test_a_signal_after_a_failure_does_not_keep_the_run_from_cleaning_up(

@@ -473,8 +473,11 @@ def capturing(run: Run, project: str = "") -> Iterator[tuple[Role, Role]]:
             source = stack.enter_context(Role(settings, driver.SOURCE))
         try:
             yield reader, source
-        except BaseException:
+        except BaseException as error:
             signals.ignore()  # from now on the run cleans up
+            if run.window and isinstance(error, Ended):
+                # It may have arrived after the capture, before the window's own end began.
+                run.window.leave(error)
             raise
 
 
