@@ -112,16 +112,23 @@ def tracker_database(host: Host, environment: Mapping[str, str]) -> tuple[str, s
 
 
 def read_plain_file(path: Path) -> str:
-    """At most 1 MiB of a file that a service can replace: neither a link nor a pipe is followed;
-    empty when it is not there.
+    """At most 1 MiB of a file that a service can replace; empty when it is no regular file.
+
+    It is opened only when its kind is known: to open a device can do something.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     except OSError:
         return ""
-    with open(descriptor, "rb") as file:
-        plain = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        return file.read(1 << 20).decode(errors="replace") if plain else ""
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return ""
+        with open(f"/proc/self/fd/{handle}", "rb") as file:
+            return file.read(1 << 20).decode(errors="replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(handle)
 
 
 def check_tracker(host: Host, container: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from .protocol import LARGEST, printable, table_name
 
 DOCUMENT_BYTES = 16 << 20
 ITEMS = 100_000  # of one list or object
+SEQUENCES = 10**12  # a larger number of a run is damage
 RUN_ID = re.compile(r"[0-9]{8}_[0-9]{6}")
 # A backup file below the destination; groups: its directory, the run's id.
 BACKUP_FILE = re.compile(
@@ -289,6 +290,8 @@ class RunManifest(Document):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sequence > SEQUENCES:
+            raise bad("sequence", self.sequence)
         driver = next((file.directory for file in self.files if file.kind == "database"), "")
         object.__setattr__(self, "driver", self.driver or driver)
         for file in self.files:

@@ -16,7 +16,7 @@ from .host import STATE, Host, Refused
 from .log import say
 from .remote import remembered
 from .repository import Repository, Snapshot, repository, restic_secrets, uses_restic
-from .runs import check_files, warn_of_missing
+from .runs import check_files, open_plain, warn_of_missing
 from .secrets import require_secrets
 from .state import lock
 
@@ -112,9 +112,9 @@ def fetch(host: Host, snapshot: Snapshot, run: RunManifest) -> None:
         if problems := check_files(host, run, target):
             raise Refused(f"{run.id} was not fetched whole: {'; '.join(problems)}")
         for path in (file.path for file in run.files):
-            with (target / path).open("rb") as stream:
+            with open_plain(target / path) as stream:
                 os.fsync(stream.fileno())
-            (target / path).chmod(0o600)
+                os.fchmod(stream.fileno(), 0o600)
             (target / path).rename(host.destination / path)
             sync_directory((host.destination / path).parent)
     finally:

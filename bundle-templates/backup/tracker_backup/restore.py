@@ -221,7 +221,7 @@ def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> No
     with swapper(host, "swap", work) as shop:
         with emptying(work):
             kind = "all" if len(kinds) == 2 else min(kinds)
-            shop.step("prepare", work=work.name, kind=kind, database=target)
+            shop.step("prepare", work=work.name, kind=kind, database=target, paths=run.paths)
         journal = RestoreJournal(run.id, work.name, fresh, "config" in kinds, running(host))
         journal.store()
         try:

@@ -19,9 +19,10 @@ from .fault_points import fault_point
 from .host import CONFIG, IN_SIDECAR, Host
 from .log import say
 from .publish import remove_backup, remove_old_leftovers
-from .runs import newest_backup, read_runs
+from .runs import newest_backup, newest_success, read_runs
 from .state import lock
 
+ACKNOWLEDGED = 10_000  # keys of reasons that are remembered
 ROWS = 100  # a table that lost fewer is not suspicious
 DAMAGED = "damaged "  # begins the key of a reason that ends when its document is whole again
 
@@ -52,8 +53,9 @@ def expired(
     if runs[-1].result == "incomplete":
         kinds -= {"config"}
     last = {run.driver: run for run in runs if run.paths_of("database")}
+    success = newest_success(runs)  # the one that is restored and verified
     for run in runs[:-1]:
-        if run_time(run.id) >= begin:
+        if run is success or run_time(run.id) >= begin:
             continue
         old = run.paths_of(*kinds)
         key = f"driver {run.id}"
@@ -152,7 +154,8 @@ def command_acknowledge(_: argparse.Namespace) -> int:
         except BadDocument:
             state = RetentionState([], {})
         reasons |= expired(runs, host.retention_days, state.acknowledged)[2]
-        RetentionState(sorted({*state.acknowledged, *lasting(reasons)}), {}).store()
+        known = [key for key in state.acknowledged if key not in reasons][-ACKNOWLEDGED:]
+        RetentionState(sorted({*known, *lasting(reasons)}), {}).store()
         left = suspended(host, runs)
     for key, reason in reasons.items():
         if key not in left:

@@ -235,11 +235,13 @@ class Role:
         return client.returncode
 
 
-def hand_over(source: Role, files: Mapping[str, str], target: Role, into: str = "") -> None:
+def hand_over(
+    source: Role, files: Mapping[str, str], target: Role, into: str = "", limit: int = LARGEST
+) -> None:
     """Moves files to another role, from an old name to a new one each. Missing ones are skipped.
 
     `into` is a directory below the target's, made if it is missing. Raises Refused for anything
-    but a regular file of the source's own.
+    but a regular file of the source's own, of at most `limit` bytes.
     """
     if into:
         with contextlib.suppress(FileExistsError):
@@ -252,7 +254,7 @@ def hand_over(source: Role, files: Mapping[str, str], target: Role, into: str = 
                 continue
             except OSError as error:
                 raise Refused(f"{old} cannot be handed over: {error.strerror}") from error
-            descriptor = take(directory, new, source.uid, LARGEST)
+            descriptor = take(directory, new, source.uid, limit)
             try:
                 os.fchown(descriptor, target.uid, -1)
                 os.fchmod(descriptor, 0o600)

@@ -54,6 +54,7 @@ LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
 PROBE_SECONDS = float(os.environ.get("TRACKER_BACKUP_PROBE_SECONDS", "60"))
 PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "300"))
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
+MEMBER_SECONDS = 3600  # for one database of another service
 STALL_LIMIT_SECONDS = 5  # drivers of SQLite commonly give up after this time
 SPARE_BYTES = 16 << 20
 PROBE = ".probe-{}"  # and the run's id: what is written to see whether it can be
@@ -591,19 +592,11 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
             source.end()
         files = driver.files(host.scope)
         examine(run, examiner, driver, list(files))
-        # Holes count in a copy and in an archive, so a sparse file could fill staging.
-        limit = 4 * sizes["config_disk_bytes"] + SPARSE_BYTES
-        checked = examine_members(run, reader, sizes["members"], limit)
-        compression = host.backup_settings["BACKUP_COMPRESSION"]
-        ending = SUFFIX[compression]
-        fault_point("archiving-the-configuration", host)
-        archived = reader.ask(
-            "archive", WORK_SECONDS, compression=compression, limit_bytes=limit, members=checked
-        )
-        run.found.paths, run.found.missing = run.note(archived).paths, archived.missing
+        archived = archive(run, reader, sizes)
         fault_point("removing-the-container", host)
         reader.end()
         subdirectory = host.backup_settings["DB_TYPE"]
+        ending = SUFFIX[host.backup_settings["BACKUP_COMPRESSION"]]
         sources = [
             Source(
                 "database",
@@ -615,10 +608,30 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
             )
             for file, name in files.items()
         ]
-        config = backup_path("config", run.id, f"tar{ending}")
-        archive = f"config.tar{ending}"
-        sources.append(Source("config", config, reader.directory, archive, reader.uid, 2 * limit))
-        run.files = publish(host, sources)
+        run.files = publish(host, sources + archived)
+
+
+def archive(run: Run, reader: Role, sizes: dict[str, int]) -> list[Source]:
+    """The configuration archive, or nothing. A service that makes it fail never stops the database
+    from being published.
+    """
+    compression = run.host.backup_settings["BACKUP_COMPRESSION"]
+    # Holes count in an archive, so sparse files could fill it.
+    limit = 4 * sizes["config_disk_bytes"] + SPARSE_BYTES
+    try:
+        checked = examine_members(run, reader, sizes["members"], limit)
+        fault_point("archiving-the-configuration", run.host)
+        answer = reader.ask(
+            "archive", WORK_SECONDS, compression=compression, limit_bytes=limit, members=checked
+        )
+    except Refused as error:
+        run.warn(f"the configuration could not be archived: {error}")
+        run.found.missing = ["the whole configuration"]
+        return []
+    run.found.paths, run.found.missing = run.note(answer).paths, answer.missing
+    name, path = f"config.tar{SUFFIX[compression]}", f"tar{SUFFIX[compression]}"
+    path = backup_path("config", run.id, path)
+    return [Source("config", path, reader.directory, name, reader.uid, 2 * limit)]
 
 
 def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
@@ -643,15 +656,16 @@ def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
         remove_in_steps(examiner.directory, name, lambda _: None)
 
 
-def examine_members(run: Run, reader: Role, count: int, most: int) -> list[int]:
+def examine_members(run: Run, reader: Role, count: int, limit_bytes: int) -> list[int]:
     """Other services' databases, each in an examiner of its own. Returns those that are whole. One
     that is not never stops the tracker's own from being published.
     """
     checked = []
     for index in range(min(count, MEMBERS)):
         try:
-            arguments = {"index": index, "limit_bytes": most}
-            captured = reader.ask("capture_member", WORK_SECONDS, **arguments)
+            captured = reader.ask(
+                "capture_member", MEMBER_SECONDS, index=index, limit_bytes=limit_bytes
+            )
             if not captured.paths:  # optional, and missing
                 continue
             with Role(reader.settings, "examiner", index + 1) as examiner:
@@ -659,11 +673,12 @@ def examine_members(run: Run, reader: Role, count: int, most: int) -> list[int]:
                 limit = 2 * size_of(examiner, tuple(MEMBER.values())) + SPARE_BYTES
                 run.note(
                     examiner.ask(
-                        "examine", WORK_SECONDS, driver="sqlite", scope="full", limit_bytes=limit
+                        "examine", MEMBER_SECONDS, driver="sqlite", scope="full", limit_bytes=limit
                     )
                 )
                 examiner.end()
-                hand_over(examiner, {"database.db": str(index)}, reader, into="members")
+                into = {"database.db": str(index)}
+                hand_over(examiner, into, reader, into="members", limit=limit)
             checked.append(index)
         except (Refused, OSError) as error:
             run.warn(f"a service's database is not in the backup: {error}")

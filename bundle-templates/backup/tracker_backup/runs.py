@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
+import os
+import stat
 from pathlib import Path
+from typing import IO
 
 from .documents import RUN_ID, BadDocument, RunManifest, run_time
 from .host import Host, Refused
@@ -100,7 +104,7 @@ def check_files(host: Host, run: RunManifest, directory: Path | None = None) -> 
     for file in run.files:
         digest = hashlib.sha256()
         try:
-            with ((directory or host.destination) / file.path).open("rb") as stream:
+            with open_plain((directory or host.destination) / file.path) as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
         except OSError as error:
@@ -109,3 +113,18 @@ def check_files(host: Host, run: RunManifest, directory: Path | None = None) -> 
         if digest.hexdigest() != file.sha256:
             problems.append(f"{file.path} is not what was published: its SHA-256 differs")
     return problems
+
+
+def open_plain(path: Path) -> IO[bytes]:
+    """A regular file of its own, in a directory that is no link. Raises OSError for another one."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path.name, flags, dir_fd=directory)
+    finally:
+        os.close(directory)
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no regular file of its own")
+    return open(descriptor, "rb")

@@ -24,6 +24,7 @@ ENTRIES = 1_000_000
 WARNINGS = 20  # of one kind
 PIECE_BYTES = 1 << 20
 BLOCK = 512
+SPARSE_BYTES = 16 << 20  # that a file may have beside four times what it has on disk
 RECORD = 20 * BLOCK  # tar reads an archive in such pieces
 
 
@@ -60,15 +61,18 @@ class Entry:
 
 
 class Walk:
-    """Goes through trees, with one limit for the levels of each and one for all entries."""
+    """Goes through trees, with a limit for the levels and one for the entries of each."""
 
     def __init__(self, findings: Findings) -> None:
         self.findings = findings
-        self.entries = 0
+        self.entries = 0  # of all trees
+        self.most = 0
 
     def below(self, path: str, descriptor: int, level: int = 0) -> Iterator[Entry]:
         """The entry of an O_PATH descriptor and all that is below it, a directory first."""
         facts = os.fstat(descriptor)
+        if not level:
+            self.most = self.entries + ENTRIES
         self.entries += 1
         yield Entry(path, descriptor, facts)
         if not stat.S_ISDIR(facts.st_mode):
@@ -85,7 +89,7 @@ class Walk:
         for one in names:
             if level > LEVELS:
                 return self.findings.lose(path, f"has content below {LEVELS} levels")
-            if self.entries >= ENTRIES:
+            if self.entries >= self.most:
                 return self.findings.lose(path, f"has content beyond {ENTRIES} entries")
             try:
                 child = os.open(one.name, PATH, dir_fd=directory)
@@ -147,6 +151,9 @@ class Archive:
         self._write(bytes(-self.written % RECORD))
 
     def _add_file(self, entry: Entry) -> None:
+        # Holes count in an archive. One service's must not take the space of another's files.
+        if entry.facts.st_size > 4 * BLOCK * entry.facts.st_blocks + SPARSE_BYTES:
+            return self.findings.lose(entry.path, "is nearly all holes")
         if self.written + archived_bytes(entry.facts) > self.limit:
             return self.findings.lose(entry.path, "is beyond the limit of size")
         try:

@@ -136,8 +136,8 @@ def settle(arguments: dict[str, Any], _answer: Answer) -> None:
 
 
 def capture_member(arguments: dict[str, Any], answer: Answer) -> None:
-    """Copies the `sqlite:` line with that index, always under locks, if no file of it has more than
-    limit_bytes. paths: its path, or nothing if it is optional and missing; numbers: uid, gid, mode.
+    """Copies the `sqlite:` line with that index, always under locks. paths: its path, or nothing
+    if it is optional and missing; numbers: uid, gid, mode. It may have at most `limit_bytes`.
     """
     line = members(read_lines())[arguments["index"]]
     try:
@@ -157,13 +157,14 @@ def capture_member(arguments: dict[str, Any], answer: Answer) -> None:
 def capture_set(
     directory: int, name: str, to: str, locked: bool, answer: Answer, limit: int = LARGEST
 ) -> None:
-    """Copies the database and its journals to the names that begin with `to`."""
+    """Copies the database and its journals to the names that begin with `to`. Each has at most
+    `limit` bytes, holes included.
+    """
     answer.numbers["shared"] = 0
 
     def copy(suffix: str, descriptor: int, size: int) -> None:
-        if size > limit:  # mostly holes, which the copy would not have
-            text = f"has {size} bytes; at most {limit} were expected"
-            raise Unusable(text, name + suffix)
+        if size > limit:
+            raise Unusable(f"has {size} bytes; at most {limit} are expected", name + suffix)
         if not suffix:
             require_header(descriptor, name)
             for path in copied_set(to):
@@ -262,7 +263,7 @@ def archive(arguments: dict[str, Any], answer: Answer) -> None:
     lines, findings = read_lines(), Findings(answer)
     target = service.WORK / f"config.tar{SUFFIX[arguments['compression']]}"
     target.unlink(missing_ok=True)
-    there = [line for line, _ in opened(lines, findings)]
+    there = [line for line, found in opened(lines, findings) if is_right(line, found, findings)]
     with timed(answer, "archive"), compressor(target, arguments["compression"]) as stream:
         written = Archive(stream, arguments["limit_bytes"], findings)
         add_directories(written, there)
@@ -282,6 +283,14 @@ def archive(arguments: dict[str, Any], answer: Answer) -> None:
     lacking = {shown(line.path) for line in members(lines)} & set(answer.missing)
     answer.paths = [path for path in paths if path not in lacking]
     answer.numbers["bytes"] = target.stat().st_size
+
+
+def is_right(line: Line, descriptor: int, findings: Findings) -> bool:
+    """Whether a `dir:` line is a directory. A service can put something else there."""
+    if line.kind != "dir" or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        return True
+    findings.lose(f"{service.DATA}/{line.path}", "is no directory")
+    return False
 
 
 def add_directories(written: Archive, there: list[Line]) -> None:

@@ -144,13 +144,17 @@ def write_list(path: Path, paths: Iterable[Parts]) -> None:
 # ---------------------------------------------------------------- prepare
 
 
-def prepare(data: Tree, work: Path, kind: str, database: str, answer: Answer) -> None:
-    """`database` is the path of the SQLite file below the deployment, or empty."""
+def prepare(
+    data: Tree, work: Path, kind: str, database: str, paths: list[str], answer: Answer
+) -> None:
+    """`database` is the path of the SQLite file below the deployment, or empty. `paths` are those
+    that the run has archived: nothing else is restored.
+    """
     for name in ("new", "old"):
         (work / name).mkdir(exist_ok=True)
     new = Tree(work / "new")
     if kind != "database":
-        extract(work / "config.tar", new, answer)
+        extract(work / "config.tar", new, [member_parts(path) for path in paths], answer)
     if kind != "config" and database:
         place_database(data, new, work, tuple(os.fsencode(database).split(b"/")))
     targets = [parts for parts, directory in new.walk() if not directory]
@@ -195,7 +199,7 @@ def members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
             cast(Any, tar).members.clear()
 
 
-def extract(archive: Path, new: Tree, answer: Answer) -> None:
+def extract(archive: Path, new: Tree, wanted: list[Parts], answer: Answer) -> None:
     """Like `tar --extract --same-owner --same-permissions`, for paths of any length.
 
     GNU tar archives a path of more than 4095 bytes, and cannot extract it. Devices and pipes are
@@ -204,7 +208,9 @@ def extract(archive: Path, new: Tree, answer: Answer) -> None:
     directories: dict[Parts, tarfile.TarInfo] = {}
     for tar, member in members(archive):
         parts = member_parts(member.name)
-        if len(parts) > LEVELS:
+        if not is_wanted(parts, member.isdir(), wanted):
+            note(answer, f"skipped, not below a path of the run: {show(parts)}")
+        elif len(parts) > LEVELS:
             note(answer, f"skipped, more than {LEVELS} levels: {show(parts)}")
         elif member.isdir():
             new.open(parts, make=True)
@@ -213,6 +219,13 @@ def extract(archive: Path, new: Tree, answer: Answer) -> None:
             extract_member(tar, member, new, parts, answer)
     for parts in sorted(directories, key=len, reverse=True):
         set_facts(new.open(parts), directories[parts])
+
+
+def is_wanted(parts: Parts, directory: bool, wanted: list[Parts]) -> bool:
+    """Whether a member is at or below a path of the run, or a directory above one."""
+    return any(
+        parts[: len(one)] == one or (directory and one[: len(parts)] == parts) for one in wanted
+    )
 
 
 def member_parts(name: str) -> Parts:
@@ -226,8 +239,8 @@ def extract_member(
     tar: tarfile.TarFile, member: tarfile.TarInfo, new: Tree, parts: Parts, answer: Answer
 ) -> None:
     """One member that is not a directory; a later member of the same name replaces it."""
-    if not (member.isreg() or member.issym() or member.islnk()):
-        note(answer, f"skipped, a device or a pipe: {show(parts)}")
+    if not (member.isreg() or member.issym() or member.islnk()) or member.issparse():
+        note(answer, f"skipped, a device, a pipe or a sparse file: {show(parts)}")
         return
     source = -1
     if member.islnk():
@@ -256,9 +269,9 @@ def extract_member(
 
 
 def set_facts(descriptor: int, member: tarfile.TarInfo) -> None:
-    """Owner before mode, because a change of the owner drops the set-uid bits."""
+    """Set-uid bits are dropped. The tracker's directories have set-gid, so directories keep it."""
     os.fchown(descriptor, member.uid, member.gid)
-    os.fchmod(descriptor, member.mode & 0o7777)
+    os.fchmod(descriptor, member.mode & (0o3777 if member.isdir() else 0o1777))
     with suppress(OverflowError, OSError):  # a time that the file system cannot hold
         os.utime(descriptor, (member.mtime, member.mtime))
 

@@ -3,7 +3,8 @@
     measure {files}                   numbers: bytes unpacked, by file
     unpack {files, paths}             checked, into /work; tables, and in `missing` the paths that
                                       the configuration archive lacks
-    prepare {work, kind, database}    fills WORK/new and WORK/targets; kind: database, config, all
+    prepare {work, kind, database, paths}
+                                      fills WORK/new and WORK/targets; kind: database, config, all
     apply {work}                      moves what is there to WORK/old, and the new in its place
     rollback {work}                   undoes an apply that ended anywhere
     connect {host, port, user, password, tls, ca}   makes the options of the MySQL client; `tls` is
@@ -124,7 +125,8 @@ def place(arguments: dict[str, Any]) -> tuple[restore_files.Tree, Path]:
 def prepare(arguments: dict[str, Any], answer: Answer) -> None:
     data, work = place(arguments)
     try:
-        restore_files.prepare(data, work, arguments["kind"], arguments["database"], answer)
+        kind, database, paths = (arguments[name] for name in ("kind", "database", "paths"))
+        restore_files.prepare(data, work, kind, database, paths, answer)
     except tarfile.TarError as error:
         raise StepFailed(str(error)) from error
 
