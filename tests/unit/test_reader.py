@@ -598,7 +598,7 @@ def test_a_sparse_database_of_a_service_is_not_copied(deployment: Deployment) ->
     deployment.add("sqlite:grafana.db")
     assert failure(deployment.job, "capture_member", index=0, limit_bytes=1 << 30) == (
         1,
-        f"{grafana} has {10 << 40} bytes; at most {1 << 30} were expected",
+        f"{grafana} has {10 << 40} bytes; at most {1 << 30} are expected",
     )
     assert not (deployment.work / "member.db").exists()
 
