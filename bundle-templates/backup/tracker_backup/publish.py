@@ -24,6 +24,7 @@ from .writeback import PIECE_BYTES, write_back
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 SHRINK_BYTES, SHRINK_SECONDS = 64 << 20, 0.02
+SHRINK_STEPS = 3000  # at most a minute, whatever a file says that it has
 SUBDIRECTORIES = ("sqlite", "mysql", "config", "runs")
 LEFTOVER = "leftover"
 FAULT_POINTS = {"database": "publishing-the-database", "config": "publishing-the-configuration"}
@@ -179,6 +180,7 @@ def remove_in_steps(directory: int, name: str, warn: Callable[[str], None]) -> N
             with open(os.open(name, READ | os.O_WRONLY, dir_fd=directory), "wb") as file:
                 facts = os.fstat(file.fileno())
                 steps = facts.st_blocks * 512 // SHRINK_BYTES if facts.st_nlink == 1 else 0
+                steps = min(steps, SHRINK_STEPS)
                 for step in range(steps, 0, -1):
                     os.ftruncate(file.fileno(), facts.st_size * step // (steps + 1))
                     time.sleep(SHRINK_SECONDS)

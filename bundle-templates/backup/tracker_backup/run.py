@@ -54,12 +54,11 @@ LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
 PROBE_SECONDS = float(os.environ.get("TRACKER_BACKUP_PROBE_SECONDS", "60"))
 PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "300"))
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
-MEMBER_SECONDS = 3600  # for one database of another service
+MEMBER_SECONDS = 900  # for one database of another service
 STALL_LIMIT_SECONDS = 5  # drivers of SQLite commonly give up after this time
 SPARE_BYTES = 16 << 20
 PROBE = ".probe-{}"  # and the run's id: what is written to see whether it can be
 SIZES = words("database_bytes config_disk_bytes members")
-MEMBERS = 100  # at most so many databases of other services
 SPARSE_BYTES = 1 << 30  # that holes may add to the archive
 DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
 MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
@@ -529,7 +528,7 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
         # The warnings about tables come again with what was captured.
         for warning in compare_tables(run.last.tables if run.last else (), answer.tables, where):
             log.log(f"WARNING: {warning}")
-        sizes |= run.note(answer).numbers
+        sizes["database_bytes"] = run.note(answer).numbers.get("database_bytes", 0)
     for path in found.missing:
         log.log(f"WARNING: {path} is missing or cannot be read: the backup will be incomplete")
     check_space(run, sizes["database_bytes"], sizes["config_disk_bytes"])
@@ -544,7 +543,10 @@ def check_space(run: Run, database: int, config: int) -> None:
     host = run.host
     log.log(f"database {database >> 20} MiB, configuration {config >> 20} MiB")
     captured = database * (1 if host.scope == "full" else 2)
-    published = (run.last.bytes * 3 // 2 if run.last else database + config) + SPARE_BYTES
+    published = database + config
+    if run.last:
+        published = min(published, run.last.bytes * 3 // 2)
+    published += SPARE_BYTES
     needed = {host.staging: captured + published + SPARE_BYTES, host.destination: published}
     if host.staging.stat().st_dev == host.destination.stat().st_dev:
         needed[host.destination] = published + max(captured, published)
@@ -619,7 +621,7 @@ def archive(run: Run, reader: Role, sizes: dict[str, int]) -> list[Source]:
     # Holes count in an archive, so sparse files could fill it.
     limit = 4 * sizes["config_disk_bytes"] + SPARSE_BYTES
     try:
-        checked = examine_members(run, reader, sizes["members"], limit)
+        checked = examine_members(run, reader, limit)
         fault_point("archiving-the-configuration", run.host)
         answer = reader.ask(
             "archive", WORK_SECONDS, compression=compression, limit_bytes=limit, members=checked
@@ -656,12 +658,14 @@ def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
         remove_in_steps(examiner.directory, name, lambda _: None)
 
 
-def examine_members(run: Run, reader: Role, count: int, limit_bytes: int) -> list[int]:
+def examine_members(run: Run, reader: Role, limit_bytes: int) -> list[int]:
     """Other services' databases, each in an examiner of its own. Returns those that are whole. One
     that is not never stops the tracker's own from being published.
     """
+    listed = (run.host.configuration / "backup-paths.txt").read_text(encoding="utf-8").splitlines()
+    count = sum(line.removeprefix("?").startswith("sqlite:") for line in listed)
     checked = []
-    for index in range(min(count, MEMBERS)):
+    for index in range(count):
         try:
             captured = reader.ask(
                 "capture_member", MEMBER_SECONDS, index=index, limit_bytes=limit_bytes

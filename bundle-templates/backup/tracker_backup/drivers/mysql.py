@@ -34,6 +34,7 @@ from .driver import Driver
 
 SERVER_SECONDS = 180  # until it answers
 STATEMENT_SECONDS = 600
+LINE_BYTES = 4096  # of a dump's first line
 RESERVE_BYTES = 256 << 20  # of staging, when the present database is saved
 CLIENT = words(
     "--user 64101:64101 --network bridge --tmpfs /tmp:size=16m "
@@ -245,7 +246,7 @@ class Server:
             with open(os.open(dump, flags), "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise Refused(f"{dump} is no regular file")
-                first = file.readline()
+                first = file.readline(LINE_BYTES)
                 start = len(first) if first.startswith(b"/*M!999999") else 0
                 os.lseek(file.fileno(), start, os.SEEK_SET)
                 words = (*self.client, "--binary-mode", self.database)
@@ -268,16 +269,24 @@ class Server:
             raise Refused(f"the present database could not be saved first: {done.said[-400:]}")
 
     def count_rows(self) -> dict[str, int]:
+        # A line end in a name must not look like the end of a line of the answer.
         tables = (
-            "SELECT table_name FROM information_schema.tables WHERE table_schema = database() AND "
+            "SELECT hex(table_name) FROM information_schema.tables WHERE table_schema = database() AND "
             "table_type = 'BASE TABLE'"
         )
-        names = self.ask(tables, self.database)
+        names = [from_hex(line) for line in self.ask(tables, self.database)]
         count = "SELECT count(*) FROM {}"
         return {
             table_name(name): number(self.ask(count.format(quote_name(name)), self.database))
             for name in names
         }
+
+
+def from_hex(line: str) -> str:
+    try:
+        return bytes.fromhex(line).decode()
+    except ValueError as error:
+        raise Refused(f"the server answers {printable(repr(line))} instead of a name") from error
 
 
 def number(lines: list[str]) -> int:
