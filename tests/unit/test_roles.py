@@ -352,7 +352,7 @@ def test_a_role_that_dies_leaves_its_exit_code_and_its_last_words(stage: Stage) 
     assert str(stage.refuses(text)) == (
         "the capture step failed with exit code 1; its message is in the log"
     )
-    assert stage.log == ["Traceback: \\x1b[2J", "MemoryError"]
+    assert stage.log == ["reader: Traceback: \\x1b[2J", "reader: MemoryError"]
 
 
 def test_a_role_that_closes_its_output_and_stays_is_ended(stage: Stage) -> None:
@@ -369,7 +369,7 @@ def test_endless_standard_error_is_bounded_and_the_answer_comes_through(stage: S
     )
     with stage.role(text) as role:
         assert role.ask("capture", 30).numbers == {"bytes": 1}
-    assert stage.log[-1] == "noise 29999"
+    assert stage.log[-1] == "reader: noise 29999"
     assert len(stage.log) <= 200
 
 
@@ -492,7 +492,7 @@ def test_the_loop_of_a_worker_speaks_with_the_host(stage: Stage) -> None:
         with pytest.raises(stage.module.Refused, match="cannot") as refused:
             role.ask("capture", 20, method="online")
         assert refused.value.code == 2
-    assert stage.log[0] == "copying"
+    assert stage.log[0] == "reader: copying"
 
 
 # ---------------------------------------------------------------- hand over

@@ -215,7 +215,7 @@ class Role:
         text = self._messages.decode(errors="replace").removesuffix("\n")
         self._messages = b""
         for line in text.split("\n")[-MESSAGE_LINES:] if text else ():
-            self.settings.log(f"{self.name}: {printable(line, REASON_CHARACTERS)}")
+            self.settings.log(printable(f"{self.name}: {line}", REASON_CHARACTERS))
 
     def _hang_up(self, patience: float = 0) -> int:
         """Ends the conversation. Returns the exit code of a client that ends in `patience` seconds,

@@ -271,8 +271,8 @@ class Server:
     def count_rows(self) -> dict[str, int]:
         # A line end in a name must not look like the end of a line of the answer.
         tables = (
-            "SELECT hex(table_name) FROM information_schema.tables WHERE table_schema = database() AND "
-            "table_type = 'BASE TABLE'"
+            "SELECT hex(table_name) FROM information_schema.tables "
+            "WHERE table_schema = database() AND table_type = 'BASE TABLE'"
         )
         names = [from_hex(line) for line in self.ask(tables, self.database)]
         count = "SELECT count(*) FROM {}"
