@@ -29,7 +29,7 @@ from .docker import (
     start,
     words,
 )
-from .documents import BackupFile, RunManifest
+from .documents import BackupFile, Owner, RunManifest
 from .drivers import driver_of
 from .drivers.driver import Driver
 from .fault_points import fault_point
@@ -711,7 +711,7 @@ def record(run: Run, result: Any, code: int, reason: str) -> None:
     """Writes the run manifest. A backup exists when its run manifest exists."""
     host, found = run.host, run.found
     published = result != "failed"
-    images, directories = stack_facts(host) if published else ({}, {})
+    images, directories = facts_of_stack(run) if published else ({}, {})
     manifest = RunManifest(
         id=run.id,
         sequence=next_sequence(read_runs(host)),
@@ -738,6 +738,17 @@ def record(run: Run, result: Any, code: int, reason: str) -> None:
     )
     fault_point("writing-the-run-manifest", host)
     write_durably(host.destination / f"runs/{run.id}.json", manifest.encode())
+
+
+def facts_of_stack(run: Run) -> tuple[dict[str, str], dict[str, Owner]]:
+    """A Docker that fails now does not discard a backup: the facts of the last one are used."""
+    try:
+        return stack_facts(run.host)
+    except Refused as error:
+        if not run.last:
+            raise
+        run.warn(f"the stack's images and directories are those of {run.last.id}: {error}")
+        return run.last.images, run.last.directories
 
 
 def driver_name(host: Host) -> Any:
