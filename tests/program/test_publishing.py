@@ -11,7 +11,7 @@ from program.host import Host, wait_until
 from program.old_runs import add_old_run
 
 
-@pytest.mark.parametrize("job", ["examine", "archive"])
+@pytest.mark.parametrize("job", ["examine", "compress"])
 def test_a_failed_job_after_the_window_ends_with_1_and_the_tracker_is_long_back(
     host: Host, job: str
 ) -> None:
@@ -22,16 +22,28 @@ def test_a_failed_job_after_the_window_ends_with_1_and_the_tracker_is_long_back(
     host.failed_safely()
 
 
-def test_a_run_manifest_that_cannot_be_written_fails_the_run_and_its_files_go(host: Host) -> None:
-    """The manifest of a success names the images of the stack, which Docker does not tell."""
+def test_without_an_archive_the_database_is_published_and_the_run_is_incomplete(
+    host: Host,
+) -> None:
+    host.on("archive", "refuse('no space left')")
+    host.run().ends_with(1, "the configuration could not be archived: no space left")
+    (path,) = host.run_files()
+    manifest = json.loads(path.read_text())
+    assert (manifest["result"], manifest["exit_code"]) == ("incomplete", 1)
+    assert manifest["missing"] == ["the whole configuration"]
+    assert [file["kind"] for file in manifest["files"]] == ["database"]
+
+
+def test_a_docker_that_fails_when_the_manifest_is_written_does_not_discard_the_backup(
+    host: Host,
+) -> None:
+    """The manifest names the images of the stack. Then they are those of the run before."""
     add_old_run(host)
-    before = host.published()
     host.on("archive", "touch('archived')")
     host.on("ps", "if (STUB / 'archived').exists(): fail('the daemon is gone')")
-    host.run().ends_with(1).lacks("retention: removed")
-    assert host.published() == before
+    host.run().ends_with(0, "the stack's images and directories are those of")
     results = [json.loads(path.read_text())["result"] for path in host.run_files()]
-    assert results == ["success", "success", "failed"]
+    assert results[-1] == "success"
 
 
 def test_a_run_manifest_that_says_success_does_not_outlive_the_files_of_its_run(
