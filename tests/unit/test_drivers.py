@@ -108,12 +108,30 @@ def test_only_a_regular_file_is_imported(
     assert not (tmp_path / "loaded").exists()
 
 
+def test_before_a_database_is_dropped_its_events_are_disabled_and_its_connections_end(
+    mysql: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An event of a hostile user can hold a lock on a table for ever."""
+    script = f'echo "$STATEMENT" >>{tmp_path}/asked; case $STATEMENT in '
+    script += "*events*) echo 686f6c64 ;; *processlist*) echo 9 ;; esac"
+    server(mysql, monkeypatch, script).recreate()
+    asked = [line.split(" FROM")[0] for line in (tmp_path / "asked").read_text().splitlines()]
+    assert asked == [
+        "SELECT hex(event_name)",
+        "ALTER EVENT `torrust`.`hold` DISABLE",
+        "SELECT id",
+        "KILL 9",
+        "DROP DATABASE IF EXISTS `torrust`",
+        "CREATE DATABASE `torrust`",
+    ]
+
+
 def test_a_connection_is_killed_by_its_number_alone(
     mysql: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = f'echo "$STATEMENT" >>{tmp_path}/asked; '
     script += '[[ $STATEMENT == KILL* ]] || printf "7\\n8; DROP\\n"'
-    server(mysql, monkeypatch, script).end_imports()
+    server(mysql, monkeypatch, script).end_connections()
     asked = (tmp_path / "asked").read_text().splitlines()
     assert [line for line in asked if "KILL" in line] == ["KILL 7"]
 

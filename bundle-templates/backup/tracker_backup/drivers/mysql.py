@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from ..docker import (
@@ -99,7 +100,6 @@ class MySQL(Driver):
 
     def undo(self, host: Host, work: Path) -> None:
         with tracker_server(host) as server:
-            server.end_imports()
             server.recreate()
             server.load(work / self.SAVED)
 
@@ -170,13 +170,20 @@ class Server:
             raise Refused(done.said[-400:] or f"{self.client[0]}: exit code {done.code}")
         return done.output.decode(errors="replace").split("\n")[:-1]
 
-    def end_imports(self) -> None:
-        """Ends what a dead restore still does in the server: its client outlives it."""
-        own = "user = substring_index(user(), '@', 1) AND id <> connection_id()"
-        for line in self.ask(
-            "SELECT id FROM information_schema.processlist WHERE db = "
-            f"{quote_text(self.database)} AND {own}"
-        ):
+    def end_connections(self) -> None:
+        """Ends what works in the database: a dead restore's client outlives it, and an event of a
+        hostile user can hold a lock for ever. Events are disabled first, so that none begins.
+        """
+        database = quote_text(self.database)
+        events = (
+            f"SELECT hex(event_name) FROM information_schema.events WHERE event_schema = {database}"
+        )
+        for line in self.ask(events):
+            with contextlib.suppress(Refused):
+                event = f"{quote_name(self.database)}.{quote_name(from_hex(line))}"
+                self.ask(f"ALTER EVENT {event} DISABLE")
+        others = f"WHERE db = {database} AND id <> connection_id()"
+        for line in self.ask(f"SELECT id FROM information_schema.processlist {others}"):
             with contextlib.suppress(Refused):  # it may have ended by itself
                 self.ask(f"KILL {number([line])}")
 
@@ -184,7 +191,9 @@ class Server:
         """That this user may drop and make what a restore replaces; to be known before anything is
         stopped or dropped.
         """
-        name, probe = quote_name(self.database), f"{quote_name(self.database)}.tracker_backup_probe"
+        # A name that nobody can have taken before.
+        name, probe_name = quote_name(self.database), f"tracker_backup_probe_{token_hex(8)}"
+        probe = f"{name}.{probe_name}"
         triggers = (
             "SELECT count(*) FROM information_schema.triggers WHERE trigger_schema = "
             f"{quote_text(self.database)}"
@@ -221,7 +230,7 @@ class Server:
                 self.ask(f"CREATE TABLE {probe} (a INT)")
                 if self.ask(triggers) != ["0"]:
                     self.ask(
-                        f"CREATE TRIGGER {name}.tracker_backup_probe BEFORE INSERT ON {probe} "
+                        f"CREATE TRIGGER {name}.{probe_name} BEFORE INSERT ON {probe} "
                         "FOR EACH ROW SET NEW.a = 1"
                     )
             finally:
@@ -234,6 +243,7 @@ class Server:
             ) from error
 
     def recreate(self) -> None:
+        self.end_connections()
         self.ask(f"DROP DATABASE IF EXISTS {quote_name(self.database)}")
         self.ask(f"CREATE DATABASE {quote_name(self.database)}")
 
