@@ -153,6 +153,28 @@ def test_old_backups_that_cannot_be_removed_are_a_warning_not_a_failed_backup(ho
     old.unlink()
     (old / "not empty").mkdir(parents=True)
     host.run().ends_with(0, "could not be removed")
-    assert len(host.run_files()) == 3
+    assert len(host.run_files()) == 2
     assert len([path for path in host.published() if runs[0] not in path]) == 4
-    shutil.rmtree(old)
+    shutil.rmtree(old.with_name(f"{old.name}.partial"))
+
+
+def test_an_archive_that_fails_does_not_keep_the_database_from_being_published(host: Host) -> None:
+    host.on("archive", "refuse('the disk of a service is full')")
+    reason = "the configuration could not be archived: the disk of a service is full"
+    host.run().ends_with(1, reason)
+    host.tracker_is("running")
+    manifest = host.recorded("incomplete", exit_code=1, missing=["the whole configuration"])
+    assert [file["kind"] for file in manifest["files"]] == ["database"]
+    assert host.published() == [manifest["files"][0]["path"]]
+    host.warned(reason)
+    host.nothing_is_left()
+
+
+def test_a_reader_that_dies_in_archiving_does_not_keep_the_database_from_being_published(
+    host: Host,
+) -> None:
+    host.on("archive", "leave(137)")
+    host.run().ends_with(1, "the configuration could not be archived")
+    manifest = host.recorded("incomplete", missing=["the whole configuration"])
+    assert host.published() == [manifest["files"][0]["path"]]
+    host.nothing_is_left()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
 import tarfile
+from contextlib import closing
 
 import pytest
 
@@ -132,4 +135,21 @@ def test_a_run_stands_still_at_each_fault_point_of_a_role_and_goes_on(
     process.finish().ends_with(0)
     (hold.parent / "reached").rmdir()
     hold.parent.rmdir()
+    host.nothing_is_left()
+
+
+def test_a_sparse_database_of_another_service_does_not_keep_the_trackers_from_being_published(
+    host: Host,
+) -> None:
+    grafana = host.deploy / "storage/grafana.db"
+    with closing(sqlite3.connect(grafana)) as connection:
+        connection.executescript("CREATE TABLE dashboard (id)")
+    os.truncate(grafana, 10 << 40)
+    with (host.deploy / "backup/backup-paths.txt").open("a") as file:
+        file.write(f"sqlite:{grafana}\n")
+    host.run().ends_with(1, "a service's database is not in the backup: ", "10995116277760 bytes")
+    manifest = host.recorded("incomplete", missing=["storage/grafana.db"])
+    assert [file["kind"] for file in manifest["files"]] == ["database", "config"]
+    database = host.destination / manifest["files"][0]["path"]
+    assert restored_rows(host, database) == ["aa", "bb"]
     host.nothing_is_left()

@@ -132,6 +132,9 @@ class Deployment:
         self.job("capture", method=method)
         return self.work / "database.db"
 
+    def member(self, index: int, limit: int = 1 << 30) -> Answer:
+        return self.job("capture_member", index=index, limit_bytes=limit)
+
     def archive(self, compression: str = "gzip", limit: int = 1 << 30, **more: Any) -> Answer:
         more.setdefault("members", [])
         return self.job("archive", compression=compression, limit_bytes=limit, **more)

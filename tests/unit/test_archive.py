@@ -173,6 +173,21 @@ def test_a_checked_database_gets_its_path_and_the_live_files_owner_and_mode(
     assert query(restored, "SELECT b FROM a") == (42,)
 
 
+def test_a_checked_database_that_is_beyond_the_limit_is_missing(deployment: Deployment) -> None:
+    """A valid one can have holes behind its last page, and an examiner can make them."""
+    (deployment.work / "members").mkdir()
+    for index, name in enumerate(("sparse.db", "small.db")):
+        execute(deployment.data / name, "CREATE TABLE a (b)")
+        deployment.add(f"sqlite:{name}")
+        execute(deployment.work / f"members/{index}", "CREATE TABLE a (b)")
+    os.truncate(deployment.work / "members/0", 10 << 40)
+    answer = deployment.archive(limit=100_000, members=[0, 1])
+    assert answer.missing == ["sparse.db"]
+    assert answer.warnings == ["sparse.db is beyond the limit of size, so the archive lacks it"]
+    assert "sparse.db" not in [*answer.paths, *deployment.members()]
+    assert "small.db" in answer.paths
+
+
 def test_a_member_that_is_a_link_is_not_followed(deployment: Deployment) -> None:
     execute(deployment.data / "grafana.db", "CREATE TABLE a (b)")
     deployment.add("sqlite:grafana.db")
@@ -263,7 +278,7 @@ def test_a_sparse_file_of_10_tb_is_skipped_and_its_line_is_incomplete(
     answer = deployment.archive()
     assert time.monotonic() - started < 10
     assert answer.missing == [ETC]
-    assert answer.warnings == [f"{ETC}/sparse is beyond the limit of size, so the archive lacks it"]
+    assert answer.warnings == [f"{ETC}/sparse is nearly all holes, so the archive lacks it"]
     assert f"{ETC}/tracker.toml" in deployment.members()
 
 
@@ -308,8 +323,39 @@ def test_a_tree_with_too_many_entries_is_cut(
     answer = deployment.archive()
     assert answer.missing == [ETC]
     assert "has content beyond 20 entries" in answer.warnings[0]
-    assert len(deployment.members()) == 25  # 20 and the five directories
-    assert deployment.preflight().numbers["entries"] <= 25
+    assert len([name for name in deployment.members() if name.startswith(f"{ETC}/")]) == 19
+    assert deployment.preflight().numbers["entries"] <= 24  # and four other lines
+
+
+def test_a_tree_with_too_many_entries_takes_nothing_from_another_line(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "ENTRIES", 20)
+    for number in range(100):
+        (deployment.etc / str(number)).touch()
+    caddy = deployment.data / "storage/caddy"
+    caddy.mkdir()
+    for number in range(19):
+        (caddy / str(number)).touch()
+    deployment.add("storage/caddy")
+    assert deployment.archive().missing == [ETC]
+    assert {f"storage/caddy/{number}" for number in range(19)} <= set(deployment.members())
+
+
+def test_sparse_files_take_no_space_from_another_line(deployment: Deployment) -> None:
+    for number in range(4):
+        with (deployment.etc / f"sparse{number}").open("wb") as file:
+            file.truncate(100 << 20)
+    caddy = deployment.data / "storage/caddy"
+    caddy.mkdir()
+    (caddy / "cert.pem").write_bytes(os.urandom(100_000))
+    deployment.add("storage/caddy")
+    answer = deployment.archive(limit=110 << 20)
+    assert answer.missing == [ETC]
+    assert sorted(answer.warnings) == [
+        f"{ETC}/sparse{number} is nearly all holes, so the archive lacks it" for number in range(4)
+    ]
+    assert {"storage/caddy/cert.pem", f"{ETC}/tracker.toml"} <= set(deployment.members())
 
 
 def test_a_directory_that_is_replaced_by_a_link_while_it_is_read_is_not_followed(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 import time
+from typing import Any
 
 import pytest
 
@@ -145,3 +148,33 @@ def test_status_shows_everything_although_the_path_list_is_gone(host: Sandbox) -
     outcome = host.call("status", "--json")
     assert outcome.code == 1
     assert any("backup-paths.txt" in one for one in json.loads(outcome.out)["problems"])
+
+
+@pytest.mark.parametrize("planted", ["pipe", "device", "link", "directory"])
+def test_what_stands_in_the_place_of_tracker_toml_is_not_opened(
+    host: Sandbox, planted: str
+) -> None:
+    """To open a device can do something: this one would be refused, or do it."""
+    package, file = host.package, host.deploy / "storage/tracker/etc/tracker.toml"
+    file.unlink(missing_ok=True)
+    opened: list[int] = []
+    real = os.open
+
+    def spy(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if not flags & os.O_PATH:
+            opened.append(flags)
+        return real(path, flags, *rest, **more)
+
+    if planted == "pipe":
+        os.mkfifo(file)
+    elif planted == "device":
+        os.mknod(file, 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+    elif planted == "link":
+        file.symlink_to("/etc/hostname")
+    else:
+        file.mkdir()
+    host.monkeypatch.setattr(package.deployment.os, "open", spy)
+    host.monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("it was opened"))
+    text = package.deployment.read_plain_file(file)
+    host.monkeypatch.undo()
+    assert (text, opened) == ("", [])

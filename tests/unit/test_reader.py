@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,11 @@ def test_an_optional_path_that_is_missing_is_a_warning_of_whatever_kind(
     assert answer.warnings == [
         f"optional path missing: {deployment.data}/storage/no{number}" for number in range(3)
     ]
+<<<<<<< HEAD
     assert deployment.job("capture_member", index=0, limit_bytes=1 << 30).paths == []
+=======
+    assert deployment.member(0).paths == []
+>>>>>>> w-W
 
 
 def test_an_optional_path_that_is_there_is_archived(deployment: Deployment) -> None:
@@ -583,7 +588,11 @@ def test_a_database_of_the_path_list_is_captured_with_what_is_committed(
     deployment.add("?sqlite:gone.db", f"sqlite:storage/{grafana.name}")
     (deployment.work / "member.db-journal").write_text("of the one before")
     with holder(grafana, "INSERT INTO a VALUES (43)", "BEGIN", "UPDATE a SET b = 0"):
+<<<<<<< HEAD
         answer = deployment.job("capture_member", index=1, limit_bytes=1 << 30)
+=======
+        answer = deployment.member(1)
+>>>>>>> w-W
     assert answer.paths == [f"storage/{grafana.name}"]
     wanted = {"uid": 472, "gid": 473, "mode": 0o640}
     assert {key: answer.numbers[key] for key in wanted} == wanted
@@ -608,21 +617,68 @@ def test_a_database_of_the_path_list_that_is_none_or_a_symlink_fails_its_own_job
 ) -> None:
     grafana = deployment.data / "grafana.db"
     deployment.add("sqlite:grafana.db")
+<<<<<<< HEAD
     assert failure(deployment.job, "capture_member", index=0, limit_bytes=1 << 30) == (
+=======
+    assert failure(deployment.member, 0) == (
+>>>>>>> w-W
         1,
         f"the database {grafana} does not exist",
     )
     grafana.write_text("no database")
+<<<<<<< HEAD
     assert failure(deployment.job, "capture_member", index=0, limit_bytes=1 << 30) == (
+=======
+    assert failure(deployment.member, 0) == (
+>>>>>>> w-W
         1,
         f"{grafana} is not an SQLite database",
     )
     grafana.unlink()
     grafana.symlink_to(deployment.database)
+<<<<<<< HEAD
     assert failure(deployment.job, "capture_member", index=0, limit_bytes=1 << 30) == (
+=======
+    assert failure(deployment.member, 0) == (
+>>>>>>> w-W
         1,
         f"{grafana} is not a regular file but a symlink",
     )
     answer = deployment.archive()
     assert answer.missing == ["grafana.db"]
     assert ".env" in answer.paths
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+def test_a_database_of_the_path_list_that_is_nearly_all_holes_is_refused_and_not_copied(
+    deployment: Deployment, suffix: str
+) -> None:
+    grafana = deployment.data / "grafana.db"
+    execute(grafana, "CREATE TABLE a (b)")
+    deployment.add("sqlite:grafana.db")
+    with open(f"{grafana}{suffix}", "ab") as file:
+        file.truncate(10 << 40)
+    code, reason = failure(deployment.member, 0, 1 << 20)
+    assert (code, "has 10995116277760 bytes; at most 1048576 are expected" in reason) == (1, True)
+    assert sum(path.stat().st_size for path in deployment.work.iterdir()) < 1 << 20
+    assert deployment.archive().missing == ["grafana.db"]
+
+
+@pytest.mark.parametrize("planted", ["file", "pipe", "device"])
+def test_what_is_no_directory_in_the_place_of_a_dir_line_makes_the_archive_incomplete(
+    deployment: Deployment, planted: str
+) -> None:
+    log = deployment.data / "storage/tracker/log"
+    log.rmdir()
+    if planted == "file":
+        log.write_text("planted")
+    elif planted == "pipe":
+        os.mkfifo(log)
+    else:
+        os.mknod(log, 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+    answer = deployment.archive()
+    assert answer.missing == ["storage/tracker/log"]
+    assert answer.warnings == [f"{log} is no directory, so the archive lacks it"]
+    assert "storage/tracker/log" not in answer.paths
+    assert "storage/tracker/log" not in deployment.members()
+    assert "storage/tracker/lib" in deployment.members()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from typing import Any
 
@@ -412,6 +413,7 @@ def test_a_damaged_state_of_the_repository_stops_no_run(
             "path",
         ),
         ({"sequence": True}, "sequence is True"),
+        ({"sequence": 2**63 - 1}, "sequence is 9223372036854775807"),
         ({"format": 3}, "is of format 3, this program knows 2: install a newer bundle"),
         ({"directories": {".": {"uid": 0, "gid": 0, "mode": "$(id)"}}}, "mode is"),
         ({"result": "failed", "files": []}, "is not of this run"),
@@ -431,3 +433,41 @@ def test_a_hostile_run_manifest_in_the_repository_is_refused(
     assert "the run manifest of 20260101_030000 in the restic repository " in refused.err
     assert reason in refused.err
     assert copying.files() == before
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "hard link", "directory is a link"])
+def test_what_the_courier_fetched_is_refused_if_it_is_no_plain_file(
+    copying: Sandbox, kind: str
+) -> None:
+    """Nothing outside is read, changed or published, and nobody waits at a pipe."""
+    package = copying.package
+    run = package.documents.RunManifest.read(copying.destination / "runs/20260101_030000.json")
+    copying.empty_destination()
+    outside = copying.path / "outside"
+    outside.mkdir()
+    for path in (file.path.partition("/")[2] for file in run.files):
+        (outside / path).write_text("backup")  # as the run manifest says
+        (outside / path).chmod(0o644)
+
+    def call(_: Any, _job: str, **_arguments: Any) -> str:
+        target = copying.destination / ".fetch"
+        for directory, _, name in (file.path.partition("/") for file in run.files):
+            if kind == "directory is a link":
+                (target / directory).symlink_to(outside)
+                continue
+            (target / directory).mkdir()
+            if kind == "link":
+                (target / directory / name).symlink_to(outside / name)
+            elif kind == "pipe":
+                os.mkfifo(target / directory / name)
+            else:
+                (target / directory / name).hardlink_to(outside / name)
+        return ""
+
+    copying.monkeypatch.setattr(package.repository.Repository, "call", call)
+    host = package.host.Host.read(package.host.CONFIG)
+    snapshot = package.repository.Snapshot("5a5a5a5a", run.id, 1)
+    with pytest.raises(package.host.Refused, match="was not fetched whole"):
+        package.fetch.fetch(host, snapshot, run)
+    assert {path.stat().st_mode & 0o777 for path in outside.iterdir()} == {0o644}
+    assert copying.files() == {".tracker-backup.json"}

@@ -26,8 +26,13 @@ class Steps:
         self.answer = importlib.import_module(f"{tool.__name__}.protocol").Answer()
         self.failed = importlib.import_module(f"{tool.__name__}.worker.service").StepFailed
 
-    def prepare(self, data: Path, work: Path) -> None:
-        self.module.prepare(self.module.Tree(data), work, "config", "", self.answer)
+    def prepare(self, data: Path, work: Path, *paths: str) -> None:
+        """Without paths, those of the run are all that the archive has."""
+        if not paths:
+            with tarfile.open(work / "config.tar", errors="surrogateescape") as tar:
+                paths = tuple(name for name in tar.getnames() if name != ".")
+        tree = self.module.Tree(data)
+        self.module.prepare(tree, work, "config", "", list(paths), self.answer)
 
     def apply(self, data: Path, work: Path) -> None:
         self.module.apply(self.module.Tree(data), work)
@@ -217,7 +222,7 @@ def test_an_archive_is_extracted_as_tar_does_it(program: Steps, tmp_path: Path) 
     data.mkdir()
     plant(source / "a", ["file"], "text")
     os.chown(source / "a/file", 1000, 1001)
-    (source / "a/file").chmod(0o2751)
+    (source / "a/file").chmod(0o751)
     os.utime(source / "a/file", (1000000000, 1000000000))
     (source / "a/link").symlink_to("/etc/passwd")
     os.chown(source / "a/link", 1000, 1001, follow_symlinks=False)
@@ -229,13 +234,13 @@ def test_an_archive_is_extracted_as_tar_does_it(program: Steps, tmp_path: Path) 
     program.prepare(data, tmp_path)
     new = tmp_path / "new"
     facts = (new / "a/file").stat()
-    assert (facts.st_uid, facts.st_gid, facts.st_mode & 0o7777) == (1000, 1001, 0o2751)
+    assert (facts.st_uid, facts.st_gid, facts.st_mode & 0o7777) == (1000, 1001, 0o751)
     assert (facts.st_mtime, facts.st_nlink) == (1000000000, 2)
     assert (new / "a/link").readlink() == Path("/etc/passwd")
     assert (new / "a/link").lstat().st_uid == 1000
     assert (new / "a").stat().st_mode & 0o7777 == 0o711
     assert not (new / "a/pipe").exists()
-    assert program.answer.warnings == ["skipped, a device or a pipe: a/pipe"]
+    assert program.answer.warnings == ["skipped, a device, a pipe or a sparse file: a/pipe"]
     assert (new / os.fsdecode(b"\xff\n")).read_text() == "no text"
 
 
@@ -244,4 +249,61 @@ def test_a_member_with_dots_is_refused(program: Steps, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "config.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("a/../../x"))
     with pytest.raises(program.failed, match=r"'\.\.'"):
-        program.prepare(tmp_path / "data", tmp_path)
+        program.prepare(tmp_path / "data", tmp_path, "a")
+
+
+def test_set_uid_and_set_gid_are_dropped_and_directories_keep_set_gid(
+    program: Steps, tmp_path: Path
+) -> None:
+    source, data = tmp_path / "then", tmp_path / "data"
+    data.mkdir()
+    for name, bits in (("both", 0o6755), ("group", 0o2711), ("sticky", 0o1644)):
+        plant(source / "a", [name], "x")
+        (source / "a" / name).chmod(bits)
+    (source / "a").chmod(0o6770)
+    pack(source, tmp_path)
+    program.prepare(data, tmp_path)
+    program.apply(data, tmp_path)
+    modes = {name: (data / "a" / name).stat().st_mode & 0o7777 for name in ("both", "group")}
+    assert modes == {"both": 0o755, "group": 0o711}
+    assert (data / "a/sticky").stat().st_mode & 0o7777 == 0o1644
+    assert (tmp_path / "new/a").stat().st_mode & 0o7777 == 0o2770
+
+
+def test_a_sparse_member_is_skipped_and_takes_no_space(program: Steps, tmp_path: Path) -> None:
+    """Some bytes of the archive claim 100 MB."""
+    (tmp_path / "data").mkdir()
+    claims = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,0"}
+    with tarfile.open(tmp_path / "config.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("bomb", "plain"):
+            member = tarfile.TarInfo(name)
+            if name == "bomb":
+                member.pax_headers = claims | {"GNU.sparse.size": "100000000"}
+            tar.addfile(member)
+    program.prepare(tmp_path / "data", tmp_path, "bomb", "plain")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["plain"]
+    assert program.answer.warnings == ["skipped, a device, a pipe or a sparse file: bomb"]
+
+
+def test_what_is_not_below_a_path_of_the_run_is_not_restored(
+    program: Steps, tmp_path: Path
+) -> None:
+    data, then = tmp_path / "data", tmp_path / "then"
+    for name, text in (("runs", "mine"), ("etcetera", "mine")):
+        plant(data / "storage" / name, ["x"], text)
+    for name in ("etc", "runs", "etcetera"):
+        plant(then / "storage" / name, ["x"], "then")
+    plant(then, [".env"], "then")
+    pack(then, tmp_path)
+    program.prepare(data, tmp_path, "storage/etc", ".env")
+    program.apply(data, tmp_path)
+    assert look(program, data) == {
+        b".env": b"then",
+        b"storage/etc/x": b"then",
+        b"storage/etcetera/x": b"mine",
+        b"storage/runs/x": b"mine",
+    }
+    skipped = ("etcetera", "etcetera/x", "runs", "runs/x")
+    assert sorted(program.answer.warnings) == [
+        f"skipped, not below a path of the run: storage/{name}" for name in skipped
+    ]

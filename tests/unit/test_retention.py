@@ -66,6 +66,11 @@ def expired(tool: ModuleType, runs: list[dict[str, Any]], *more: Any) -> Any:
     return tool.retention.expired([decode(json.dumps(run)) for run in runs], *more)
 
 
+def newest_success(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Which `latest` is, and what is verified."""
+    return next((run for run in reversed(runs) if run["result"] == "success"), None)
+
+
 def driver_of(run: dict[str, Any]) -> str:
     return next((path.split("/")[0] for path in files_of(run, "database")), "")
 
@@ -108,6 +113,9 @@ def test_retention_keeps_what_it_must(
             assert not {path for run in runs for path in files_of(run, kind)} & set(files), (
                 "a kind that this run did not add to"
             )
+    if success := newest_success(runs):
+        assert not files_of(success) & set(files), "what `latest` restores is removed"
+        assert success["id"] not in ids
     for directory in ("sqlite", "mysql", "config"):
         had = [path for path in owner if path.startswith(f"{directory}/")]
         assert not had or had[-1] not in files, "the last of a kind or of a driver is removed"
@@ -124,6 +132,7 @@ def test_retention_removes_everything_that_is_due(
 ) -> None:
     if not runs or runs[-1]["result"] == "failed":
         return
+    success = newest_success(runs)
     last = {driver_of(run): f"driver {run['id']}" for run in runs}
     files, ids, kept = expired(tool, runs, days, [last.pop("sqlite", "")])
     assert kept.keys() <= {last.get("mysql")}
@@ -132,7 +141,11 @@ def test_retention_removes_everything_that_is_due(
     due = {
         path
         for run in runs[:-1]
+<<<<<<< HEAD
         if run["id"] not in success
+=======
+        if run is not success
+>>>>>>> w-W
         for kind in ("database", "config")
         for path in files_of(run, kind)
         if tool.runs.run_time(run["id"]) < limit and files_of(runs[-1], kind)
@@ -424,6 +437,36 @@ def test_an_incomplete_run_removes_old_databases_and_no_configuration(host: Sand
     assert host.call("prune").code == 0
     assert f"config/config_{days_ago(8)}.tar.gz" not in host.files()
     assert f"runs/{days_ago(8)}.json" not in host.files()
+
+
+def test_the_newest_success_stays_whole_while_every_run_since_is_incomplete(host: Sandbox) -> None:
+    for sequence in range(1, 20):
+        run = {} if sequence < 4 else {"result": "incomplete", "missing": ["caddy"]}
+        kinds = ("database", "config")
+        host.add_run(days_ago(20 - sequence), sequence, kinds=kinds, **run)
+    assert host.call("prune").code == 0
+    left = host.files()
+    assert f"sqlite/sqlite_{days_ago(18)}.db.gz" not in left
+    success = f"sqlite/sqlite_{days_ago(17)}.db.gz"
+    assert {success, f"config/config_{days_ago(17)}.tar.gz"} <= left
+    assert f"restore of {days_ago(17)}" in host.call("restore", "latest", "--dry-run").out
+
+
+def test_changing_tables_cannot_keep_an_acknowledgement_from_being_written(host: Sandbox) -> None:
+    """A service fills its database with other tables before each run."""
+    for sequence in range(1, 14):
+        tables = {f"{sequence} {number}": 1 for number in range(9_000)}
+        host.add_run(days_ago(14 - sequence), sequence, tables=tables)
+    assert "suspended" in host.call("prune").out
+    assert host.call("acknowledge").code == 0
+    assert "suspended" not in host.call("prune").out
+    (host.state / "retention.json").write_text(
+        json.dumps({"format": 1, "acknowledged": ["old"] * 50_000, "pending": {}})
+    )
+    assert host.call("acknowledge").code == 0
+    state = json.loads((host.state / "retention.json").read_text())
+    assert len(state["acknowledged"]) < 30_000
+    assert "suspended" not in host.call("prune").out
 
 
 def test_the_rows_of_an_incomplete_run_count(host: Sandbox) -> None:

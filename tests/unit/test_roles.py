@@ -566,6 +566,17 @@ def test_nothing_but_a_regular_file_of_the_roles_own_is_handed_over(
     assert (precious.stat().st_uid, precious.stat().st_mode) == (before.st_uid, before.st_mode)
 
 
+def test_a_file_that_is_larger_than_expected_is_not_handed_over(
+    stage: Stage, roles: tuple[Owner, Owner]
+) -> None:
+    source, target = roles
+    (source.path / "database.db").write_bytes(b"")
+    os.truncate(source.path / "database.db", 1 << 40)
+    with pytest.raises(stage.module.Refused, match="1099511627776 bytes"):
+        stage.module.hand_over(source, {"database.db": "0"}, target, "members", limit=1 << 20)
+    assert (target.path / "members/0").stat().st_uid == source.uid, "the target has no use of it"
+
+
 def test_a_directory_that_became_a_link_is_not_followed(
     stage: Stage, roles: tuple[Owner, Owner]
 ) -> None:

@@ -60,3 +60,13 @@ def test_names_are_compared_as_run_manifests_have_them(tables: Any) -> None:
     long = "t" * 300
     assert tables.compare_tables(["a b", long[:256]], {"a\nb", long}, WHERE) == []
     assert tables.compare_tables(["a\nb", long], {"a b", long[:256]}, WHERE) == []
+
+
+def test_if_the_trackers_own_tables_are_there_none_of_the_last_good_runs_is_a_warning_only(
+    tables: Any,
+) -> None:
+    """A service that wrote hostile names into the last good run does not stop the next ones."""
+    warnings = tables.compare_tables(["evil", "worse"], REQUIRED, WHERE)
+    assert [warning.partition(", which")[0] for warning in warnings] == [
+        f"{WHERE} lacks the table {name}" for name in ("evil", "worse")
+    ]

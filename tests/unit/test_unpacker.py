@@ -221,7 +221,7 @@ def test_no_database_that_is_restored_stands_beside_the_journal_of_another(
     (unpacker.data / grafana).parent.mkdir()
     journal = unpacker.data / f"{grafana}-journal"
     journal.write_text("hot")
-    unpacker.step("prepare", kind="config", database="")
+    unpacker.step("prepare", kind="config", database="", paths=[grafana])
     unpacker.step("apply")
     assert (unpacker.data / grafana).exists()
     assert not journal.exists()

@@ -23,6 +23,7 @@ from .runs import newest_backup, newest_success, read_runs
 from .state import lock
 
 ACKNOWLEDGED = 10_000  # keys of reasons that are remembered
+TABLES = 100  # of one run that are told: a service can make more than a state has room for
 ROWS = 100  # a table that lost fewer is not suspicious
 DAMAGED = "damaged "  # begins the key of a reason that ends when its document is whole again
 
@@ -92,9 +93,13 @@ def suspicions(
             )
         same = newest_backup(good[:index], scope=newest.scope, driver=newest.driver)
         if same and newest.driver:
+            told = 0
             for table, rows in same.tables.items():
                 if reason := table_suspicion(table, rows, same.id, newest):
+                    told += 1
                     found[f"rows {newest.id} {table}"] = reason
+                if told == TABLES:
+                    break
     return found
 
 

@@ -313,7 +313,11 @@ def add_member(written: Archive, index: int, line: Line, checked: list[int]) -> 
         return missing.append(shown(line.path))
     for _, live in opened([line], written.findings):
         with held(os.open(service.WORK / "members" / str(index), FILE)) as copy:
-            written.add_file(line.path, copy, os.fstat(live), os.fstat(copy).st_size)
+            size = os.fstat(copy).st_size
+            if written.written + size > written.limit:
+                written.findings.lose(line.path, "is beyond the limit of size")
+            else:
+                written.add_file(line.path, copy, os.fstat(live), size)
     return None
 
 
