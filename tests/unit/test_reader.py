@@ -157,11 +157,7 @@ def test_an_optional_path_that_is_missing_is_a_warning_of_whatever_kind(
     assert answer.warnings == [
         f"optional path missing: {deployment.data}/storage/no{number}" for number in range(3)
     ]
-<<<<<<< HEAD
-    assert deployment.job("capture_member", index=0, limit_bytes=1 << 30).paths == []
-=======
     assert deployment.member(0).paths == []
->>>>>>> w-W
 
 
 def test_an_optional_path_that_is_there_is_archived(deployment: Deployment) -> None:
@@ -588,11 +584,7 @@ def test_a_database_of_the_path_list_is_captured_with_what_is_committed(
     deployment.add("?sqlite:gone.db", f"sqlite:storage/{grafana.name}")
     (deployment.work / "member.db-journal").write_text("of the one before")
     with holder(grafana, "INSERT INTO a VALUES (43)", "BEGIN", "UPDATE a SET b = 0"):
-<<<<<<< HEAD
-        answer = deployment.job("capture_member", index=1, limit_bytes=1 << 30)
-=======
         answer = deployment.member(1)
->>>>>>> w-W
     assert answer.paths == [f"storage/{grafana.name}"]
     wanted = {"uid": 472, "gid": 473, "mode": 0o640}
     assert {key: answer.numbers[key] for key in wanted} == wanted
@@ -617,30 +609,18 @@ def test_a_database_of_the_path_list_that_is_none_or_a_symlink_fails_its_own_job
 ) -> None:
     grafana = deployment.data / "grafana.db"
     deployment.add("sqlite:grafana.db")
-<<<<<<< HEAD
-    assert failure(deployment.job, "capture_member", index=0, limit_bytes=1 << 30) == (
-=======
     assert failure(deployment.member, 0) == (
->>>>>>> w-W
         1,
         f"the database {grafana} does not exist",
     )
     grafana.write_text("no database")
-<<<<<<< HEAD
-    assert failure(deployment.job, "capture_member", index=0, limit_bytes=1 << 30) == (
-=======
     assert failure(deployment.member, 0) == (
->>>>>>> w-W
         1,
         f"{grafana} is not an SQLite database",
     )
     grafana.unlink()
     grafana.symlink_to(deployment.database)
-<<<<<<< HEAD
-    assert failure(deployment.job, "capture_member", index=0, limit_bytes=1 << 30) == (
-=======
     assert failure(deployment.member, 0) == (
->>>>>>> w-W
         1,
         f"{grafana} is not a regular file but a symlink",
     )

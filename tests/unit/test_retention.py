@@ -141,11 +141,7 @@ def test_retention_removes_everything_that_is_due(
     due = {
         path
         for run in runs[:-1]
-<<<<<<< HEAD
-        if run["id"] not in success
-=======
         if run is not success
->>>>>>> w-W
         for kind in ("database", "config")
         for path in files_of(run, kind)
         if tool.runs.run_time(run["id"]) < limit and files_of(runs[-1], kind)
