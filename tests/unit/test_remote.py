@@ -403,6 +403,8 @@ def test_a_damaged_state_of_the_repository_stops_no_run(
     nothing = package.remote.NOTHING.as_object()
     (copying.state / "remote.json").write_text(json.dumps(nothing | {"sequence": 41}))
     assert package.remote.next_sequence(runs) == 42
+    (copying.state / "remote.json").write_text(json.dumps(nothing | {"sequence": 10**18 - 1}))
+    assert package.remote.next_sequence(runs) == 10**12, "no run could be recorded otherwise"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from .docker import bind
-from .documents import RemoteState, RepositoryCheck, RunManifest
+from .documents import SEQUENCES, RemoteState, RepositoryCheck, RunManifest
 from .files import require_space, write_durably
 from .host import CONFIG, STATE, Host, Refused, utc_now
 from .log import complain, say
@@ -40,7 +40,8 @@ def next_sequence(runs: list[RunManifest]) -> int:
     state = RemoteState.peek(problems) or NOTHING
     for problem in problems:
         complain(f"warning: {problem}")
-    return max([state.sequence, *(run.sequence for run in runs)]) + 1
+    # What the repository says must not keep a run from being recorded. Equal ones go by their id.
+    return min(max([state.sequence, *(run.sequence for run in runs)]) + 1, SEQUENCES)
 
 
 def open_repository(host: Host, repo: Repository, state: RemoteState) -> RemoteState:
