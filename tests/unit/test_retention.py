@@ -137,7 +137,6 @@ def test_retention_removes_everything_that_is_due(
     files, ids, kept = expired(tool, runs, days, [last.pop("sqlite", "")])
     assert kept.keys() <= {last.get("mysql")}
     limit = tool.runs.run_time(runs[-1]["id"]) - datetime.timedelta(days=days)
-    success = [run["id"] for run in runs if run["result"] == "success"][-1:]
     due = {
         path
         for run in runs[:-1]
