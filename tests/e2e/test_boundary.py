@@ -29,7 +29,8 @@ results = {}
 
 def attempt(name, call):
     try:
-        results[name] = call() or "ok"
+        found = call()
+        results[name] = "ok" if found is None else found
     except OSError as error:
         results[name] = errno.errorcode.get(error.errno, str(error))
 

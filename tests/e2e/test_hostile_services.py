@@ -332,7 +332,7 @@ def test_path_lines_over_staging_backups_and_secrets_archive_none_of_them(
         assert [path for path in below if inside.match(path)] == []
         assert "backup/backup.conf" in below
     finally:
-        host.sh(f"cat /root/paths >{PATHS}")
+        host.sh(f"cat /root/paths >{PATHS}; rm /root/paths")
 
 
 # ---------------------------------------------------------------- between two looks
