@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 
 from program.host import STARTED, Host, wait_until
@@ -153,9 +152,9 @@ def test_old_backups_that_cannot_be_removed_are_a_warning_not_a_failed_backup(ho
     old.unlink()
     (old / "not empty").mkdir(parents=True)
     host.run().ends_with(0, "could not be removed")
-    assert len(host.run_files()) == 2
+    assert len(host.run_files()) == 3
     assert len([path for path in host.published() if runs[0] not in path]) == 4
-    shutil.rmtree(old.with_name(f"{old.name}.partial"))
+    assert old.is_dir()
 
 
 def test_an_archive_that_fails_does_not_keep_the_database_from_being_published(host: Host) -> None:

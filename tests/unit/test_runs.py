@@ -420,7 +420,7 @@ def test_a_failed_run_after_a_fresh_success_is_shown(host: Sandbox) -> None:
     assert "disk full" in host.call("status").out
 
 
-@pytest.mark.parametrize(("hours", "code"), [(47.9, 0), (48.1, 1)])
+@pytest.mark.parametrize(("hours", "code"), [(47.5, 0), (48.5, 1)])
 def test_status_fails_when_the_last_success_is_older_than_twice_the_longest_interval(
     host: Sandbox, hours: float, code: int
 ) -> None:

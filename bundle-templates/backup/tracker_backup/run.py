@@ -484,8 +484,8 @@ def prove_pause(run: Run, role: Role) -> None:
     """Pauses and unpauses a container of ours, before the tracker is touched. An engine that cannot
     pause (its cgroups have no freezer) is a configuration error.
     """
-    fault_point("proving-pause", run.host)
     role.greet()
+    fault_point("proving-pause", run.host)
     messages: dict[str, None] = {}
     # Docker fails for some seconds, too, when containerd was killed.
     for attempt in range(3):
