@@ -28,7 +28,7 @@ SECRET = "/root/secret-of-the-host"
 SECRET_TEXT = "a-secret-of-the-host"
 UNUSABLE = "the answer to the capture step cannot be used: "
 COMMAND = f"$(touch {PWNED})`touch {PWNED}`; touch {PWNED} #"
-WINDOW_SECONDS = "9"  # of which the capture may take 6
+WINDOW_SECONDS = "9"  # the capture may take two thirds of it, 6 s
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,7 @@ def after(words: list[str], option: str) -> list[str]:
 
 
 def fill_in(template: str, document: Container) -> str:
-    """A Go template, as far as anybody here writes one."""
+    """A Go template. It knows the forms that the programs and the tests use."""
 
     def value(expression: str) -> str:
         called, quote, label = expression.strip().removesuffix('"').partition(' "')

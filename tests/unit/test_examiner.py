@@ -1,4 +1,4 @@
-"""The examiner on captured SQLite databases, some of which a taken-over service wrote."""
+"""The examiner on captured SQLite databases. A taken-over service wrote some of them."""
 
 from __future__ import annotations
 

@@ -499,7 +499,7 @@ def test_the_loop_of_a_worker_speaks_with_the_host(stage: Stage) -> None:
 
 
 class Owner:
-    """As far as `hand_over` looks at a role."""
+    """A role with the attributes that `hand_over` uses."""
 
     def __init__(self, path: Path, uid: int) -> None:
         path.mkdir()

@@ -227,7 +227,7 @@ def test_a_run_expects_the_tables_of_an_incomplete_one(host: Sandbox) -> None:
 
 
 def record(host: Sandbox, run_id: str = "", **facts: Any) -> Any:
-    """Records a run of which all is known."""
+    """Records a run with every field."""
     run_id = run_id or hours_ago(0)
     known = {
         "id": run_id,

@@ -23,7 +23,7 @@ from .runs import newest_backup, newest_success, read_runs
 from .state import lock
 
 ACKNOWLEDGED = 10_000  # keys of reasons that are remembered
-TABLES = 100  # of one run that are told: a service can make more than a state has room for
+TABLES = 100  # at most so many suspicious tables of a run are reported: a service can make more
 ROWS = 100  # a table that lost fewer is not suspicious
 DAMAGED = "damaged "  # begins the key of a reason that ends when its document is whole again
 

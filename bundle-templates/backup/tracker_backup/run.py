@@ -58,7 +58,7 @@ MEMBER_SECONDS = 900  # for one database of another service
 STALL_LIMIT_SECONDS = 5  # drivers of SQLite commonly give up after this time
 SPARE_BYTES = 16 << 20
 PROBE = ".probe-{}"  # and the run's id: what is written to see whether it can be
-SIZES = words("database_bytes config_disk_bytes members")
+SIZES = ("database_bytes", "config_disk_bytes")  # that the reader has to answer
 SPARSE_BYTES = 1 << 30  # that holes may add to the archive
 DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
 MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
@@ -597,12 +597,11 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
         archived = archive(run, reader, sizes)
         fault_point("removing-the-container", host)
         reader.end()
-        subdirectory = host.backup_settings["DB_TYPE"]
         ending = SUFFIX[host.backup_settings["BACKUP_COMPRESSION"]]
         sources = [
             Source(
                 "database",
-                backup_path(subdirectory, run.id, name + ending),
+                backup_path(driver_name(host), run.id, name + ending),
                 examiner.directory,
                 file + ending,
                 examiner.uid,
@@ -631,9 +630,9 @@ def archive(run: Run, reader: Role, sizes: dict[str, int]) -> list[Source]:
         run.found.missing = ["the whole configuration"]
         return []
     run.found.paths, run.found.missing = run.note(answer).paths, answer.missing
-    name, path = f"config.tar{SUFFIX[compression]}", f"tar{SUFFIX[compression]}"
-    path = backup_path("config", run.id, path)
-    return [Source("config", path, reader.directory, name, reader.uid, 2 * limit)]
+    ending = f"tar{SUFFIX[compression]}"
+    path = backup_path("config", run.id, ending)
+    return [Source("config", path, reader.directory, f"config.{ending}", reader.uid, 2 * limit)]
 
 
 def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
@@ -752,6 +751,7 @@ def facts_of_stack(run: Run) -> tuple[dict[str, str], dict[str, Owner]]:
 
 
 def driver_name(host: Host) -> Any:
+    """Also the name of its directory in the destination."""
     return host.backup_settings["DB_TYPE"]
 
 

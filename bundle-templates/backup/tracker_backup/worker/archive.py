@@ -30,7 +30,7 @@ RECORD = 20 * BLOCK  # tar reads an archive in such pieces
 
 @dataclass
 class Findings:
-    """Warnings about what services have, of which only the first of each kind are listed."""
+    """Warnings about what services have. Only the first of each kind are listed."""
 
     answer: Answer
     counts: Counter[str] = field(default_factory=Counter)
