@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::difference::Difference;
 use crate::syntax::SyntaxProblem;
 
 /// The largest environment file that is read.
@@ -76,13 +77,15 @@ pub enum Error {
         source: io::Error,
     },
 
-    #[error("{out} differs in {files} {noun}", out = out.display(), noun = noun(*files, "file"))]
+    #[error(
+        "{out} differs in {files} {noun}",
+        out = out.display(),
+        files = difference.files,
+        noun = noun(difference.files, "file")
+    )]
     Differs {
         out: PathBuf,
-        files: usize,
-        diff: String,
-        /// What explains the difference, each in one line.
-        notes: Vec<String>,
+        difference: Difference,
         command: String,
     },
 }
@@ -219,8 +222,12 @@ impl Error {
             Self::Output { .. } => {
                 "fix the cause and run again: that completes the bundle".to_owned()
             }
-            Self::Differs { notes, command, .. } => {
-                let notes = notes.iter().map(|note| format!("{note}\n"));
+            Self::Differs {
+                difference,
+                command,
+                ..
+            } => {
+                let notes = difference.notes.iter().map(|note| format!("{note}\n"));
                 notes.collect::<String>() + &format!("bring it up to date with: {command}")
             }
         }

@@ -34,14 +34,10 @@ const fn seconds(least: f64, most: f64) -> Seconds {
 const COPY_PER_GB: Seconds = seconds(0.5, 2.0);
 /// The same as a reflink, whatever the size.
 const REFLINK: Seconds = seconds(0.0, 0.1);
-/// Copying in one read transaction beside a live writer, for each GB: how long writes wait.
+/// Copying under SQLite's shared lock beside a live writer, for each GB: how long writes wait.
 const ONLINE_PER_GB: Seconds = seconds(1.0, 2.0);
-/// The same without the statistics, for each GB of the whole database.
-const ONLINE_EXCERPT_PER_GB: Seconds = seconds(0.9, 1.2);
 /// The longest wait of a write in WAL mode, whatever the size.
 const ONLINE_WAL: Seconds = seconds(0.2, 0.5);
-/// The same without the statistics.
-const ONLINE_EXCERPT_WAL: Seconds = seconds(0.0, 0.1);
 /// Freezing the tracker and letting it go on.
 const PAUSE: Seconds = seconds(0.1, 0.4);
 /// Starting the tracker, once it is stopped.
@@ -345,7 +341,7 @@ fn tracker(plan: &BackupPlan, driver: Driver) -> Tracker {
     Tracker {
         during_capture: state,
         keeps_swarm: state != State::Stopped,
-        interruptions: interruptions(state, driver, plan.scope, around),
+        interruptions: interruptions(state, driver, around),
         limit_seconds,
         limit_gb: match driver {
             Driver::Sqlite3 => limit_seconds.as_ref().map(fits),
@@ -354,35 +350,27 @@ fn tracker(plan: &BackupPlan, driver: Driver) -> Tracker {
     }
 }
 
-fn interruptions(
-    state: State,
-    driver: Driver,
-    scope: DatabaseScope,
-    around: Seconds,
-) -> Vec<Interruption> {
+/// The scope makes no difference: rows are left out of the copy, after the capture.
+fn interruptions(state: State, driver: Driver, around: Seconds) -> Vec<Interruption> {
     let interruption = |case, seconds, seconds_per_gb| Interruption {
         case,
         seconds,
         seconds_per_gb,
     };
     let reflink = seconds(around.least + REFLINK.least, around.most + REFLINK.most);
-    let (online, wal) = match scope {
-        DatabaseScope::Full => (ONLINE_PER_GB, ONLINE_WAL),
-        DatabaseScope::ExcludeStatistics => (ONLINE_EXCERPT_PER_GB, ONLINE_EXCERPT_WAL),
-    };
     match (driver, state) {
         (Driver::Mysql, State::Untouched) => Vec::new(),
         (Driver::Mysql, State::Stopped | State::Paused) => {
             vec![interruption(Case::Dump, around, None)]
         }
-        // Statistics are left out of the copy, after the window.
         (Driver::Sqlite3, State::Stopped | State::Paused) => vec![
             interruption(Case::NoReflinks, around, Some(COPY_PER_GB)),
             interruption(Case::Reflinks, reflink, Some(NOTHING)),
         ],
         (Driver::Sqlite3, State::Untouched) => vec![
-            interruption(Case::RollbackJournal, NOTHING, Some(online)),
-            interruption(Case::Wal, wal, Some(NOTHING)),
+            interruption(Case::RollbackJournal, NOTHING, Some(ONLINE_PER_GB)),
+            interruption(Case::Reflinks, reflink, Some(NOTHING)),
+            interruption(Case::Wal, ONLINE_WAL, Some(NOTHING)),
         ],
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod backup;
 pub mod bundle;
+pub mod difference;
 pub mod environment;
 pub mod error;
 pub mod explain;
@@ -33,7 +34,7 @@ use chrono::NaiveDateTime;
 use environment::Environment;
 use error::Error;
 use explain::Explanation;
-use output::{Difference, Permitted, Written};
+use output::{Permitted, Written};
 use plan::BackupPlan;
 
 /// Writes the bundle of the environment file at `environment` to the directory `out`.
@@ -68,8 +69,8 @@ fn how_to_apply(bundle: &Bundle, out: &Path) -> String {
 ///
 /// A difference is an error that carries the diff.
 pub fn check(environment: &Path, out: &Path, host: Option<&HostName>) -> Result<(), Error> {
-    let Difference { diff, files, notes } = output::compare(&render(environment, host)?, out)?;
-    if files == 0 {
+    let difference = output::compare(&render(environment, host)?, out)?;
+    if difference.files == 0 {
         return Ok(());
     }
     let file = match environment.to_str() {
@@ -80,9 +81,7 @@ pub fn check(environment: &Path, out: &Path, host: Option<&HostName>) -> Result<
     let command = format!("gen-backup-bundle {host}{file} {}", bundle::shell_path(out));
     Err(Error::Differs {
         out: out.to_owned(),
-        files,
-        diff,
-        notes,
+        difference,
         command,
     })
 }

@@ -329,9 +329,9 @@ impl fmt::Display for Interruption {
         }?;
         f.write_str(match case {
             Case::NoReflinks => ", where the file system makes no reflinks (ext4)",
-            Case::Reflinks => ", where it makes them (xfs, btrfs)",
-            Case::RollbackJournal => ", where it keeps a rollback journal, as deployed",
-            Case::Wal => ", where it is in WAL mode",
+            Case::Reflinks => ", where the file system makes reflinks (xfs, btrfs)",
+            Case::RollbackJournal => ", where the database keeps a rollback journal, as deployed",
+            Case::Wal => ", where the database is in WAL mode",
             Case::Dump => "",
         })
     }
