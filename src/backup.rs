@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::monitoring::{self, Metrics, Notify};
 use crate::restic::{self, Restic};
 use crate::schedule::CronSchedule;
 use crate::topology::Service;
@@ -328,6 +329,10 @@ pub type RetentionDays = Within<1, 3650>;
 pub type StopTimeout = Within<0, 3600>;
 /// When the tracker comes back, whatever still hangs, in seconds.
 pub type WindowTimeout = Within<10, 3600>;
+/// For how long a missed run is made up for, in hours.
+pub type CatchUp = Within<0, 168>;
+/// How much later than its schedule a run begins at most, in seconds.
+pub type Jitter = Within<0, 3600>;
 
 impl<const MIN: u32, const MAX: u32> Within<MIN, MAX> {
     /// The greatest number.
@@ -444,6 +449,11 @@ pub struct BackupConfig {
     pub verify_schedule: Option<CronSchedule>,
     /// Where a copy of every backup goes.
     pub restic: Option<Restic>,
+    /// Absent: see [`BackupConfig::catch_up_hours`].
+    pub catch_up_hours: Option<CatchUp>,
+    pub jitter_seconds: Jitter,
+    pub notify: Option<Notify>,
+    pub metrics: Option<Metrics>,
 }
 
 impl Default for BackupConfig {
@@ -466,6 +476,10 @@ impl Default for BackupConfig {
             allow_writer_stall: false,
             verify_schedule: Some(schedule("30 5 * * 0")),
             restic: None,
+            catch_up_hours: None,
+            jitter_seconds: const { Jitter::constant(0) },
+            notify: None,
+            metrics: None,
         }
     }
 }
@@ -490,7 +504,23 @@ impl BackupConfig {
             }
         }
     }
+
+    /// For how many hours a missed run is made up for.
+    ///
+    /// By default, the tracker is stopped at the scheduled time only.
+    #[must_use]
+    pub fn catch_up_hours(&self, database: &Database) -> CatchUp {
+        self.catch_up_hours
+            .unwrap_or_else(|| match self.quiesce(database) {
+                Quiesce::Stop => NO_CATCH_UP,
+                Quiesce::Pause | Quiesce::None => CATCH_UP,
+            })
+    }
 }
+
+/// How long after a missed run the host still makes up for it, by default.
+const CATCH_UP: CatchUp = CatchUp::constant(12);
+const NO_CATCH_UP: CatchUp = CatchUp::constant(0);
 
 /// What the tracker keeps its data in.
 ///
@@ -595,9 +625,13 @@ pub const DB_PASSWORD: &str = "db_password";
 /// The server's root password, likewise.
 pub const DB_ROOT_PASSWORD: &str = "db_root_password";
 /// Every name that a file of ours in `secrets/` can have.
-pub const SECRET_NAMES: [&str; 5] = [
+pub const SECRET_NAMES: [&str; 9] = [
     DB_PASSWORD,
     DB_ROOT_PASSWORD,
+    monitoring::COMMAND,
+    monitoring::NTFY_URL,
+    monitoring::PING_URL,
+    monitoring::WEBHOOK_URL,
     restic::ENVIRONMENT,
     restic::PASSWORD,
     restic::REPOSITORY,

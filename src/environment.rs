@@ -14,6 +14,7 @@ use crate::backup::{
 };
 use crate::error::{Error, MOST_BYTES, Problem};
 use crate::json;
+use crate::monitoring::{Notify, Url};
 use crate::restic::{Repository, Restic, VariableName};
 use crate::rules::contradictions;
 use crate::schedule::{CronSchedule, ScheduleError};
@@ -150,6 +151,7 @@ impl Environment {
     #[must_use]
     pub fn secrets(&self) -> Vec<(&'static str, Secret)> {
         let mut secrets = self.database.secrets();
+        secrets.extend(self.backup.notify.iter().flat_map(Notify::secrets));
         secrets.extend(self.backup.restic.iter().flat_map(Restic::secrets));
         secrets
     }
@@ -209,7 +211,6 @@ impl Environment {
         let mut problems: Vec<Problem> = duplicates.into_iter().map(duplicate).collect();
         problems.extend(not_enabled(&document));
         problems.extend(control_characters(&document));
-        problems.extend(not_yet(&document));
         problems.extend(schema::problems(&document));
         problems.extend(malformed_texts(&document));
         problems.extend(malformed_variables(&document));
@@ -387,33 +388,10 @@ fn control_characters(document: &Value) -> Vec<Problem> {
     problems
 }
 
-/// Known options of later versions: refused, since ignoring one would promise what we do not do.
-const NOT_YET: [(&str, &str); 2] = [
-    (
-        "backup.notify",
-        "remove it; watch the run's exit status or `tracker-backup status` meanwhile",
-    ),
-    (
-        "backup.metrics",
-        "remove it; watch `tracker-backup status --json` meanwhile",
-    ),
-];
-
-fn not_yet(document: &Value) -> Vec<Problem> {
-    let asked = |(path, _): &&(&str, &str)| json::get(document, path).is_some();
-    let problem = |(path, fix): &(&str, &str)| Problem {
-        path: (*path).to_owned(),
-        found: "this key".to_owned(),
-        allowed: "not supported yet".to_owned(),
-        fix: (*fix).to_owned(),
-    };
-    NOT_YET.iter().filter(asked).map(problem).collect()
-}
-
 type Check = fn(&str) -> Result<(), Refusal>;
 
 /// The texts that have rules of their own, each with the type that knows them.
-const TEXTS: [(&str, Check); 23] = [
+const TEXTS: [(&str, Check); 27] = [
     ("environment.name", check::<Line>),
     ("environment.instance_name", check::<Line>),
     ("environment.description", check::<Line>),
@@ -428,6 +406,10 @@ const TEXTS: [(&str, Check); 23] = [
     ("backup.host", check::<HostName>),
     ("backup.image", check::<ImageReference>),
     ("backup.database_tls.ca_file", check::<HostPath>),
+    ("backup.metrics.textfile_dir", check::<HostPath>),
+    ("backup.notify.ntfy_url", check::<Url>),
+    ("backup.notify.ping_url", check::<Url>),
+    ("backup.notify.webhook_url", check::<Url>),
     ("backup.restic.repository", check::<Repository>),
     ("backup.restic.password", check::<Secret>),
     ("backup.restic.ssh_private_key_path", check::<KeyPath>),

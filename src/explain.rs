@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 pub use self::advice::{Advice, Recommended};
 use crate::backup::{Compression, Database, DatabaseScope, MysqlServer, Quiesce, Strategy};
 use crate::environment::Environment;
+use crate::monitoring::{Notify, Occasion};
 use crate::plan::{BackupPlan, ImageSource};
 use crate::restic::Restic;
 use crate::rules::capture_seconds;
@@ -60,8 +61,15 @@ pub struct Explanation {
     /// Repositories beside the destination.
     pub remote: Vec<String>,
     pub runs: Timetable,
+    /// For how long a missed run is made up for; 0: it is not.
+    pub catch_up_hours: u32,
+    /// How much later than its schedule a run begins at most.
+    pub jitter_seconds: u32,
     /// None: it is switched off.
     pub verification: Option<Timetable>,
+    pub notifications: Option<Notifications>,
+    /// The directory of the file for Prometheus.
+    pub metrics: Option<String>,
     pub tracker: Tracker,
     pub container: Container,
     pub not_backed_up: Vec<Gap>,
@@ -144,6 +152,30 @@ pub struct Minute(NaiveDateTime);
 impl Serialize for Minute {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&self.0.format("%Y-%m-%dT%H:%M"))
+    }
+}
+
+/// How somebody is told how runs end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Notifications {
+    pub on: Occasion,
+    pub by: Vec<&'static str>,
+}
+
+impl From<&Notify> for Notifications {
+    fn from(notify: &Notify) -> Self {
+        let ways = [
+            ("ping", notify.ping_url.is_some()),
+            ("webhook", notify.webhook_url.is_some()),
+            ("ntfy", notify.ntfy_url.is_some()),
+            ("command", !notify.command.is_empty()),
+        ];
+        let by = ways.into_iter().filter_map(|(way, given)| given.then_some(way));
+        Self {
+            on: notify.on,
+            by: by.collect(),
+        }
     }
 }
 
@@ -260,6 +292,10 @@ impl Explanation {
             },
             remote: backup.restic.iter().map(remote).collect(),
             runs: timetable(&backup.schedule),
+            catch_up_hours: plan.catch_up_hours,
+            jitter_seconds: plan.jitter_seconds,
+            notifications: backup.notify.as_ref().map(Notifications::from),
+            metrics: plan.textfile_dirs.first().cloned(),
             verification: backup.verify_schedule.as_ref().map(timetable),
             tracker: tracker(plan, database.driver),
             container: Container {

@@ -14,6 +14,7 @@ pub mod error;
 pub mod explain;
 pub mod init;
 mod json;
+pub mod monitoring;
 pub mod output;
 pub mod plan;
 pub mod restic;

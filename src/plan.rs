@@ -6,6 +6,7 @@ use crate::backup::{
     Compression, Database, DatabaseScope, HostName, HostPath, MysqlServer, Quiesce, Strategy,
 };
 use crate::environment::Environment;
+use crate::monitoring::{self, Notify, Occasion};
 use crate::restic::{self, Repository, Restic};
 use crate::topology::{BackupPath, Network, PortBinding, Service, ServiceDependency};
 
@@ -55,6 +56,14 @@ pub struct BackupPlan {
     /// The remote repository's lines of `backup.conf`, in their order; none without one.
     pub restic: Vec<Setting>,
     pub has_restic: bool,
+    /// Notifications' lines of `backup.conf`, in their order; none without any.
+    pub notify: Vec<Setting>,
+    /// Where metrics are written: none or one.
+    pub textfile_dirs: Vec<String>,
+    pub catch_up_hours: u32,
+    pub jitter_seconds: u32,
+    /// Of this program.
+    pub version: &'static str,
     /// The directory of the host that is the repository: none or one.
     pub repositories: Vec<String>,
     /// The lines of `backup-paths.txt`, in their order.
@@ -75,7 +84,7 @@ pub struct BackupPlan {
     /// Names in `secrets/`; the values never come near a template.
     pub secrets: Vec<&'static str>,
     pub has_secrets: bool,
-    /// Those that the sidecar gets: not restic's, which has a container of its own.
+    /// Those that the sidecar gets: not restic's and the notifications', which the host uses.
     pub service_secrets: Vec<&'static str>,
     pub has_service_secrets: bool,
     /// Those that are files where Ansible runs.
@@ -179,7 +188,7 @@ impl BackupPlan {
         let service_secrets: Vec<_> = secrets
             .iter()
             .copied()
-            .filter(|name| !name.starts_with(restic::SECRETS_PREFIX))
+            .filter(|name| !is_of_host(name))
             .collect();
         let packages = packages(backup.strategy, repository);
         let ca_file = backup
@@ -232,6 +241,11 @@ impl BackupPlan {
             database: database_settings(environment),
             restic: restic_settings(backup.restic.as_ref()),
             has_restic: backup.restic.is_some(),
+            notify: backup.notify.iter().flat_map(notify_settings).collect(),
+            textfile_dirs: texts(backup.metrics.as_ref().map(|metrics| &metrics.textfile_dir)),
+            catch_up_hours: backup.catch_up_hours(database).get(),
+            jitter_seconds: backup.jitter_seconds.get(),
+            version: env!("CARGO_PKG_VERSION"),
             repositories: texts(repository.and_then(Repository::directory)),
             paths: services.backup_paths().map(BackupPath::line).collect(),
             roles: Role::of(backup.strategy, database),
@@ -323,6 +337,31 @@ fn secret_files(restic: Option<&Restic>) -> Vec<SecretFile> {
         .collect()
 }
 
+/// Whether a secret is used on the host alone.
+fn is_of_host(name: &str) -> bool {
+    let prefixes = [restic::SECRETS_PREFIX, monitoring::SECRETS_PREFIX];
+    prefixes.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn notify_settings(notify: &Notify) -> Vec<Setting> {
+    let key = |name| match name {
+        monitoring::COMMAND => "NOTIFY_COMMAND_FILE",
+        monitoring::NTFY_URL => "NOTIFY_NTFY_URL_FILE",
+        monitoring::PING_URL => "NOTIFY_PING_URL_FILE",
+        _ => "NOTIFY_WEBHOOK_URL_FILE",
+    };
+    let on = match notify.on {
+        Occasion::Failure => "failure",
+        Occasion::Always => "always",
+        Occasion::Recovery => "recovery",
+    };
+    let setting = |key, value| Setting { key, value };
+    let files = notify.secrets().into_iter();
+    std::iter::once(setting("NOTIFY_ON", on.to_owned()))
+        .chain(files.map(|(name, _)| setting(key(name), format!("/run/secrets/{name}"))))
+        .collect()
+}
+
 fn restic_settings(restic: Option<&Restic>) -> Vec<Setting> {
     let Some(restic) = restic else {
         return Vec::new();
@@ -355,6 +394,12 @@ fn restic_settings(restic: Option<&Restic>) -> Vec<Setting> {
             value: restic.check.to_string(),
         },
     ]);
+    if let Some(limit) = restic.limit_upload_kib {
+        settings.push(Setting {
+            key: "RESTIC_LIMIT_UPLOAD_KIB",
+            value: limit.get().to_string(),
+        });
+    }
     settings
 }
 

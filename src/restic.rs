@@ -9,6 +9,8 @@ use crate::backup::{HostPath, KeyPath, Refusal, Secret, Within, no_control_chara
 
 /// How many snapshots of a kind are kept.
 pub type Keep = Within<0, 3650>;
+/// The most that a copy sends, in KiB a second.
+pub type UploadLimit = Within<1, 10_000_000>;
 
 /// The section `backup.restic`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -31,6 +33,8 @@ pub struct Restic {
     pub keep_monthly: Keep,
     #[serde(default = "check")]
     pub check: bool,
+    /// Absent: as fast as it goes.
+    pub limit_upload_kib: Option<UploadLimit>,
 }
 
 const fn keep_daily() -> Keep {

@@ -14,6 +14,15 @@ use gen_backup_bundle::environment::Environment;
 use gen_backup_bundle::plan::BackupPlan;
 use serde_json::Value;
 
+/// The files of the domain's types.
+const DOMAIN: [&str; 5] = [
+    "backup.rs",
+    "monitoring.rs",
+    "restic.rs",
+    "schedule.rs",
+    "topology.rs",
+];
+
 fn schema() -> Value {
     let path = root().join("schemas/environment.schema.json");
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
@@ -156,17 +165,46 @@ fn the_schema_states_the_defaults_of_the_program() {
         .iter()
         .filter(|(_, value)| !value.is_null());
     assert_eq!(stated.collect::<Vec<_>>(), in_program.collect::<Vec<_>>());
-    // And it knows the same keys, but for what is not supported yet. A host that is absent is not
-    // written, so that it does not change the digest of the environment file.
-    let later = ["notify", "metrics", "host"];
-    let keys: Vec<_> = properties
-        .keys()
-        .filter(|key| !later.contains(&key.as_str()))
-        .collect();
+    // And it knows the same keys. A host that is absent is not written, so that it does not change
+    // the digest of the environment file.
+    let keys: Vec<_> = properties.keys().filter(|key| *key != "host").collect();
     assert_eq!(
         keys,
         program.as_object().unwrap().keys().collect::<Vec<_>>()
     );
+}
+
+/// The default depends on what happens to the tracker, so that it stands in words.
+#[test]
+fn the_schema_and_the_docs_state_the_default_of_catch_up_hours() {
+    let of = |case: &str| plan(case)["catch_up_hours"].as_u64().unwrap();
+    // The last one stops the tracker.
+    let (usual, stopping) = (of("sqlite-minimal"), of("sqlite-monitoring"));
+    assert_eq!((of("mysql-minimal"), of("sqlite-sidecar")), (usual, usual));
+    let schema = schema();
+    let words = &schema["properties"]["backup"]["properties"]["catch_up_hours"]["description"];
+    let stated = format!("Without this key: {usual}, with `quiesce` \"stop\" {stopping}.");
+    assert!(words.as_str().unwrap().contains(&stated));
+    let docs = fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let row = format!("| `catch_up_hours` | `{usual}`, with `quiesce` `\"stop\"` `{stopping}` |");
+    assert!(docs.contains(&row));
+}
+
+#[test]
+fn the_schema_states_the_defaults_of_notifications_and_metrics() {
+    let mut environment = example("sqlite-minimal");
+    environment["backup"]["notify"] = serde_json::json!({ "ping_url": "https://hc.example.org/1" });
+    environment["backup"]["metrics"] = serde_json::json!({});
+    let scratch = common::Scratch::new(&environment);
+    scratch.generate();
+    let schema = schema();
+    let keys = &schema["properties"]["backup"]["properties"];
+    let on = keys["notify"]["properties"]["on"]["default"].as_str();
+    let conf = scratch.read("out/backup/backup.conf");
+    assert!(conf.contains(&format!("NOTIFY_ON='{}'\n", on.unwrap())));
+    let directory = keys["metrics"]["properties"]["textfile_dir"]["default"].as_str();
+    let conf = scratch.read("out/host/tracker-backup.conf");
+    assert!(conf.contains(&format!("METRICS_DIRECTORY='{}'\n", directory.unwrap())));
 }
 
 /// The default of `quiesce` depends on the driver, so that it stands in words.
@@ -332,6 +370,7 @@ fn the_domain_knows_no_engine_no_disk_and_no_command_line() {
     let source = |file: &str| fs::read_to_string(root().join("src").join(file)).unwrap();
     for file in [
         "backup.rs",
+        "monitoring.rs",
         "restic.rs",
         "topology.rs",
         "schedule.rs",
@@ -354,7 +393,7 @@ fn the_domain_knows_no_engine_no_disk_and_no_command_line() {
             assert!(!source(file).contains(foreign), "{file}: {foreign}");
         }
     }
-    for file in ["backup.rs", "restic.rs", "topology.rs", "schedule.rs"] {
+    for file in DOMAIN {
         let ours = source(file);
         let ours = ours
             .lines()
@@ -362,7 +401,7 @@ fn the_domain_knows_no_engine_no_disk_and_no_command_line() {
         for used in ours {
             let module = used.split([':', ';']).next().unwrap();
             assert!(
-                ["backup", "restic", "topology", "schedule"].contains(&module),
+                DOMAIN.contains(&format!("{module}.rs").as_str()),
                 "{file}: {used}"
             );
         }

@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use super::{
     Advice, Archived, Case, Content, DAY, Driver, Explanation, Gap, Interruption, Minute, NOTHING,
-    Seconds, State, Timetable,
+    Notifications, Seconds, State, Timetable,
 };
 use crate::backup::{DatabaseScope, Strategy};
+use crate::monitoring::Occasion;
 use crate::plan::ImageSource;
 use crate::rules::capture_seconds;
 use crate::topology::{DependencyCondition, Network};
@@ -58,6 +59,7 @@ impl fmt::Display for Explanation {
         self.what(&mut page);
         self.where_to(&mut page);
         self.when(&mut page);
+        self.told(&mut page);
         self.meanwhile(&mut page);
         self.container(&mut page);
         self.not_backed_up(&mut page);
@@ -152,6 +154,21 @@ impl Explanation {
             "Up to {} lie between two runs: that much a restore may lose.",
             span(*longest_interval_seconds)
         ));
+        if self.jitter_seconds > 0 {
+            page.say(&format!(
+                "A run begins up to {} s later, always the same on one host.",
+                self.jitter_seconds
+            ));
+        }
+        page.say(&match self.catch_up_hours {
+            0 => "A run that the host missed is not made up for: the next one is the next of the \
+                  schedule."
+                .to_owned(),
+            hours => format!(
+                "A run that the host missed because it was off is made up for, up to {hours} \
+                 hours later, when the tracker has run for five minutes."
+            ),
+        });
         page.say(&match &self.verification {
             Some(verification) => format!(
                 "By the schedule \"{}\", the newest backup is proved restorable{}.",
@@ -165,6 +182,29 @@ impl Explanation {
                      verify-backup.yml."
                 .to_owned(),
         });
+    }
+
+    fn told(&self, page: &mut Page) {
+        page.heading("Who is told");
+        page.say(&match &self.notifications {
+            None => "Nobody is notified when backups fail or stop: backup.notify changes that."
+                .to_owned(),
+            Some(Notifications { on, by }) => {
+                let when = match on {
+                    Occasion::Failure => "after a run that did not succeed",
+                    Occasion::Always => "after every run",
+                    Occasion::Recovery => {
+                        "after a run that did not succeed, and after the first that does again"
+                    }
+                };
+                format!("Notified {when}, a ping always: {}.", by.join(", "))
+            }
+        });
+        if let Some(directory) = &self.metrics {
+            page.say(&format!(
+                "Metrics for Prometheus are written to {directory}."
+            ));
+        }
     }
 
     fn meanwhile(&self, page: &mut Page) {
