@@ -9,7 +9,8 @@ use chrono::NaiveDateTime;
 use serde::{Serialize, Serializer};
 
 pub use self::advice::{Advice, Recommended};
-use crate::backup::{Compression, Database, DatabaseScope, MysqlServer, Quiesce, Strategy};
+use crate::backup::{Compression, DatabaseScope, Quiesce, Strategy};
+use crate::database::{Database, MysqlServer};
 use crate::environment::Environment;
 use crate::monitoring::{Notify, Occasion};
 use crate::plan::{BackupPlan, ImageSource};
@@ -17,6 +18,7 @@ use crate::restic::Restic;
 use crate::rules::capture_seconds;
 use crate::schedule::CronSchedule;
 use crate::topology::{BackupPath, Network, PortBinding, Service, ServiceDependency};
+use crate::value::SecretName;
 
 /// From least to most, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -241,7 +243,7 @@ pub struct Container {
     pub networks: Vec<Network>,
     pub dependencies: Vec<ServiceDependency>,
     pub ports: Vec<PortBinding>,
-    pub secrets: Vec<&'static str>,
+    pub secrets: Vec<SecretName>,
     pub image: String,
     pub image_source: ImageSource,
 }
@@ -272,15 +274,14 @@ impl Explanation {
                 .collect(),
         };
         let mut explanation = Self {
-            environment: plan.environment.clone(),
-            strategy: plan.strategy,
+            environment: plan.access.environment.as_str().to_owned(),
+            strategy: plan.tracker.strategy,
             configuration: environment.services.backup_paths().map(archived).collect(),
             destination: Destination {
-                path: plan.destination.clone(),
-                deploy_dir: plan.deploy_dir.clone(),
-                in_deploy_dir: plan
-                    .destination
-                    .starts_with(&format!("{}/", plan.deploy_dir)),
+                path: plan.places.destination.as_str().to_owned(),
+                deploy_dir: plan.places.deploy_dir.as_str().to_owned(),
+                in_deploy_dir: (plan.places.destination.as_str())
+                    .starts_with(&format!("{}/", plan.places.deploy_dir.as_str())),
                 directories: vec![
                     match database.driver {
                         Driver::Sqlite3 => "sqlite",
@@ -289,25 +290,25 @@ impl Explanation {
                     "config",
                     "runs",
                 ],
-                compression: plan.compression,
-                retention_days: plan.retention_days,
+                compression: plan.settings.compression,
+                retention_days: plan.timing.retention_days.get(),
             },
             remote: backup.restic.iter().map(remote).collect(),
             runs: timetable(&backup.schedule),
-            catch_up_hours: plan.catch_up_hours,
-            jitter_seconds: plan.jitter_seconds,
+            catch_up_hours: plan.timing.catch_up_hours.get(),
+            jitter_seconds: plan.timing.jitter_seconds.get(),
             notifications: backup.notify.as_ref().map(Notifications::from),
-            metrics: plan.textfile_dirs.first().cloned(),
+            metrics: (plan.places.textfile_dirs.first()).map(|path| path.as_str().to_owned()),
             verification: backup.verify_schedule.as_ref().map(timetable),
             tracker: tracker(plan, database.driver),
             container: Container {
-                stays_up: plan.strategy == Strategy::Sidecar,
-                networks: plan.networks.clone(),
-                dependencies: plan.dependencies.clone(),
-                ports: plan.ports.clone(),
-                secrets: plan.secrets.clone(),
-                image: plan.image.clone(),
-                image_source: plan.image_source,
+                stays_up: plan.tracker.strategy == Strategy::Sidecar,
+                networks: plan.stack.networks.items.clone(),
+                dependencies: plan.stack.dependencies.items.clone(),
+                ports: plan.stack.ports.clone(),
+                secrets: plan.secrets.secrets.items.clone(),
+                image: plan.image.image.clone(),
+                image_source: plan.image.image_source,
             },
             not_backed_up: gaps(environment, plan),
             recommended: Recommended::by(database.driver),
@@ -356,20 +357,21 @@ fn archived(path: BackupPath) -> Archived {
 }
 
 fn tracker(plan: &BackupPlan, driver: Driver) -> Tracker {
-    let state = match (plan.strategy, plan.quiesce) {
+    let state = match (plan.tracker.strategy, plan.tracker.quiesce) {
         (Strategy::Sidecar, _) | (_, Quiesce::None) => State::Untouched,
         (Strategy::MaintenanceWindow, Quiesce::Stop) => State::Stopped,
         (Strategy::MaintenanceWindow, Quiesce::Pause) => State::Paused,
     };
     let around = match state {
         State::Stopped => {
-            let stop = f64::from(plan.stop_timeout_seconds);
+            let stop = f64::from(plan.tracker.stop_timeout_seconds.get());
             seconds(stop + START.least, stop + START.most)
         }
         State::Paused => PAUSE,
         State::Untouched => NOTHING,
     };
-    let limit_seconds = (state != State::Untouched).then_some(plan.window_timeout_seconds);
+    let limit_seconds =
+        (state != State::Untouched).then_some(plan.tracker.window_timeout_seconds.get());
     let fits = |limit: &u32| {
         let most = |gb: &u32| around.most + COPY_PER_GB.most * f64::from(*gb);
         (1..=u32::MAX)
@@ -432,7 +434,7 @@ fn gaps(environment: &Environment, plan: &BackupPlan) -> Vec<Gap> {
         "the swarm, which the tracker keeps in its memory",
         "peers announce again by themselves",
     )];
-    match plan.scope {
+    match plan.settings.scope {
         DatabaseScope::Full => {}
         DatabaseScope::ExcludeStatistics => gaps.push(gap(
             "torrents that were never completed",
@@ -487,7 +489,7 @@ fn gaps(environment: &Environment, plan: &BackupPlan) -> Vec<Gap> {
             "they are pulled again; each run manifest has their ids",
         ),
         gap(
-            &format!("every other file in {}", plan.deploy_dir),
+            &format!("every other file in {}", plan.places.deploy_dir.as_str()),
             "copy what you put there yourself",
         ),
         gap(

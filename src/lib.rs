@@ -8,6 +8,7 @@
 
 pub mod backup;
 pub mod bundle;
+pub mod database;
 pub mod difference;
 pub mod environment;
 pub mod error;
@@ -17,6 +18,7 @@ mod json;
 pub mod monitoring;
 pub mod output;
 pub mod plan;
+pub mod problem;
 pub mod restic;
 mod rules;
 pub mod schedule;
@@ -24,12 +26,12 @@ mod schema;
 mod shown;
 mod syntax;
 pub mod topology;
+pub mod value;
 
 pub use schema::TEXT as SCHEMA;
 
 use std::path::Path;
 
-use backup::HostName;
 use bundle::Bundle;
 use chrono::NaiveDateTime;
 use environment::Environment;
@@ -37,6 +39,7 @@ use error::Error;
 use explain::Explanation;
 use output::{Permitted, Written};
 use plan::BackupPlan;
+use value::HostName;
 
 /// Writes the bundle of the environment file at `environment` to the directory `out`.
 ///

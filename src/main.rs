@@ -10,10 +10,10 @@ use std::process::ExitCode;
 
 use chrono::Local;
 use clap::{CommandFactory as _, Parser as _};
-use gen_backup_bundle::backup::HostName;
 use gen_backup_bundle::difference::{Change, Difference};
 use gen_backup_bundle::error::Error;
 use gen_backup_bundle::output::Permitted;
+use gen_backup_bundle::value::HostName;
 use gen_backup_bundle::{SCHEMA, bundle, check, explain, generate, init, validate};
 use serde_json::{Value, json};
 

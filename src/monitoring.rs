@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backup::{HostPath, Refusal, Secret, no_control_characters};
+use crate::value::{HostPath, Refusal, Secret, SecretName, no_control_characters};
 
 /// The section `backup.notify`. Every address and the whole command are secrets, since they may
 /// hold a token.
@@ -41,29 +41,18 @@ const fn on_failure() -> Occasion {
     Occasion::Failure
 }
 
-/// How the names of all of its secrets begin.
-pub const SECRETS_PREFIX: &str = "notify_";
-/// The program and its arguments, one a line, in `secrets/`.
-pub const COMMAND: &str = "notify_command";
-/// The topic of an ntfy server, likewise.
-pub const NTFY_URL: &str = "notify_ntfy_url";
-/// The check of a server that speaks the protocol of healthchecks.io, likewise.
-pub const PING_URL: &str = "notify_ping_url";
-/// Who gets the result as JSON, likewise.
-pub const WEBHOOK_URL: &str = "notify_webhook_url";
-
 impl Notify {
-    /// Name and value of each secret, sorted by name.
+    /// The secrets: every address, and the command with one word a line.
     #[must_use]
-    pub fn secrets(&self) -> Vec<(&'static str, Secret)> {
+    pub fn secrets(&self) -> Vec<(SecretName, Secret)> {
         let words: String = (self.command.iter())
             .map(|word| format!("{}\n", word.reveal()))
             .collect();
-        let command = (!words.is_empty()).then(|| (COMMAND, Secret::of(words)));
+        let command = (!words.is_empty()).then(|| (SecretName::NotifyCommand, Secret::of(words)));
         let urls = [
-            (NTFY_URL, &self.ntfy_url),
-            (PING_URL, &self.ping_url),
-            (WEBHOOK_URL, &self.webhook_url),
+            (SecretName::NotifyNtfyUrl, &self.ntfy_url),
+            (SecretName::NotifyPingUrl, &self.ping_url),
+            (SecretName::NotifyWebhookUrl, &self.webhook_url),
         ];
         let urls = urls
             .into_iter()

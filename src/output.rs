@@ -21,10 +21,10 @@ use rustix::io::Errno;
 use similar::TextDiff;
 
 use self::record::{Record, SecretsRecord};
-use crate::backup::SECRET_NAMES;
 use crate::bundle::{Bundle, Entry, FORMAT, MANIFEST, Manifest, SECRETS, Subject, json, sha256};
 use crate::difference::{self, Difference, Facts};
 use crate::error::{Error, Why};
+use crate::value::SecretName;
 
 /// What a run may do beyond replacing what this program wrote itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -305,14 +305,14 @@ impl<'a> Target<'a> {
     /// Every path that is of the bundle or of an earlier one: secrets first, the manifest last.
     fn judge<'b>(&self, bundle: &'b Bundle, permitted: Permitted) -> Result<Vec<Item<'b>>, Error> {
         let mut items = Vec::new();
-        for name in SECRET_NAMES {
+        for name in SecretName::WRITTEN {
             let path = format!("{SECRETS}/{name}");
             let found = self.look(&path)?;
-            let new = bundle.secrets.get(name).map(|secret| New {
+            let new = bundle.secrets.get(&name).map(|secret| New {
                 content: secret.reveal().as_bytes(),
                 mode: SECRET_MODE,
             });
-            let verdict = self.judge_secret(name, &found, new, permitted);
+            let verdict = self.judge_secret(name.as_str(), &found, new, permitted);
             items.push(Item {
                 path,
                 found,
@@ -506,7 +506,7 @@ impl<'a> Target<'a> {
     /// Carries the verdicts out. The order makes a run that is killed anywhere complete later:
     /// records first, the manifest after all other files, the record removed last.
     fn apply(&self, bundle: &Bundle, items: &[Item<'_>]) -> Result<Written, Error> {
-        let secret_paths = SECRET_NAMES.map(|name| format!("{SECRETS}/{name}"));
+        let secret_paths = SecretName::WRITTEN.map(|name| format!("{SECRETS}/{name}"));
         let is_wanted = |item: &&Item<'_>| item.new.is_some();
         let wanted = items.iter().filter(is_wanted);
         let wanted = directories(wanted.map(|item| item.path.as_str()));
@@ -534,7 +534,8 @@ impl<'a> Target<'a> {
             self.make_directory(directory, mode)?;
         }
         let secrets = bundle.secrets.iter();
-        let secrets = secrets.map(|(name, secret)| (*name, sha256(secret.reveal().as_bytes())));
+        let secrets =
+            secrets.map(|(name, secret)| (name.as_str(), sha256(secret.reveal().as_bytes())));
         let secrets: BTreeMap<_, _> = secrets.collect();
         let started = self.secrets.starting(&secrets);
         if changes(true) {
@@ -809,9 +810,11 @@ fn is_bookkeeping(path: &str) -> bool {
         path.strip_prefix(of)
             .is_some_and(|rest| rest == ".old" || rest.starts_with(".old."))
     };
-    let is_old_secret = path
-        .strip_prefix("secrets/")
-        .is_some_and(|name| SECRET_NAMES.iter().any(|secret| is_copy(name, secret)));
+    let is_old_secret = path.strip_prefix("secrets/").is_some_and(|name| {
+        SecretName::WRITTEN
+            .iter()
+            .any(|secret| is_copy(name, secret.as_str()))
+    });
     path == RECORD
         || path == SECRETS_RECORD
         || OF_GIT.iter().any(|name| is_copy(path, name))

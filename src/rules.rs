@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::backup::{BackupConfig, Database, MysqlServer, Quiesce, Strategy};
-use crate::error::Problem;
+use crate::backup::{BackupConfig, Quiesce, Strategy};
+use crate::database::{Database, MysqlServer};
 use crate::monitoring::Notify;
+use crate::problem::Problem;
 use crate::restic::{Repository, Restic, VariableName};
 use crate::shown;
 

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use jsonschema::error::{ValidationError, ValidationErrorKind};
 use serde_json::Value;
 
-use crate::error::Problem;
 use crate::json;
+use crate::problem::Problem;
 use crate::shown;
 
 /// What keys there are, of which type and range; written for users.

@@ -6,22 +6,60 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use common::{CASES, example, root};
-use gen_backup_bundle::backup::{
-    BackupConfig, HostName, HostPath, ImageReference, KeyPath, Secret, UserName,
-};
+use gen_backup_bundle::backup::BackupConfig;
 use gen_backup_bundle::bundle::templates;
 use gen_backup_bundle::environment::Environment;
 use gen_backup_bundle::plan::BackupPlan;
+use gen_backup_bundle::value::{HostName, HostPath, ImageReference, KeyPath, Secret, UserName};
 use serde_json::Value;
 
-/// The files of the domain's types.
-const DOMAIN: [&str; 5] = [
-    "backup.rs",
-    "monitoring.rs",
-    "restic.rs",
-    "schedule.rs",
-    "topology.rs",
+/// Every module, from what all need to what nobody needs. Each uses earlier ones only.
+const LAYERS: [&str; 23] = [
+    "value",
+    "shown",
+    "problem",
+    "json",
+    "schedule",
+    "database",
+    "restic",
+    "monitoring",
+    "topology",
+    "backup",
+    "schema",
+    "syntax",
+    "difference",
+    "error",
+    "rules",
+    "environment",
+    "plan",
+    "bundle",
+    "output",
+    "explain",
+    "init",
+    "lib",
+    "main",
 ];
+
+/// Every file of a module, `cli.rs` with `main.rs`.
+fn sources(module: &str) -> String {
+    let mut files = vec![root().join("src").join(module).with_extension("rs")];
+    if module == "main" {
+        files.push(root().join("src/cli.rs"));
+    }
+    let folder = fs::read_dir(root().join("src").join(module));
+    files.extend(
+        folder
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path()),
+    );
+    let texts = files
+        .iter()
+        .filter(|file| file.extension().is_some_and(|ext| ext == "rs"));
+    texts
+        .map(|file| fs::read_to_string(file).unwrap())
+        .collect()
+}
 
 fn schema() -> Value {
     let path = root().join("schemas/environment.schema.json");
@@ -323,14 +361,19 @@ fn templates_print_loop_and_test_a_bool_of_the_plan() {
                     ["if", "loop.first"] | ["else" | "endif" | "endfor"] => {}
                     ["if", name] => match name.split_once('.') {
                         None => assert!(plan[name].is_boolean(), "{path}: {tag}"),
+                        Some((list, "any")) => assert!(plan[list]["any"].is_boolean()),
                         Some((item, key)) => {
                             let mut list = items[item].as_array().unwrap().iter();
                             assert!(list.all(|one| one[key].is_boolean()), "{path}: {tag}");
                         }
                     },
                     ["for", item, "in", name] => {
-                        assert!(plan[name].is_array(), "{path}: {tag}");
-                        items.insert(item, &plan[name]);
+                        let list = match name.split_once('.') {
+                            None => &plan[name],
+                            Some((name, key)) => &plan[name][key],
+                        };
+                        assert!(list.is_array(), "{path}: {tag}");
+                        items.insert(item, list);
                     }
                     _ => panic!("{path}: {{% {tag} %}} does more than print, loop or test a bool"),
                 }
@@ -366,18 +409,43 @@ fn every_key_of_the_plan_is_printed_or_tested_somewhere() {
 }
 
 #[test]
+fn no_module_uses_a_later_one() {
+    let mut modules: Vec<_> = fs::read_dir(root().join("src"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ext| ext == "rs"))
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .filter(|module| module != "cli")
+        .collect();
+    let mut layers: Vec<_> = LAYERS.map(str::to_owned).into();
+    modules.sort();
+    layers.sort();
+    assert_eq!(modules, layers);
+    for (at, module) in LAYERS.iter().enumerate() {
+        let source = sources(module);
+        let words = source.split("crate::").skip(1);
+        for used in words.map(|rest| {
+            rest.split(|c: char| !c.is_ascii_lowercase())
+                .next()
+                .unwrap()
+        }) {
+            let used = if used.is_empty() { module } else { used };
+            let is_earlier = LAYERS[..=at].contains(&used);
+            assert!(is_earlier, "{module} uses {used}");
+        }
+    }
+}
+
+#[test]
 fn the_domain_knows_no_engine_no_disk_and_no_command_line() {
-    let source = |file: &str| fs::read_to_string(root().join("src").join(file)).unwrap();
-    for file in [
-        "backup.rs",
-        "monitoring.rs",
-        "restic.rs",
-        "topology.rs",
-        "schedule.rs",
-        "plan.rs",
-        "explain.rs",
-        "explain/advice.rs",
-    ] {
+    let end = LAYERS
+        .iter()
+        .position(|module| *module == "schema")
+        .unwrap();
+    let domain = LAYERS[..end]
+        .iter()
+        .filter(|module| !["shown", "json"].contains(module));
+    for module in domain.chain(["plan", "explain"].iter()) {
         for foreign in [
             "tera::",
             "include_dir",
@@ -387,41 +455,17 @@ fn the_domain_knows_no_engine_no_disk_and_no_command_line() {
             "chrono::Local",
             "Utc::now",
             "SystemTime",
-            "crate::bundle",
-            "crate::output",
         ] {
-            assert!(!source(file).contains(foreign), "{file}: {foreign}");
-        }
-    }
-    for file in DOMAIN {
-        let ours = source(file);
-        let ours = ours
-            .lines()
-            .filter_map(|line| line.strip_prefix("use crate::"));
-        for used in ours {
-            let module = used.split([':', ';']).next().unwrap();
+            let is_page = *module == "explain" && ["tera::", "serde_json"].contains(&foreign);
             assert!(
-                DOMAIN.contains(&format!("{module}.rs").as_str()),
-                "{file}: {used}"
+                is_page || !sources(module).contains(foreign),
+                "{module}: {foreign}"
             );
         }
     }
-    let below = |directory: &str| {
-        let entries = fs::read_dir(root().join("src").join(directory)).unwrap();
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names
-            .map(|name| format!("{directory}{name}"))
-            .collect::<Vec<_>>()
-    };
-    for file in [below(""), below("explain/"), below("output/")].concat() {
-        if ["explain", "output"].contains(&file.as_str()) {
-            continue;
-        }
-        let touches_the_disk = source(&file).contains("std::fs");
-        assert_eq!(
-            touches_the_disk,
-            ["environment.rs", "output.rs"].contains(&file.as_str()),
-            "{file}"
-        );
+    for module in LAYERS {
+        let touches_the_disk = sources(module).contains("std::fs");
+        let may = ["environment", "output"].contains(&module);
+        assert_eq!(touches_the_disk, may, "{module}");
     }
 }

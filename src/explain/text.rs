@@ -14,6 +14,7 @@ use crate::monitoring::Occasion;
 use crate::plan::ImageSource;
 use crate::rules::capture_seconds;
 use crate::topology::{DependencyCondition, Network};
+use crate::value::SecretName;
 
 /// Columns of a page; a longer word stands in a line of its own.
 const WIDTH: usize = 100;
@@ -281,7 +282,7 @@ impl Explanation {
         ));
         let ports = container.ports.iter().map(|port| match *port {});
         page.item(&format!("published ports: {}", listed_or(ports, "none")));
-        let secrets = container.secrets.iter().map(|&secret| secret.to_owned());
+        let secrets = container.secrets.iter().map(SecretName::to_string);
         page.item(&format!("secrets: {}", listed_or(secrets, "none")));
         page.item(&match container.image_source {
             ImageSource::Build => "image: built on the host from the bundle".to_owned(),
