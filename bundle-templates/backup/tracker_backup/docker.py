@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -199,15 +199,29 @@ def container(
     try:
         yield name
     finally:
-        docker(*words("rm --force --volumes"), name)
+        remove_container(name)
 
 
-def remove_dead_containers() -> None:
+def remove_container(name: str) -> None:
+    """One that is gone already is no failure. A signal between the calls would leave it."""
+    with signals.held():
+        # With cgroup v1, a frozen process does not die of SIGKILL.
+        with contextlib.suppress(Refused):
+            docker("unpause", name)
+        try:
+            docker(*words("rm --force --volumes"), name)
+        except Refused as error:
+            if "no such container" not in str(error).lower():
+                raise
+
+
+def remove_dead_containers(warn: Callable[[str], None] = lambda _: None) -> None:
     """Those of dead runs, verifications and restores, which may go on working; under the lock,
     where nobody else has one.
     """
     for left in docker(*words("ps --all --quiet --filter"), f"label={RUN_LABEL}").split():
-        docker(*words("rm --force --volumes"), left)
+        warn(f"removing the container of a dead run: {left}")
+        remove_container(left)
 
 
 def make_image(host: Host, context: Path, rebuild: bool) -> None:
