@@ -14,7 +14,7 @@ A module imports only from those before it in this list:
     retention, repository, remote     what is removed; the restic repository and its copies
     swap, undo_older                  what a restore replaces changes places, and back
     verify, extract                   proves that a backup can be restored; one file out of it
-    fetch, restore                    and back
+    fetch, beside, restore            and back, in place or beside what runs
     window, run                       the time in which the tracker is down, and the whole run
     sidecar, status                   the container that stays up; what the operator asks
     install, main, core               the bundle put into its places; the commands; the sidecar

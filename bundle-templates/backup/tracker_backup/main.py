@@ -92,6 +92,12 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--from", dest="source", choices=["restic"], help="fetch it from the repository first"
     )
     restoring.add_argument("--only", choices=["database", "config"])
+    restoring.add_argument(
+        "--to", metavar="DIR", default="", help="make a copy there, beside what runs"
+    )
+    restoring.add_argument(
+        "--name", metavar="NAME", default="", help="of the copy's Compose project; with --to"
+    )
     restoring.add_argument("--dry-run", action="store_true", help="say what would be done")
     restoring.add_argument("--confirm", action="store_true", help="what is there now is replaced")
     extracting = add(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .beside import planned, restore_beside
 from .deployment import make_deploy_directory
 from .destination import IDENTITY, check_restorable, claim_destination
 from .docker import (
@@ -311,6 +312,8 @@ def command_restore(arguments: argparse.Namespace) -> int:
             "--only",
             2,
         )
+    if bool(arguments.to) != bool(arguments.name) or (arguments.to and arguments.source):
+        raise Refused("--to and --name go together, and with a run of the destination", 2)
     if arguments.confirm and not arguments.dry_run:
         # Of a restore that died before: an empty machine has no line in cron for it.
         command_rollback(arguments)
@@ -327,19 +330,23 @@ def command_restore(arguments: argparse.Namespace) -> int:
         run = choose_run(read_runs(host), arguments.run)
     say(
         f"restore of {run.id} ({run.started}, {run.scope}): "
-        f"{' and '.join(sorted(kinds))} into {host.deploy_dir}"
+        f"{' and '.join(sorted(kinds))} into {arguments.to or host.deploy_dir}"
     )
     for name, rows in run.tables.items() if "database" in kinds else ():
         say(f"  table {name}: {rows} rows")
+    copy = planned(host, run, kinds, arguments.to, arguments.name) if arguments.to else None
     if arguments.dry_run:
         say("dry run: nothing was done")
         return 0
     if not arguments.confirm:
         raise Refused(
-            "nothing was done: what is there now would be replaced. Confirm: --confirm (-e "
-            "confirm_restore=yes)",
+            f"nothing was done: {'' if copy else 'what is there now would be replaced. '}"
+            "Confirm: --confirm (-e confirm_restore=yes)",
             2,
         )
+    if copy:
+        restore_beside(host, copy, run, kinds)
+        return 0
     with lock():
         there = stack.exists()
         if not there:  # an empty machine, whatever was made there for the destination
