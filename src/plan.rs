@@ -7,6 +7,7 @@ use crate::backup::{
 };
 use crate::environment::Environment;
 use crate::restic::{self, Repository, Restic};
+use crate::schedule::Schedule;
 use crate::topology::{BackupPath, Network, PortBinding, Service, ServiceDependency};
 
 /// What the templates print. Absence is an empty list, an empty text or a bool.
@@ -42,6 +43,8 @@ pub struct BackupPlan {
     pub calendar: String,
     /// None or one.
     pub verify_schedules: Vec<String>,
+    /// The longest time between two verifications, in seconds: none or one.
+    pub verify_intervals: Vec<u64>,
     pub retention_days: u32,
     pub compression: Compression,
     pub scope: DatabaseScope,
@@ -221,6 +224,11 @@ impl BackupPlan {
                 .verify_schedule
                 .iter()
                 .map(|schedule| schedule.as_str().to_owned())
+                .collect(),
+            verify_intervals: backup
+                .verify_schedule
+                .iter()
+                .map(Schedule::longest_interval)
                 .collect(),
             retention_days: backup.retention_days.get(),
             compression: backup.compression,
