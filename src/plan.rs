@@ -97,6 +97,8 @@ pub struct Timing {
     pub jitter_seconds: Jitter,
     /// None or one.
     pub verify_schedules: Vec<CronSchedule>,
+    /// The longest time between two verifications, in seconds: none or one.
+    pub verify_intervals: Vec<u64>,
     pub retention_days: RetentionDays,
 }
 
@@ -269,6 +271,7 @@ impl Timing {
             catch_up_hours: backup.catch_up_hours(database),
             jitter_seconds: backup.jitter_seconds,
             verify_schedules: one(backup.verify_schedule.as_ref()),
+            verify_intervals: one(backup.verify_schedule.as_ref().map(|it| it.longest_interval()).as_ref()),
             retention_days: backup.retention_days,
         }
     }

@@ -15,7 +15,7 @@ A module imports only from those before it in this list:
     swap, undo_older                  what a restore replaces changes places, and back
     verify, extract                   proves that a backup can be restored; one file out of it
     fetch, beside, restore            and back, in place or beside what runs
-    window, run                       the time in which the tracker is down, and the whole run
-    sidecar, status                   the container that stays up; what the operator asks
+    tracker, window, run              the time in which the tracker is down, and the whole run
+    sidecar, doctor, status           the container that stays up; what the operator asks
     install, main, core               the bundle put into its places; the commands; the sidecar
 """

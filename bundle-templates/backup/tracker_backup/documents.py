@@ -327,12 +327,14 @@ class RetentionState(StateDocument):
 
 @dataclass(frozen=True)
 class VerificationState(StateDocument):
+    FORMAT = 2  # 2 has impossible
     FILE = "verified.json"
     REMEDY = "`tracker-backup verify` writes it anew"
 
     run: RunId
     at: Time
     problems: list[Reason]
+    impossible: Reason = ""  # why nothing could be said of the run
 
 
 @dataclass(frozen=True)

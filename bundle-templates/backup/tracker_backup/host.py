@@ -100,6 +100,7 @@ class Host:
     calendar: str
     image: str
     image_source: str
+    verify_interval: int = 0  # the longest time between two verifications; 0 without a schedule
     restic_directory: Path | None = None  # the repository, when it is a directory of this host
     database_ca_file: Path | None = None  # of an external MySQL server
 
@@ -127,6 +128,9 @@ class Host:
                 calendar=settings["CALENDAR"],
                 image=settings["IMAGE"],
                 image_source=settings["IMAGE_SOURCE"],
+                verify_interval=whole_seconds(settings, "VERIFY_INTERVAL_SECONDS")
+                if "VERIFY_INTERVAL_SECONDS" in settings
+                else 0,
                 restic_directory=Path(settings["RESTIC_DIRECTORY"])
                 if "RESTIC_DIRECTORY" in settings
                 else None,

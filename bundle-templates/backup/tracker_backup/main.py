@@ -1,7 +1,7 @@
 """Lists the backups of a Torrust Tracker, tells how they are, and installs or removes the backup
 itself.
 
-For operators:      run, list, status, verify, restore, extract, acknowledge, push
+For operators:      run, list, status, doctor, verify, restore, extract, acknowledge, push
 For the playbooks:  install, uninstall
 For the scripts:    window, in-sidecar, rollback, check (maintenance-backup.sh, backup.sh, Compose)
 For cron:           sidecar
@@ -23,6 +23,7 @@ from typing import Any
 from . import log
 from .detach import detached
 from .extract import command_extract
+from .doctor import command_doctor
 from .host import Refused
 from .install import command_install, command_uninstall
 from .remote import command_push
@@ -53,6 +54,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     add(
         "status", command_status, "last run, age, space; fails when backups are too old"
+    ).add_argument("--json", action="store_true")
+    add(
+        "doctor",
+        command_doctor,
+        "whether all is there that backup, recovery, verify and restore need; changes nothing",
     ).add_argument("--json", action="store_true")
     install = add(
         "install",

@@ -10,7 +10,7 @@ from .docker import remove_dead_containers
 from .documents import RunManifest, VerificationState
 from .drivers import driver_of, driver_of_run
 from .files import remove_tree
-from .host import CONFIG, Host, utc_now
+from .host import CONFIG, Host, Refused, utc_now
 from .jobs import ready_image
 from .log import say
 from .remote import check_repository
@@ -58,8 +58,12 @@ def command_verify(arguments: argparse.Namespace) -> int:
         remove_dead_containers()
         check_destination(host)
         run = choose_run(read_runs(host), arguments.run)
-        ready_image(host)
-        problems = verify(host, run, arguments.image)
+        try:
+            ready_image(host)
+            problems = verify(host, run, arguments.image)
+        except Refused as error:
+            VerificationState(run.id, utc_now(), [], impossible=str(error)).store()
+            raise
         VerificationState(run.id, utc_now(), problems).store()
         remember_suspension(host, read_runs(host))
         remote = check_repository(host) if arguments.run == "latest" else ""

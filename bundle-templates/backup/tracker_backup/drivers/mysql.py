@@ -85,6 +85,10 @@ class MySQL(Driver):
     def service(self, host: Host) -> str:
         return self.SERVICE if host.backup_settings["DB_HOST"] == self.SERVICE else ""
 
+    def prove_login(self, host: Host) -> None:
+        with tracker_server(host):
+            pass
+
     def prove_rights(self, host: Host) -> None:
         with tracker_server(host) as server:
             server.prove_rights()
