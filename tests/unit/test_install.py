@@ -166,7 +166,7 @@ def test_the_log_is_not_emptied(host: Sandbox) -> None:
 
 
 def test_the_schedule_comes_last(sandbox: Sandbox) -> None:
-    (sandbox.root / "usr/local/bin").rmdir()
+    (sandbox.root / "usr/local/bin/tracker-backup").mkdir()
     assert sandbox.install().code == 1
     assert not sandbox.cron.exists()
 
