@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036 (the host's Python is what it is)
     sys.exit("error: Python 3.10 or newer is needed; this is " + sys.version.split()[0])
 # The program must come to its end when Ansible's connection breaks.
 signal.signal(signal.SIGHUP, signal.SIG_IGN)

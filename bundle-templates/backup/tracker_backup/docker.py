@@ -254,7 +254,9 @@ def remove_images(keep: str = "", *pulled: str) -> None:
     for image, name in found.items():
         if image != kept:
             with reported():
-                change(f"image {name} (removed)", partial(docker, *words("image rm --force"), image))
+                change(
+                    f"image {name} (removed)", partial(docker, *words("image rm --force"), image)
+                )
 
 
 def remove_networks(host: Host) -> None:

@@ -235,7 +235,7 @@ def put_everything(
         put(path, bundle[name], mode)
     for stray in strays(host, wanted):
         remove(stray)
-    if host.strategy == "sidecar":
+    if host.strategy == "sidecar" and not arguments.check:
         bring_up_sidecar(host)
     if not LOG.exists():
         put(LOG, b"", 0o640)

@@ -56,7 +56,9 @@ def secret_text(name: str, value: object) -> str:
         if not isinstance(value, (str, bytes)) or "\0" in text:
             raise ValueError
     except ValueError:
-        raise Refused(f"the secret {name} is not UTF-8 text: correct it, then try again", 2) from None
+        raise Refused(
+            f"the secret {name} is not UTF-8 text: correct it, then try again", 2
+        ) from None
     return without_line_end(text) if name.endswith(ONE_LINE) else text
 
 
