@@ -75,6 +75,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         action="store_true",
         help="build or pull the image again, for security updates",
     )
+    install.add_argument("--check", action="store_true", help="say what would change, no more")
+    install.add_argument("--diff", action="store_true", help="show how the files' content changes")
     verifying = add(
         "verify",
         command_verify,
