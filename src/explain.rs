@@ -175,7 +175,9 @@ impl From<&Notify> for Notifications {
             ("ntfy", notify.ntfy_url.is_some()),
             ("command", !notify.command.is_empty()),
         ];
-        let by = ways.into_iter().filter_map(|(way, given)| given.then_some(way));
+        let by = ways
+            .into_iter()
+            .filter_map(|(way, given)| given.then_some(way));
         Self {
             on: notify.on,
             by: by.collect(),

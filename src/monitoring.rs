@@ -87,7 +87,9 @@ impl FromStr for Url {
         let host = address.and_then(|rest| rest.split(['/', '?']).next());
         let host = host.and_then(|authority| authority.rsplit('@').next());
         let has_host = host.is_some_and(|host| !host.is_empty() && !host.starts_with(':'));
-        let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+        let is_plain = text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'#');
         if has_host && is_plain {
             return text.parse().map(Self);
         }

@@ -33,9 +33,9 @@ pub fn problems(document: &Value) -> Vec<Problem> {
 /// The keys of the section `backup`, each with its description.
 pub fn backup_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
     let keys = SCHEMA["properties"]["backup"]["properties"].as_object();
-    keys.into_iter().flatten().filter_map(|(key, property)| {
-        Some((key.as_str(), property["description"].as_str()?))
-    })
+    keys.into_iter()
+        .flatten()
+        .filter_map(|(key, property)| Some((key.as_str(), property["description"].as_str()?)))
 }
 
 /// Whether a word is a key that the schema describes, wherever.
