@@ -14,7 +14,9 @@ A module imports only from those before it in this list:
     retention, repository, remote     what is removed; the restic repository and its copies
     verify                            proves that a backup can be restored
     fetch, restore                    and back
+    sidecar                           the container that stays up
+    outbox, notify, status            who is told how a run ended; what the operator asks
+    planted, metrics, report          what Prometheus reads; what is reported after a run
     window, run                       the time in which the tracker is down, and the whole run
-    sidecar, status                   the container that stays up; what the operator asks
     install, main, core               the bundle put into its places; the commands; the sidecar
 """

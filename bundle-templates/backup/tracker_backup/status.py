@@ -15,6 +15,7 @@ from .destination import check_destination
 from .documents import Document, RestoreJournal, RetentionState, RunManifest, VerificationState
 from .host import CONFIG, STATE, Host, Refused
 from .log import say
+from .notify import unsent_problems
 from .remote import remote_status
 from .retention import expired, lasting, suspended
 from .runs import newest_success, read_runs, scan_runs, too_old
@@ -58,8 +59,17 @@ def next_run(calendar: str, after: datetime.datetime) -> datetime.datetime | Non
 
 
 def command_status(arguments: argparse.Namespace) -> int:
-    """How the backups are; docs/operations.md describes the JSON object."""
     host = Host.read(CONFIG)
+    status = look(host)
+    if arguments.json:
+        say(json.dumps(status, indent=2, ensure_ascii=False))
+    else:
+        show_status(host, status)
+    return 0 if status["ok"] else 1
+
+
+def look(host: Host) -> dict[str, Any]:
+    """How the backups are; docs/operations.md describes the JSON object."""
     problems, damaged, drift = list[str](), list[str](), list[str]()
     runs, free = list[RunManifest](), None
     try:
@@ -97,8 +107,8 @@ def command_status(arguments: argparse.Namespace) -> int:
         problems.append("retention is suspended until `tracker-backup acknowledge`")
     remote, failures = remote_status(host, runs)
     upcoming = next_run(host.calendar, datetime.datetime.now())
-    problems += failures
-    status = {
+    problems += failures + unsent_problems(problems)
+    return {
         "environment": host.environment,
         "ok": not problems,
         "problems": problems,
@@ -123,11 +133,6 @@ def command_status(arguments: argparse.Namespace) -> int:
         ),
         "drift": drift,
     }
-    if arguments.json:
-        say(json.dumps(status, indent=2, ensure_ascii=False))
-    else:
-        show_status(host, status)
-    return 1 if problems else 0
 
 
 def pick(document: Document | None, *names: str) -> dict[str, Any] | None:

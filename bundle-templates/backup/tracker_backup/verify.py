@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 from .destination import check_destination
 from .docker import remove_dead_containers
@@ -41,8 +42,11 @@ def command_verify(arguments: argparse.Namespace) -> int:
         remove_dead_containers()
         check_destination(host)
         run = choose_run(read_runs(host), arguments.run)
+        before, began = VerificationState.peek([]), time.monotonic()
         problems = verify(host, run, arguments.image)
-        VerificationState(run.id, utc_now(), problems).store()
+        at, took = utc_now(), time.monotonic() - began
+        succeeded = (before.succeeded if before else "") if problems else at
+        VerificationState(run.id, at, problems, succeeded, took).store()
         remember_suspension(host, read_runs(host))
         remote = check_repository(host) if arguments.run == "latest" else ""
     for problem in problems:
