@@ -286,6 +286,7 @@ class RunManifest(Document):
     driver: Literal["", "sqlite", "mysql"] = ""  # empty: nothing says which
     missing: list[FilePath] = field(default_factory=list)  # required, and could not be archived
     durations: dict[Name, float] = field(default_factory=dict)  # seconds by step
+    database_bytes: int = 0  # of the database itself; 0 if nobody measured it
     tools: dict[Name, Name] = field(default_factory=dict)  # versions by program
 
     def __post_init__(self) -> None:
@@ -327,13 +328,15 @@ class RetentionState(StateDocument):
 
 @dataclass(frozen=True)
 class VerificationState(StateDocument):
-    FORMAT = 2  # 2 has impossible
+    FORMAT = 2  # 2 has succeeded, seconds and impossible
     FILE = "verified.json"
     REMEDY = "`tracker-backup verify` writes it anew"
 
     run: RunId
     at: Time
     problems: list[Reason]
+    succeeded: Name = ""  # when one succeeded
+    seconds: float = 0.0  # how long it took
     impossible: Reason = ""  # why nothing could be said of the run
 
 
@@ -360,6 +363,7 @@ class RepositoryCheck(Record):
 
 @dataclass(frozen=True)
 class RemoteState(StateDocument):
+    FORMAT = 2  # 2 has succeeded
     FILE = "remote.json"
     REMEDY = "remove it: the next copy asks the repository again what it holds"
 
@@ -371,6 +375,7 @@ class RemoteState(StateDocument):
     error: Reason = ""  # why the last push failed
     tried: Name = ""  # the newest run at the last push
     sequence: int = 0  # the highest of any run in it
+    succeeded: Name = ""  # when a push succeeded
 
 
 @dataclass(frozen=True)

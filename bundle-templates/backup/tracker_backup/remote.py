@@ -140,7 +140,7 @@ def push_or_tell(host: Host) -> None:
             f"copying to the restic repository failed, {len(waiting)} to be made up for by "
             f"the next run: {failure}"
         ) from failure
-    replace(remembered(), error="").store()
+    replace(remembered(), error="", succeeded=utc_now()).store()
 
 
 def push_what_is_new(host: Host) -> None:

@@ -39,6 +39,7 @@ from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
 from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable
 from .publish import SUBDIRECTORIES, Source, backup_path, clear_leftovers, publish, remove_in_steps
 from .remote import next_sequence, push_or_tell
+from .report import report_run, report_start
 from .repository import uses_restic
 from .restore import command_rollback
 from .retention import prune
@@ -63,6 +64,7 @@ PROBE = ".probe-{}"  # and the run's id: what is written to see whether it can b
 SIZES = ("database_bytes", "config_disk_bytes")  # that the reader has to answer
 SPARSE_BYTES = 1 << 30  # that holes may add to the archive
 DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
+RESULTS = {0: "success", 3: "skipped"}  # by exit code
 MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
 
 
@@ -253,6 +255,10 @@ def end_run(run: Run, code: int, reason: str) -> None:
         log.log(f"ERROR: {f'run {run.id} {how}, ' if run.id else ''}exit code {code}: {reason}")
     elif run.id and not run.dry_run:
         log.log(f"run {run.id} succeeded")
+    if not run.dry_run and (run.id or code):
+        incomplete = bool(run.incomplete) and not run.unrecorded
+        result = "incomplete" if incomplete else RESULTS.get(code, "failed")
+        report_run(run.id, result, code, reason)
 
 
 # ---------------------------------------------------------------- before the run
@@ -320,6 +326,8 @@ def begin(run: Run) -> None:
         run.id = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
     run.started, run.unrecorded = utc_now(), not run.dry_run
     log.log(f"run {run.id} begins: {host.strategy}, quiesce {run.quiesce}")
+    if not run.dry_run:
+        report_start(host, run.id)
 
 
 def require_destination(host: Host) -> None:
@@ -515,6 +523,7 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
         for warning in compare_tables(run.last.tables if run.last else (), answer.tables, where):
             log.log(f"WARNING: {warning}")
         sizes["database_bytes"] = run.note(answer).numbers.get("database_bytes", 0)
+    run.found.numbers = sizes
     for path in found.missing:
         log.log(f"WARNING: {path} is missing or cannot be read: the backup will be incomplete")
     check_space(run, sizes["database_bytes"], sizes["config_disk_bytes"])
@@ -716,6 +725,7 @@ def record(run: Run, result: Any, code: int, reason: str) -> None:
         tables=found.tables,
         window_seconds=run.window.seconds if run.window else 0.0,
         durations={name: value / 1000 for name, value in found.milliseconds.items()},
+        database_bytes=found.numbers.get("database_bytes", 0),
         directories=directories,
         images=images,
         warnings=run.warnings,
