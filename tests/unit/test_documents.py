@@ -70,7 +70,12 @@ WHOLE: dict[str, dict[str, Any]] = {
         ],
         "made": ["storage"],
     },
-    "DestinationIdentity": {"format": 1, "environment": "production", "machine_id": "5ca1ab1e"},
+    "DestinationIdentity": {
+        "format": 2,
+        "environment": "production (written by a newer gen-backup-bundle: generate the bundle "
+        "with that)",
+        "machine_id": "5ca1ab1e",
+    },
 }
 STATES = {
     "RetentionState": "retention.json",

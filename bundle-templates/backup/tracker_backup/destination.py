@@ -60,8 +60,8 @@ def claim_destination(host: Host, take_over: bool) -> None:
             check_destination(host)
         if check_restorable(host).machine_id != machine_id():
             note = " (taken over from another machine)"
-    if note or not identity.exists():
-        owner = DestinationIdentity(host.environment, machine_id())
-        change(f"{identity}{note}", lambda: write_durably(identity, owner.encode()))
+    owner = DestinationIdentity(host.environment, machine_id()).encode()
+    if note or not identity.exists() or identity.read_text(encoding="utf-8") != owner:
+        change(f"{identity}{note}", lambda: write_durably(identity, owner))
     for name in SUBDIRECTORIES:
         make_directory(host.destination / name, 0o700)

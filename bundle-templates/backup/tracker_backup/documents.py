@@ -409,9 +409,22 @@ class RestoreJournal(StateDocument):
 
 @dataclass(frozen=True)
 class DestinationIdentity(Document):
-    """Whose backups the destination holds."""
+    """Whose backups the destination holds.
 
+    Programs that wrote format 1 compare `environment` and look at no format. So format 2 has it
+    with NEWER, and such a program refuses it, with these words.
+    """
+
+    FORMAT = 2
     REMEDY = "restore it from another copy, or remove it and install again"
+    NEWER: ClassVar[str] = " (written by a newer gen-backup-bundle: generate the bundle with that)"
 
     environment: Name
     machine_id: Name
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "environment", self.environment.removesuffix(self.NEWER))
+
+    def as_object(self) -> dict[str, Any]:
+        return super().as_object() | {"environment": self.environment + self.NEWER}
