@@ -20,7 +20,8 @@ REQUIRED = (
     *("WINDOW_TIMEOUT_SECONDS", "SCHEDULE", "LONGEST_INTERVAL_SECONDS", "CALENDAR"),
     *("IMAGE", "IMAGE_SOURCE"),
 )
-BUNDLE = Path(__file__).resolve().parents[2]  # the upload, when a command is run from it
+BUNDLE = Path(__file__).resolve().parents[2]  # when a command is run from it
+RECORD = STATE / "bundle"  # a copy of the bundle that was installed last
 
 
 def utc_now() -> str:

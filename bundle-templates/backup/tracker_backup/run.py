@@ -18,7 +18,6 @@ from . import log
 from .deployment import check_deployment, stack_facts
 from .destination import IDENTITY, check_destination
 from .docker import (
-    BUILD_SECONDS,
     RUN_LABEL,
     WORK_SECONDS,
     check_docker,
@@ -26,6 +25,8 @@ from .docker import (
     docker,
     end,
     has_image,
+    make_image,
+    remove_dead_containers,
     start,
     words,
 )
@@ -344,20 +345,8 @@ def attempt(directory: Path, *command: str) -> str:
 
 def remove_leftover_containers(run: Run) -> None:
     fault_point("looking-for-what-dead-runs-left", run.host)
-    if run.dry_run:
-        return
-    command = f"ps --all --filter label={RUN_LABEL} --format"
-    for line in docker(*words(command), "{{.ID}} {{.State}}").splitlines():
-        leftover, _, state = line.partition(" ")
-        run.warn(f"removing the container of a dead run: {leftover}")
-        remove_container(leftover, paused=state == "paused")
-
-
-def remove_container(name: str, paused: bool) -> None:
-    if paused:  # with cgroup v1, a frozen process does not die of SIGKILL
-        with contextlib.suppress(Refused):
-            docker("unpause", name)
-    docker("rm", "--force", name)
+    if not run.dry_run:
+        remove_dead_containers(run.warn)
 
 
 def remove_leftover_files(run: Run) -> None:
@@ -420,12 +409,8 @@ def require_image(run: Run) -> bool:
         log.log(f"the image {host.image} is missing and would be made; stopping here")
         return False
     run.warn(f"the image {host.image} is missing; {host.image_source}, before the window")
-    build = ["build", "--tag", host.image, str(host.deploy_dir / "backup")]
     try:
-        docker(
-            *(build if host.image_source == "build" else ["pull", host.image]),
-            seconds=BUILD_SECONDS,
-        )
+        make_image(host, host.deploy_dir / "backup", rebuild=False)
     except Refused as error:
         raise Refused(f"the image {host.image} could not be made: {error}") from error
     return True
