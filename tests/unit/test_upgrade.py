@@ -1,4 +1,4 @@
-"""The bundle of commit 21bbb31 and this one, one over the other; the old program is the real one."""
+"""The bundle of commit 21bbb31 and this one, one over the other, each with its real program."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 A module imports only from those before it in this list:
 
+    protocol, writeback               what the roles in containers answer
     host, log, files, state, cron     this host, how anything is written there, the lock
     fault_points, signals, detach     places at which the test suite, or a signal, stops a run
-    protocol, writeback               what the roles in containers answer
     documents                         what is written as JSON and read again
     runs, docker                      run manifests and their files; calls of Docker
     publish, roles, tables            finished files, the containers of a run, what tables it needs

@@ -146,9 +146,15 @@ def show(value: Any) -> str:
 
 def printable(text: str, limit: int = TEXT_CHARACTERS) -> str:
     """The text with escapes for what is not printable, of at most `limit` characters."""
-    text = text[: limit + 1]
-    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    shown = escaped(text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def escaped(text: str) -> str:
+    """The text with escapes for what is not printable, line ends included."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def table_name(text: str) -> str:

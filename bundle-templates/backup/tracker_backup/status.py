@@ -37,7 +37,7 @@ SHOWN = 10  # reasons of one kind
 def command_list(arguments: argparse.Namespace) -> int:
     runs = read_runs(Host.read(CONFIG))
     if arguments.json:
-        say(json.dumps([run.as_object() for run in runs], indent=2, ensure_ascii=False))
+        print(json.dumps([run.as_object() for run in runs], indent=2))
         return 0
     for run in runs:
         what = f"{run.bytes:>14,} bytes  window {run.window_seconds:.1f} s  {run.scope}"
@@ -54,7 +54,7 @@ def command_status(arguments: argparse.Namespace) -> int:
     host = Host.read(CONFIG)
     status = look(host)
     if arguments.json:
-        say(json.dumps(status, indent=2, ensure_ascii=False))
+        print(json.dumps(status, indent=2))
     else:
         show_status(host, status)
     return 0 if status["ok"] else 1
