@@ -81,6 +81,23 @@ def test_an_examiner_never_has_the_user_of_the_client(tool: ModuleType) -> None:
     assert tool.roles.UIDS["examiner"] + tool.roles.MEMBERS < tool.roles.UIDS["client"]
 
 
+def test_more_databases_than_there_are_users_for_are_left_out_with_a_warning(
+    tool: ModuleType, tmp_path: Path
+) -> None:
+    texts = [b"/data/.env", *(b"?sqlite:/data/%d.db" % number for number in range(101))]
+    asked: list[int] = []
+
+    def ask(_job: str, _seconds: float, index: int, **_: int) -> Any:
+        asked.append(index)
+        return SimpleNamespace(paths=[])
+
+    run = tool.run.Run(dry_run=False)
+    reader = SimpleNamespace(ask=ask)
+    assert tool.run.examine_members(run, reader, lines(tool, tmp_path / "list", *texts), 1) == []
+    assert asked == list(range(99))
+    assert run.warnings == ["101 databases are in the path list; only the first 99 are backed up"]
+
+
 # ---------------------------------------------------------------- mounts below the deployment
 
 
