@@ -24,7 +24,8 @@ REQUIRED = (
     *("WINDOW_TIMEOUT_SECONDS", "SCHEDULE", "LONGEST_INTERVAL_SECONDS", "CALENDAR"),
     *("IMAGE", "IMAGE_SOURCE"),
 )
-BUNDLE = Path(__file__).resolve().parents[2]  # the upload, when a command is run from it
+BUNDLE = Path(__file__).resolve().parents[2]  # when a command is run from it
+RECORD = STATE / "bundle"  # a copy of the bundle that was installed last
 
 
 def utc_now() -> str:
@@ -61,6 +62,7 @@ class Host:
     calendar: str
     image: str
     image_source: str
+    verify_interval: int = 0  # the longest time between two verifications; 0 without a schedule
     restic_directory: Path | None = None  # the repository, when it is a directory of this host
     database_ca_file: Path | None = None  # of an external MySQL server
 
@@ -89,6 +91,9 @@ class Host:
             calendar=settings["CALENDAR"],
             image=settings["IMAGE"],
             image_source=settings["IMAGE_SOURCE"],
+            verify_interval=settings.seconds("VERIFY_INTERVAL_SECONDS")
+            if "VERIFY_INTERVAL_SECONDS" in settings
+            else 0,
             restic_directory=optional("RESTIC_DIRECTORY"),
             database_ca_file=optional("DATABASE_CA_FILE"),
         )

@@ -21,6 +21,7 @@ PATH_CHARACTERS = 4096
 SUFFIX = {"gzip": ".gz", "zstd": ".zst"}  # of a compressed file
 ITEMS, MOST_TABLES = 10_000, 1000  # of one list, of one database
 LARGEST = 2**63 - 1
+FULL = 20  # the code of an answer: there is not enough space
 
 
 class BadAnswer(Exception):

@@ -37,6 +37,7 @@ from .drivers.driver import Driver
 from .fault_points import fault_point
 from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
+from .jobs import docker_root
 from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable, shown
 from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
 from .remote import next_sequence, push_or_tell
@@ -51,7 +52,8 @@ from .signals import Ended, signals
 from .space import Space, require_space
 from .state import LockHeld, refuse_while_unfinished
 from .tables import compare_tables
-from .window import MARKER, Stack, Tracker, Window, is_overdue, look, tracker_ids
+from .tracker import Stack, Tracker, look, tracker_ids
+from .window import MARKER, Window, is_overdue, recover
 
 HOLD, RESTORE = STATE / "hold", STATE / "restore.json"
 LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
@@ -121,8 +123,8 @@ class Run:
 def back_up(run: Run) -> None:
     """The strategy maintenance-window."""
     host = run.host
-    with Stack(host) as stack:
-        begin(run)
+    begin(run)
+    with Stack(host, restarts=not run.dry_run) as stack:
         remove_leftover_containers(run)
         remove_leftover_files(run)
         require_docker(host)
@@ -194,8 +196,7 @@ def command_window(arguments: argparse.Namespace) -> int:
             refuse_while_unfinished()
         if RESTORE.exists():
             raise Refused(f"a restore died and is still to be rolled back: {RESTORE}", 4)
-        if MARKER.exists() and (dead := Window.load()):
-            dead.recover()
+        recover()
         if arguments.recover:
             return
         run.host = host = Host.read(CONFIG)
@@ -226,7 +227,7 @@ def supervise(name: str, run: Run, work: Callable[[Run], None]) -> int:
     """Does the work, cleans up after it, and logs the reason of a failure once."""
     log.name = name
     signals.catch()
-    with log.LogFile():
+    with contextlib.nullcontext() if run.dry_run else log.LogFile():
         code, reason = 0, ""
         try:
             try:
@@ -239,7 +240,8 @@ def supervise(name: str, run: Run, work: Callable[[Run], None]) -> int:
             code, reason = 1, str(failure)
         except Exception as failure:
             code, reason = 1, f"unexpected {failure!r}; where is in the lines above"
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                log.log(line)
         end_run(run, code, " ".join(reason.split("\n")))
     return code
 
@@ -465,7 +467,7 @@ def capturing(run: Run, project: str = "") -> Iterator[tuple[Role, Role]]:
         log.log,
         None if IN_SIDECAR else start_container,
         # not the destination: one that hangs would hold up the window
-        tuple({host.staging, docker_root()}),
+        tuple(path for path in (host.staging, engine_root()) if path.is_dir()),
         () if IN_SIDECAR else read_only_mounts(host),
         time.monotonic() + RUN_SECONDS,
     )
@@ -556,22 +558,18 @@ def check_space(run: Run, database: int, config: int) -> None:
     needed = {host.staging: captured + published + SPARE_BYTES, host.destination: published}
     if host.staging.stat().st_dev == host.destination.stat().st_dev:
         needed[host.destination] = published + max(captured, published)
-    busy = {host.deploy_dir, host.staging, Path("/"), STATE, docker_root()}
-    devices = {path.stat().st_dev for path in busy}
-    for directory in (*needed, *busy - needed.keys()):
+    busy = {host.deploy_dir, host.staging, Path("/"), STATE, engine_root()}
+    devices = {path.stat().st_dev for path in busy if path.is_dir()}
+    for directory in (*needed, *filter(Path.is_dir, busy - needed.keys())):
         kept = Space.of(directory).head_room(directory.stat().st_dev not in devices)
         require_space(directory, needed.get(directory, 0), kept)
     for directory in needed:
         probe_write(directory, run.id)
 
 
-def docker_root() -> Path:
-    """Where Docker has its containers, if it is on this host; staging's place in the sidecar."""
-    if not IN_SIDECAR:
-        root = Path(docker(*words("info --format {{.DockerRootDir}}")).strip())
-        if root.is_dir():
-            return root
-    return STATE
+def engine_root() -> Path:
+    """Where Docker has its containers. The sidecar cannot ask."""
+    return STATE if IN_SIDECAR else docker_root()
 
 
 def probe_write(directory: Path, run_id: str) -> None:

@@ -12,6 +12,7 @@ from .host import Refused
 LARGEST = 1 << 60  # bytes; a larger number stands for "unknown", as FUSE file systems report
 RESERVE_BYTES, RESERVE_INODES = 512 << 20, 10_000
 HEAD_ROOM_BYTES = 1 << 30
+SPARE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Space:
     def reserve(self) -> int:
         """Bytes that stay free while a role works: 2 %, at most RESERVE_BYTES."""
         return min(RESERVE_BYTES, self.size // 50)
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be written until the reserve is reached."""
+        return LARGEST if self.free is None else max(0, self.free - self.reserve)
 
     def head_room(self, backups_alone: bool) -> int:
         """Bytes that a run leaves free: 2 % where only backups lie. Where the tracker, the system
@@ -61,7 +67,7 @@ def require_reserve(directories: Iterable[Path]) -> None:
             )
 
 
-def require_space(directory: Path, needed: int, kept: int) -> None:
+def require_space(directory: Path, needed: int, kept: int = SPARE_BYTES) -> None:
     """Refuses if so many bytes would not leave the other number of bytes free."""
     free = Space.of(directory).free
     if free is not None and free < needed + kept:
