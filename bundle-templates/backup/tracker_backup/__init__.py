@@ -3,7 +3,8 @@
 A module imports only from those before it in this list:
 
     protocol, writeback               what the roles in containers answer
-    host, log, files, state, cron     this host, how anything is written there, the lock
+    settings, host, space             configuration files; this host, and how much is free there
+    log, files, state, cron           how anything is written there, the lock
     fault_points, signals, detach     places at which the test suite, or a signal, stops a run
     documents                         what is written as JSON and read again
     runs, docker                      run manifests and their files; calls of Docker

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from .documents import DestinationIdentity
+from .documents import SUBDIRECTORIES, DestinationIdentity
 from .files import change, make_directory, write_durably
 from .host import ROOT, Host, Refused
-from .publish import SUBDIRECTORIES
 
 IDENTITY = ".tracker-backup.json"
 
@@ -35,7 +34,8 @@ def check_restorable(host: Host) -> DestinationIdentity:
 
 
 def check_destination(host: Host) -> None:
-    """The same, and it is this machine's."""
+    """The same, and it is this machine's, and hidden from the reader."""
+    host.require_masked()
     if check_restorable(host).machine_id != machine_id():
         raise Refused(
             f"{host.destination} belongs to another machine of this environment; when that "
@@ -46,6 +46,7 @@ def check_destination(host: Host) -> None:
 
 def claim_destination(host: Host, take_over: bool) -> None:
     """Makes the destination's directories and its identity; refuses one that is somebody else's."""
+    host.require_masked()
     if host.destination.resolve() == (host.deploy_dir / "storage/backup").resolve():
         make_directory(host.destination, 0o700)
     elif not host.destination.is_dir():

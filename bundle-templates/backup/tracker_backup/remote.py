@@ -11,7 +11,7 @@ from typing import Any
 
 from .docker import bind
 from .documents import SEQUENCES, RemoteState, RepositoryCheck, RunManifest
-from .files import require_space, write_durably
+from .files import write_durably
 from .host import CONFIG, STATE, Host, Refused, utc_now
 from .log import complain, say
 from .repository import (
@@ -24,6 +24,7 @@ from .repository import (
 )
 from .retention import suspended
 from .runs import check_files, newest_backup, read_runs
+from .space import require_space
 from .state import LockHeld, lock
 
 NOTHING = RemoteState(address="", repository="", pushed=[])
