@@ -187,6 +187,7 @@ def test_each_member_is_checked(tool: ModuleType, name: str, hostile: Any) -> No
         assert type(hostile) is type(good) or (member, hostile) in (
             ("checked", None),
             ("window_seconds", hostile),
+            ("seconds", hostile),
         )
         assert 0 <= hostile < 2**63 if isinstance(hostile, (int, float)) else True
         assert getattr(document, member) == hostile
