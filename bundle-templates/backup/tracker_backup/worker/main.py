@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..priority import lower_priority
 from .confine import confine
 from .service import WORK, serve
 
@@ -28,6 +29,8 @@ def main(words: list[str]) -> int:
         programs = " | ".join(("idle", "sidecar", "now", "healthy", *ROLES))
         print(f"usage: backup.sh {programs}", file=sys.stderr)
         return 2
+    if role in ("examiner", "courier"):  # which work outside the window alone
+        lower_priority()
     if role != "courier":  # restic, ssh and rclone are trusted with what they see
         confine(role == "client", WRITABLE)
     return serve(importlib.import_module(f".{role}", __package__).JOBS)
