@@ -8,7 +8,7 @@ A module imports only from those before it in this list:
     documents                         what is written as JSON and read again
     runs, docker                      run manifests and their files; calls of Docker
     jobs                              programs in containers, and one job of a role
-    publish, roles, tables            finished files, the containers of a run, what tables it needs
+    publish, services, roles, tables  finished files, the roles of a run, what tables it needs
     workshop, drivers                 a backup is unpacked; what a driver captures and imports
     deployment, destination, secrets  what belongs to this deployment, as installed
     retention, repository, remote     what is removed; the restic repository and its copies

@@ -1,4 +1,4 @@
-"""The entry point of the image: the one argument names a role."""
+"""The entry point of the image: the first argument is a role, or `service` and a role."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import sys
 import time
 
 from .service import serve
+from .supervisor import supervise
 
 IDLE_SECONDS = 86400
 ROLES = ("reader", "examiner", "client", "courier", "unpacker")  # each a module of its own
+SERVICES = ("examiner", "client")  # of the sidecar
 
 
 def main(words: list[str]) -> int:
@@ -21,8 +23,10 @@ def main(words: list[str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if role == "idle":
         return idle()
+    if words[:1] == ["service"] and words[1] in SERVICES and len(words) == 2:
+        return supervise(words[1])
     if role not in ROLES:
-        programs = " | ".join(("idle", "sidecar", "now", "healthy", *ROLES))
+        programs = " | ".join(("idle", "sidecar", "now", "healthy", "service ROLE", *ROLES))
         print(f"usage: backup.sh {programs}", file=sys.stderr)
         return 2
     return serve(importlib.import_module(f".{role}", __package__).JOBS)
