@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::backup::{
-    Compression, Database, DatabaseScope, HostName, HostPath, MysqlServer, Quiesce, Strategy,
+    Compression, DB_PASSWORD, Database, DatabaseScope, HostName, HostPath, MysqlServer, Quiesce, Strategy,
 };
 use crate::environment::Environment;
 use crate::restic::{self, Repository, Restic};
@@ -59,7 +59,7 @@ pub struct BackupPlan {
     pub repositories: Vec<String>,
     /// The lines of `backup-paths.txt`, in their order.
     pub paths: Vec<String>,
-    /// The containers of a run in the window; none with the sidecar.
+    /// The services of our compose fragment.
     pub roles: Vec<Role>,
     /// What no role may see of the deployment, as the reader would.
     pub masked: Vec<String>,
@@ -67,7 +67,6 @@ pub struct BackupPlan {
     pub networks: Vec<Network>,
     /// Those that our compose fragment declares.
     pub own_networks: Vec<Network>,
-    pub has_networks: bool,
     pub has_own_networks: bool,
     pub dependencies: Vec<ServiceDependency>,
     pub has_dependencies: bool,
@@ -75,7 +74,7 @@ pub struct BackupPlan {
     /// Names in `secrets/`; the values never come near a template.
     pub secrets: Vec<&'static str>,
     pub has_secrets: bool,
-    /// Those that the sidecar gets: not restic's, which has a container of its own.
+    /// The one that the sidecar gets: the database's, for dumps.
     pub service_secrets: Vec<&'static str>,
     pub has_service_secrets: bool,
     /// Those that are files where Ansible runs.
@@ -90,15 +89,21 @@ pub struct BackupPlan {
     pub packages: Vec<&'static str>,
 }
 
-/// A service of our compose fragment: a container of a run that does one part of its work.
+/// A service of our compose fragment: it does one part of the work of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct Role {
+    pub name: &'static str,
     pub service: &'static str,
     /// Numbers that no service has. The host gives each source of bytes an examiner of its own.
     pub user: u32,
-    /// Copies from the deployment, as root without other capabilities than reading everything.
+    /// Its directory below staging, and where it sees it.
+    pub directory: &'static str,
+    pub place: &'static str,
+    /// Copies from the deployment, as root with the right to read everything.
     pub is_reader: bool,
+    /// The reader's service in the sidecar. It has the cron that starts the runs.
+    pub is_core: bool,
     /// Speaks with the database server.
     pub is_client: bool,
 }
@@ -106,26 +111,34 @@ pub struct Role {
 impl Role {
     /// A file is copied and examined. A server's database is dumped first.
     fn of(strategy: Strategy, database: &Database) -> Vec<Self> {
-        let role = |service, user| Self {
-            service,
-            user,
-            is_reader: service == READER,
-            is_client: service == CLIENT,
+        let is_sidecar = strategy == Strategy::Sidecar;
+        let role = |name, service, user, directory| {
+            let is_reader = name == "reader";
+            let is_core = is_reader && is_sidecar;
+            Self {
+                name,
+                service,
+                user,
+                directory: if is_sidecar { directory } else { OF_A_RUN },
+                place: if is_core { "/staging" } else { "/work" },
+                is_reader,
+                is_core,
+                is_client: name == "client",
+            }
         };
-        let mut roles = match strategy {
-            Strategy::MaintenanceWindow => vec![role(READER, 0), role(EXAMINER, 64001)],
-            Strategy::Sidecar => return Vec::new(),
-        };
+        let mut roles = vec![
+            role("reader", "backup", 0, ""),
+            role("examiner", "backup-examiner", 64001, "/examiner"),
+        ];
         if database.is_server() {
-            roles.push(role(CLIENT, 64101));
+            roles.push(role("client", "backup-client", 64101, "/client"));
         }
         roles
     }
 }
 
-const READER: &str = "backup";
-const EXAMINER: &str = "backup-examiner";
-const CLIENT: &str = "backup-client";
+/// In the window, the host names the directory when it starts the container.
+const OF_A_RUN: &str = "/${TRACKER_BACKUP_WORK:-none}";
 
 /// One line of `backup.conf`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -179,7 +192,7 @@ impl BackupPlan {
         let service_secrets: Vec<_> = secrets
             .iter()
             .copied()
-            .filter(|name| !name.starts_with(restic::SECRETS_PREFIX))
+            .filter(|name| *name == DB_PASSWORD)
             .collect();
         let packages = packages(backup.strategy, repository);
         let ca_file = backup
@@ -237,7 +250,6 @@ impl BackupPlan {
             roles: Role::of(backup.strategy, database),
             masked: masked(&backup.deploy_dir, &backup.destination()),
             services: services.iter().collect(),
-            has_networks: !networks.is_empty(),
             has_own_networks: !own_networks.is_empty(),
             networks,
             own_networks,

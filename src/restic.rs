@@ -49,8 +49,6 @@ const fn check() -> bool {
     true
 }
 
-/// How the names of all of its secrets begin.
-pub const SECRETS_PREFIX: &str = "restic_";
 /// The repository's password, in `secrets/` and in `/run/secrets/`.
 pub const PASSWORD: &str = "restic_password";
 /// Its address, which may hold a password, likewise.

@@ -11,6 +11,7 @@ import os
 import resource
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -52,6 +53,7 @@ class Stage:
         self.composed: list[tuple[list[str], dict[str, str]]] = []
         self.log: list[str] = []
         self.in_sidecar = False
+        self.lives: subprocess.Popen[bytes]  # of a service of the sidecar
         self.watched: tuple[Path, ...] = ()
         self.program("docker", DOCKER.format(python=sys.executable, here=shlex.quote(str(path))))
 

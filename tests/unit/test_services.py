@@ -90,7 +90,7 @@ def test_the_role_is_its_own_user_alone_in_its_own_directory(stage: Stage) -> No
             "descriptors": ["0", "1", "2"],
         }
         assert listed(place) == ["job"], "no socket: nobody else can call"
-    assert stage.composed == stage.calls == stage.log == []
+    assert (stage.composed, stage.calls, stage.log) == ([], [], [])
 
 
 def test_a_job_and_its_messages_come_through(stage: Stage) -> None:
