@@ -437,12 +437,7 @@ fn the_sidecars_services_have_what_the_roles_have_and_their_own_places_alone() {
                     "/examiner",
                     "[service, examiner]",
                 ),
-                _ => (
-                    "always",
-                    "[SETGID, SETUID]",
-                    "/client",
-                    "[service, client]",
-                ),
+                _ => ("always", "[SETGID, SETUID]", "/client", "[service, client]"),
             };
             for (key, value) in [
                 ("profiles", "null"),

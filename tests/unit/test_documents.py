@@ -53,7 +53,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "sequence": 9,
     },
     "RestoreJournal": {
-        "format": 1,
+        "format": 2,
         "run": RUN,
         "work": f"{RUN}.restore",
         "fresh": False,
@@ -61,6 +61,10 @@ WHOLE: dict[str, dict[str, Any]] = {
         "running": ["7e57"],
         "importing": True,
         "undone": False,
+        "moves": [
+            {"path": ".env", "room": "storage/x", "existed": True, "brings": True},
+        ],
+        "made": ["storage"],
     },
     "DestinationIdentity": {"format": 1, "environment": "production", "machine_id": "5ca1ab1e"},
 }
@@ -74,7 +78,7 @@ STATES = {
 OPTIONAL = {
     "RunManifest": {"finished", "strategy", "quiesce", "driver", "missing", "durations", "tools"},
     "RemoteState": {"checked", "error", "tried", "sequence"},
-    "RestoreJournal": {"importing", "undone"},
+    "RestoreJournal": {"importing", "undone", "moves", "made"},
 }
 NO_DOCUMENT: dict[str, bytes] = {
     "empty": b"",

@@ -48,7 +48,8 @@ from .secrets import named_secrets, require_secrets
 from .signals import Ended, signals
 from .state import LockHeld, refuse_while_unfinished
 from .tables import compare_tables
-from .window import MARKER, Stack, Tracker, Window, is_overdue, look, tracker_ids
+from .tracker import Stack, Tracker, look, tracker_ids
+from .window import MARKER, Window, is_overdue, recover
 
 HOLD, RESTORE = STATE / "hold", STATE / "restore.json"
 LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
@@ -107,8 +108,8 @@ class Run:
 def back_up(run: Run) -> None:
     """The strategy maintenance-window."""
     host = run.host
-    with Stack(host) as stack:
-        begin(run)
+    begin(run)
+    with Stack(host, restarts=not run.dry_run) as stack:
         remove_leftover_containers(run)
         remove_leftover_files(run)
         require_docker(host)
@@ -179,8 +180,7 @@ def command_window(arguments: argparse.Namespace) -> int:
             refuse_while_unfinished()
         if RESTORE.exists():
             raise Refused(f"a restore died and is still to be rolled back: {RESTORE}", 4)
-        if MARKER.exists() and (dead := Window.load()):
-            dead.recover()
+        recover()
         if arguments.recover:
             return
         run.host = host = Host.read(CONFIG)
@@ -211,7 +211,7 @@ def supervise(name: str, run: Run, work: Callable[[Run], None]) -> int:
     """Does the work, cleans up after it, and logs the reason of a failure once."""
     log.name = name
     signals.catch()
-    with log.LogFile():
+    with contextlib.nullcontext() if run.dry_run else log.LogFile():
         code, reason = 0, ""
         try:
             try:
@@ -224,7 +224,8 @@ def supervise(name: str, run: Run, work: Callable[[Run], None]) -> int:
             code, reason = 1, str(failure)
         except Exception as failure:
             code, reason = 1, f"unexpected {failure!r}; where is in the lines above"
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                log.log(line)
         end_run(run, code, " ".join(reason.split("\n")))
     return code
 

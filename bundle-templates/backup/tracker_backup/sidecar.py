@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from .docker import (
 )
 from .documents import RestoreJournal, StackFacts
 from .drivers import driver_of
-from .files import make_directory, put, remove
+from .files import change, make_directory, put, remove
 from .host import CONFIG, ROOT, STATE, Host, Refused
 from .log import say
 from .remote import push_what_is_new
@@ -79,6 +80,10 @@ def outside_roles(host: Host) -> list[str]:
 def find_services(host: Host) -> dict[str, dict[str, Any]]:
     """The sidecar's containers by service."""
     return {service_of(found): found for found in deployed_containers(host, SIDECAR_LABEL)}
+
+
+def find_core(host: Host) -> dict[str, Any] | None:
+    return find_services(host).get(CORE)
 
 
 def sees_other_files(found: dict[str, Any]) -> bool:
@@ -152,8 +157,8 @@ def bring_up_sidecar(host: Host) -> None:
 
 
 def remove_service(found: dict[str, Any]) -> None:
-    remove_container(found["Id"])
-    say(f"changed: sidecar {found['Name'].lstrip('/')} (removed)")
+    name = found["Name"].lstrip("/")
+    change(f"sidecar {name} (removed)", partial(remove_container, found["Id"]))
 
 
 def remove_sidecar(host: Host) -> None:
@@ -205,7 +210,7 @@ def command_run(arguments: argparse.Namespace) -> int:
     if host.strategy != "sidecar":
         script = str(ROOT / "usr/local/bin/maintenance-backup.sh")
         os.execv(script, [script, *options])
-    found = find_services(host).get(CORE)
+    found = find_core(host)
     if found is None or found["State"]["Status"] != "running":
         raise Refused("the sidecar does not run; `tracker-backup sidecar` brings it back")
     os.execvp("docker", ["docker", "exec", found["Id"], "backup.sh", "now", *options])

@@ -28,7 +28,7 @@ from ..docker import (
 from ..documents import RunManifest
 from ..files import require_space, sync_directory
 from ..host import IN_SIDECAR, Host, Refused
-from ..jobs import CONFINED, ask, execute
+from ..jobs import CONFINED, THROW_AWAY, ask, docker_root, execute, require_memory, watching
 from ..protocol import printable, table_name
 from ..workshop import compare_rows
 from .driver import Driver
@@ -36,6 +36,11 @@ from .driver import Driver
 SERVER_SECONDS = 180  # until it answers
 STATEMENT_SECONDS = 600
 LINE_BYTES = 4096  # of a dump's first line
+# of a throw-away server, beside production's: no binary log, little memory
+SMALL = (
+    *("--skip-log-bin", "--performance-schema=OFF", "--max-connections=10"),
+    *("--innodb-buffer-pool-size=64M", "--innodb-redo-log-capacity=64M"),
+)
 RESERVE_BYTES = 256 << 20  # of staging, when the present database is saved
 CLIENT = words(
     "--user 64101:64101 --network bridge --tmpfs /tmp:size=16m "
@@ -80,6 +85,10 @@ class MySQL(Driver):
     def service(self, host: Host) -> str:
         return self.SERVICE if host.backup_settings["DB_HOST"] == self.SERVICE else ""
 
+    def prove_login(self, host: Host) -> None:
+        with tracker_server(host):
+            pass
+
     def prove_rights(self, host: Host) -> None:
         with tracker_server(host) as server:
             server.prove_rights()
@@ -112,13 +121,14 @@ class MySQL(Driver):
                 "--image (-e verify_image=...)"
             )
         require_image(image)
-        root = Path(docker("info", "--format", "{{.DockerRootDir}}").strip())
+        require_memory()
+        root = docker_root()
         # rows, indexes, and what the server writes beside them
         require_space(root, 3 * sum(dump.lstat().st_size for dump in dumps))
-        options = words("--network none --log-driver none --env MYSQL_ALLOW_EMPTY_PASSWORD=yes")
+        options = [*THROW_AWAY, "--env", "MYSQL_ALLOW_EMPTY_PASSWORD=yes"]
         local = ("--user=root", "--protocol=tcp", "--host=127.0.0.1")
         name = f"tracker-backup-server-{run.id}"
-        with container(name, image, *options, command=("--skip-log-bin",)):
+        with watching(root), container(name, image, *options, command=SMALL):
             database = host.backup_settings.get("DB_NAME", "tracker")
             server = Server(name, ("mysql", *local), (), database)
             wait_for_server(server)
@@ -386,7 +396,7 @@ def external_server(host: Host) -> Iterator[Server]:
     with container("tracker-backup-client", host.image, *CONFINED, *CLIENT) as name:
         answer = ask(
             name,
-            "unpacker",
+            "client",
             "connect",
             60,
             host=settings["DB_HOST"],

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..protocol import Answer
 from .examiner import DRIVERS
+from .mysql import CLIENT, client_options
 from .service import WORK
 
 
@@ -25,4 +26,16 @@ def capture(arguments: dict[str, Any], answer: Answer) -> None:
     DRIVERS[arguments["driver"]].capture(WORK, arguments, answer)
 
 
-JOBS = {"preflight": preflight, "capture": capture}
+def connect(arguments: dict[str, Any], _: Answer) -> None:
+    """For a restore: writes the options of the client program, and `ca`, a certificate or empty.
+
+    The password goes into a 0600 file in memory, never into an argument.
+    """
+    CLIENT.mkdir(mode=0o700, exist_ok=True)
+    authority = CLIENT / "ca.pem"
+    authority.write_text(arguments["ca"])
+    ca_file = str(authority) if arguments["ca"] else ""
+    (CLIENT / "client.cnf").write_text(client_options({**arguments, "ca_file": ca_file}))
+
+
+JOBS = {"preflight": preflight, "capture": capture, "connect": connect}
