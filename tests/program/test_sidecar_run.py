@@ -60,8 +60,7 @@ def sidecar(host: Host) -> Iterator[Host]:
         "TRACKER_BACKUP_DESTINATION": str(host.destination),
     }
     tell(host)
-    path = {"PATH": host.environment["PATH"]}
-    with restarted_service("examiner", host.staging / "examiner", path):
+    with restarted_service("examiner", host.staging / "examiner", host.stub / "bin"):
         yield host
 
 
@@ -97,16 +96,18 @@ def test_a_run_captures_online_publishes_and_records_and_asks_docker_for_nothing
     sidecar.start(command=[*IMAGE_ENTRY, "healthy"]).finish().ends_with(0)
 
 
-def test_each_database_has_a_user_and_a_life_of_the_service_of_its_own(sidecar: Host) -> None:
+def test_each_database_has_a_user_and_a_life_of_the_service_of_its_own(
+    sidecar: Host,
+) -> None:
     grafana = sidecar.deploy / "storage/grafana.db"
     with closing(sqlite3.connect(grafana)) as connection:
         connection.executescript("CREATE TABLE boards (a); INSERT INTO boards VALUES (1)")
     paths = sidecar.deploy / "backup/backup-paths.txt"
     paths.write_text(f"{paths.read_text()}sqlite:{grafana}\n")
-    lives = sidecar.stub / "lives"
+    lives = sidecar.stub / "bin/lives"  # which the service sees as /srv
     lives.touch()
     lives.chmod(0o666)
-    look = f'[ "$1" != examiner ] || echo $(id -u) $PPID $(ls -A "$BACKUP_WORK") >>{lives}'
+    look = '[ "$1" != examiner ] || echo $(id -u) $PPID $(ls -A "$BACKUP_WORK") >>/srv/lives'
     program(sidecar.stub / "bin/backup.sh", f'{look}\nexec {" ".join(IMAGE_ENTRY)} "$@"')
     run(sidecar).ends_with(0)
     nothing_is_left(sidecar)

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,27 +14,27 @@ import pytest
 
 from unit.sandbox import TEMPLATES
 
+PLACE = Path("/mnt")  # where the service sees its directory
 # As Docker does it: the service starts again when it ends, and no process of its life outlives it.
-LIVES = 'while :; do unshare --pid --fork --kill-child -- "$@"; done'
+# It is not root, so it could not reach a directory of the tests.
+LIFE = 'mount --bind "$1" /mnt && mount --bind "$2" /srv && shift 2 && exec "$@"'
+LIVES = f"while :; do unshare --pid --mount --fork --kill-child -- sh -c '{LIFE}' sh \"$@\"; done"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a service gives up the rights of root")
 
 
 @contextmanager
 def restarted_service(
-    role: str, directory: Path, environment: Mapping[str, str] | None = None
+    role: str, directory: Path, programs: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`directory` is what its container sees as /work. `backup.sh` in PATH is the role. Without the
-    process that this gives, no life follows.
+    """`backup.sh` in the directory `programs` is the role. Without the process that this gives, no
+    life follows.
     """
     directory.mkdir(mode=0o711)
-    for parent in directory.parents:  # the role is not root
-        if parent.owner() == "root" and "pytest" in str(parent):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    service = [sys.executable, "-I", "-B", str(TEMPLATES / "backup/backup.py"), "service", role]
+    entry = str(TEMPLATES / "backup/backup.py")
+    words = [directory, programs, sys.executable, "-I", "-B", entry, "service", role]
+    environment = {"BACKUP_WORK": str(PLACE), "PATH": f"/srv:{os.environ['PATH']}"}
     with subprocess.Popen(
-        ["sh", "-c", LIVES, "sh", *service],
-        env={**os.environ, **(environment or {}), "BACKUP_WORK": str(directory)},
-        start_new_session=True,
+        ["sh", "-c", LIVES, "sh", *words], env=os.environ | environment, start_new_session=True
     ) as lives:
         try:
             yield lives

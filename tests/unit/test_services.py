@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from unit.sandbox import mode
-from unit.service import needs_root, restarted_service
+from unit.service import PLACE, needs_root, restarted_service
 from unit.test_roles import ANSWERS, OVER, RUN, Stage
 
 pytestmark = needs_root
@@ -52,7 +52,7 @@ def stage(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", f"{stage.bin}:{os.environ['PATH']}")
     services = f"{tool.__name__}.services"
     monkeypatch.setattr(f"{services}.SERVICE_SECONDS", 10)
-    with restarted_service("examiner", stage.staging / "examiner") as stage.lives:
+    with restarted_service("examiner", stage.staging / "examiner", stage.bin) as stage.lives:
         wait_until((stage.staging / "examiner/socket").exists)
         yield stage
 
@@ -81,7 +81,7 @@ def test_the_role_is_its_own_user_alone_in_its_own_directory(stage: Stage) -> No
         assert found == {
             "user": [[64003] * 3, [64003] * 3, []],
             "capabilities": ["CapEff:\t0000000000000000\n"],
-            "place": [str(place / "job")] * 2,
+            "place": [str(PLACE / "job")] * 2,
             "here": [],
             "above": "Permission denied",
             "make": "Permission denied",
