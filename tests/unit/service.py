@@ -31,7 +31,7 @@ def restarted_service(
     """
     directory.mkdir(mode=0o711)
     entry = str(TEMPLATES / "backup/backup.py")
-    words = [directory, programs, sys.executable, "-I", "-B", entry, "service", role]
+    words = [str(directory), str(programs), sys.executable, "-I", "-B", entry, "service", role]
     environment = {"BACKUP_WORK": str(PLACE), "PATH": f"/srv:{os.environ['PATH']}"}
     with subprocess.Popen(
         ["sh", "-c", LIVES, "sh", *words], env=os.environ | environment, start_new_session=True
