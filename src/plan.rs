@@ -94,7 +94,9 @@ pub struct Timing {
     /// The schedule as lists of numbers, for the host to find the next run.
     pub calendar: String,
     pub catch_up_hours: CatchUp,
+    pub catches_up: bool,
     pub jitter_seconds: Jitter,
+    pub has_jitter: bool,
     /// None or one.
     pub verify_schedules: Vec<CronSchedule>,
     /// The longest time between two verifications, in seconds: none or one.
@@ -274,7 +276,9 @@ impl Timing {
             calendar: backup.schedule.calendar(),
             schedule: backup.schedule.clone(),
             catch_up_hours: backup.catch_up_hours(database),
+            catches_up: backup.catch_up_hours(database).get() > 0,
             jitter_seconds: backup.jitter_seconds,
+            has_jitter: backup.jitter_seconds.get() > 0,
             verify_schedules: one(backup.verify_schedule.as_ref()),
             verify_intervals: one(backup.verify_schedule.as_ref().map(|it| it.longest_interval()).as_ref()),
             retention_days: backup.retention_days,

@@ -2,7 +2,7 @@
 
 A module imports only from those before it in this list:
 
-    protocol, writeback               what the roles in containers answer
+    protocol, writeback, priority     what the roles in containers answer
     settings, host, space             configuration files; this host, and how much is free there
     log, files, state, cron           how anything is written there, the lock
     fault_points, signals, detach     places at which the test suite, or a signal, stops a run
@@ -18,8 +18,10 @@ A module imports only from those before it in this list:
     fetch, beside, restore            and back, in place or beside what runs
     tracker, window                   the time in which the tracker is down
     sidecar                           the container that stays up
-    outbox, notify, doctor, status    who is told how a run ended; what the operator asks
-    planted, metrics, report          what Prometheus reads; what is reported after a run
+    outbox, notify                    who is told how a run ended
     run                               the whole run
+    doctor, status                    what the operator asks
+    planted, metrics, report          what Prometheus reads; what is reported after a command
+    catch_up, monitoring              a run that was missed; rules and a dashboard for the stack
     install, main, core               the bundle put into its places; the commands; the sidecar
 """

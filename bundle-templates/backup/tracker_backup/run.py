@@ -38,10 +38,11 @@ from .fault_points import fault_point
 from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
 from .jobs import docker_root
+from .notify import tell_end, tell_start
+from .priority import lower_priority
 from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable, shown
 from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
 from .remote import next_sequence, push_or_tell
-from .report import report_run, report_start
 from .repository import uses_restic
 from .restore import command_rollback
 from .retention import prune
@@ -276,7 +277,7 @@ def end_run(run: Run, code: int, reason: str) -> None:
     if not run.dry_run and (run.id or code):
         incomplete = bool(run.incomplete) and not run.unrecorded
         result = "incomplete" if incomplete else RESULTS.get(code, "failed")
-        report_run(run.id, result, code, reason)
+        tell_end(run.id, result, code, reason)
 
 
 # ---------------------------------------------------------------- before the run
@@ -347,7 +348,7 @@ def begin(run: Run) -> None:
     run.started, run.unrecorded = utc_now(), not run.dry_run
     log.log(f"run {run.id} begins: {host.strategy}, quiesce {run.quiesce}")
     if not run.dry_run:
-        report_start(host, run.id)
+        tell_start(host, run.id)
 
 
 def require_destination(host: Host) -> None:
@@ -612,6 +613,7 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
     """Examines and archives what was captured, and publishes it."""
     host, driver = run.host, driver_of(run.host)
     fault_point("beginning-to-finish", host)
+    lower_priority()
     run.note(captured)
     if source is reader:
         seconds = work_seconds(sizes["database_bytes"])

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..priority import lower_priority
 from .confine import confine
 from .service import WORK, serve
 from .supervisor import supervise
@@ -32,6 +33,8 @@ def main(words: list[str]) -> int:
         programs = " | ".join(("idle", "sidecar", "now", "healthy", "service ROLE", *ROLES))
         print(f"usage: backup.sh {programs}", file=sys.stderr)
         return 2
+    if role in ("examiner", "courier"):  # which work outside the window alone
+        lower_priority()
     if role != "courier":  # restic, ssh and rclone are trusted with what they see
         # To put files in their places, the unpacker writes to others, too.
         confine(role == "client", () if role == "unpacker" else WRITABLE)
