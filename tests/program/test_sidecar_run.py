@@ -251,8 +251,8 @@ def test_the_containers_process_gives_cron_the_schedule_and_warns_of_an_unknown_
     command = [*IMAGE_ENTRY, "sidecar"]
     host.start(command=command).finish().ends_with(0, f"cron -f TZ={rule}").lacks("WARNING")
     (job,) = (line for line in crontab.read_text().splitlines() if " root " in line)
-    assert job.startswith("15 */4 * * * root /usr/local/")
-    assert job.endswith(" >>/proc/1/fd/1 2>&1")
+    assert job.startswith("15 */4 * * * root sleep ")
+    assert job.endswith("; backup.sh now >>/proc/1/fd/1 2>&1")
     host.environment["TZ"] = "Mars/Olympus"
     host.start(command=command).finish().says("does not know the time zone Mars/Olympus")
     del host.environment["BACKUP_SCHEDULE"]
