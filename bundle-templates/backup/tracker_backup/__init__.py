@@ -8,7 +8,7 @@ A module imports only from those before it in this list:
     fault_points, signals, detach     places at which the test suite, or a signal, stops a run
     documents                         what is written as JSON and read again
     runs, docker                      run manifests and their files; calls of Docker
-    publish, roles, tables            finished files, the containers of a run, what tables it needs
+    publish, services, roles, tables  finished files, the roles of a run, what tables it needs
     jobs                              programs in containers, and one job of a role
     trees, workshop, drivers          a backup is unpacked; what a driver captures and imports
     deployment, destination, secrets  what belongs to this deployment, as installed

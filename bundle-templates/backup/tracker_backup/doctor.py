@@ -31,7 +31,7 @@ from .repository import NO_REPOSITORY, RepositoryFailure, repository, uses_resti
 from .run import HOLD, Run, back_up, require_destination, take_lock
 from .runs import newest_success, scan_runs
 from .secrets import named_secrets
-from .sidecar import find_sidecar, sidecar_state
+from .sidecar import find_core, sidecar_state
 from .signals import Ended, signals
 from .space import require_reserve
 from .state import refuse_while_unfinished
@@ -229,7 +229,7 @@ def backup(case: Case) -> Iterator[str]:
     """A dry run does all that a run does before it touches the tracker."""
     host = case.host
     if host.strategy == "sidecar":
-        if found := find_sidecar(host):
+        if found := find_core(host):
             dry_run = ["exec", found["Id"], "backup.sh", "now", "--dry-run"]
             docker(*dry_run, seconds=WORK_SECONDS)
         return
