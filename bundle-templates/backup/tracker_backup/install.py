@@ -23,6 +23,7 @@ from .docker import (
     remove_networks,
     reported,
 )
+from .doctor import examine, show_findings
 from .files import make_directory, put, remove, remove_tree
 from .host import BUNDLE, CONFIG, RECORD, ROOT, STATE, Host, Refused, read_settings
 from .log import LOG, say
@@ -210,6 +211,7 @@ def command_install(arguments: argparse.Namespace) -> int:
         )
     if newest_success(read_runs(host)) is None:
         say("info: no backup yet")
+    show_findings(examine(host, quick=True))  # the first backup, or `doctor`, shows the rest
     return 0
 
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from . import log
 from .detach import detached
-from .extract import command_extract
 from .doctor import command_doctor
+from .extract import command_extract
 from .host import Refused
 from .install import command_install, command_uninstall
 from .remote import command_push
