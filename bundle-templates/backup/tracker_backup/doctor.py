@@ -28,12 +28,12 @@ from .host import CONFIG, ROOT, STATE, Host, Refused
 from .log import LOG, say
 from .remote import remembered
 from .repository import NO_REPOSITORY, RepositoryFailure, repository, uses_restic
-from .roles import require_reserve
 from .run import HOLD, Run, back_up, require_destination, take_lock
 from .runs import newest_success, scan_runs
 from .secrets import named_secrets
 from .sidecar import find_sidecar, sidecar_state
 from .signals import Ended, signals
+from .space import require_reserve
 from .state import refuse_while_unfinished
 from .window import capture_seconds
 

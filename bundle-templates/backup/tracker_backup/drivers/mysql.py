@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, ClassVar
 
 from ..docker import (
     BUILD_SECONDS,
@@ -26,10 +26,11 @@ from ..docker import (
     words,
 )
 from ..documents import RunManifest
-from ..files import require_space, sync_directory
+from ..files import sync_directory
 from ..host import IN_SIDECAR, Host, Refused
 from ..jobs import CONFINED, THROW_AWAY, ask, docker_root, execute, require_memory, watching
 from ..protocol import printable, table_name
+from ..space import require_space
 from ..workshop import compare_rows
 from .driver import Driver
 
@@ -49,7 +50,9 @@ CLIENT = words(
 
 
 class MySQL(Driver):
-    TRACKER_NAME = SERVICE = "mysql"
+    NAME = TRACKER_NAME = SERVICE = "mysql"
+    KEYS = ("DB_HOST", "DB_PORT", "DB_USER", "DB_NAME", "DB_PASSWORD_FILE")
+    SETTINGS: ClassVar = {**dict.fromkeys(KEYS, ""), "DB_TLS": "unverified verified"}
     SAVED = "before.sql"
     SOURCE = "client"
     CAPTURED = ("database.sql", "torrents.sql")
@@ -66,7 +69,7 @@ class MySQL(Driver):
         keys = ("host", "port", "user", "name", "tls")
         return {
             **{key: settings[f"DB_{key.upper()}"] for key in keys},
-            "driver": "mysql",
+            "driver": self.NAME,
             "password": password,
             "ca_file": settings.get("DB_TLS_CA_FILE", ""),
             "scope": host.scope,

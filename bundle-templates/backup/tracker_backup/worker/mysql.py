@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Timer
 from typing import IO, Any
 
-from ..protocol import ITEMS, LARGEST, REASON_CHARACTERS, Answer, printable, table_name
+from ..protocol import LARGEST, MOST_TABLES, REASON_CHARACTERS, Answer, printable, table_name
 from .service import StepFailed, file_size_limit, log
 
 CLIENT = Path(os.environ.get("BACKUP_CLIENT", "/run/client"))  # a tmpfs of its own
@@ -70,6 +70,7 @@ UNSEEN = (
 
 def preflight(work: Path, arguments: dict[str, Any], answer: Answer) -> None:
     user, name = arguments["user"], arguments["name"]
+    answer.tools["mariadb-dump"] = printed(work, ["mariadb-dump", "--version"]).strip()
     with option_file(arguments) as options:
         answer.tables = {table_name(table): 0 for table in tables(work, options, name)}
         for what, everywhere, here in UNSEEN:
@@ -91,7 +92,6 @@ def capture(work: Path, arguments: dict[str, Any], answer: Answer) -> None:
     trigger must not exist before the rows are there.
     """
     name = arguments["name"]
-    answer.tools["mariadb-dump"] = printed(work, ["mariadb-dump", "--version"]).strip()
     with option_file(arguments) as options:
 
         def take(file: str, words: str, *more: str) -> None:
@@ -153,8 +153,8 @@ def option_value(value: str) -> str:
 def tables(work: Path, options: str, database: str) -> list[str]:
     """Names of the tables that the user sees. Raises StepFailed if one is no UTF-8."""
     lines = ask(work, options, database, TABLES).split()
-    if len(lines) > ITEMS:
-        raise StepFailed(f"the database has more than {ITEMS} tables")
+    if len(lines) > MOST_TABLES:
+        raise StepFailed(f"the database has more than {MOST_TABLES} tables")
     try:
         names = [bytes.fromhex(line).decode() for line in lines]
         if "\0" in "".join(names):
@@ -254,8 +254,8 @@ def digest(stream: IO[bytes]) -> dict[str, int]:
             else:
                 done = max(done, len(text) - HEADER_BYTES)
                 break
-        if len(rows) > ITEMS:
-            raise StepFailed(f"the dump has more than {ITEMS} tables")
+        if len(rows) > MOST_TABLES:
+            raise StepFailed(f"the dump has more than {MOST_TABLES} tables")
     last = text.removesuffix(b"\n").rpartition(b"\n")[2]
     if end or not last.startswith(b"-- Dump completed"):
         raise StepFailed("the dump is cut off: it does not end with '-- Dump completed'")
