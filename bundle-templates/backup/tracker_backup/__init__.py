@@ -18,8 +18,8 @@ A module imports only from those before it in this list:
     fetch, beside, restore            and back, in place or beside what runs
     tracker, window                   the time in which the tracker is down
     sidecar                           the container that stays up
-    outbox, notify, doctor, status    who is told how a run ended; what the operator asks
+    outbox, notify, checks, status    who is told how a run ended; what the operator asks
     planted, metrics, report          what Prometheus reads; what is reported after a run
-    run                               the whole run
+    run, doctor                       the whole run; whether it would succeed
     install, main, core               the bundle put into its places; the commands; the sidecar
 """

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import files
+from .checks import examine, show_findings
 from .cron import MISSING, REMEDY, cron_runs
 from .destination import claim_destination
 from .docker import (
@@ -23,7 +24,6 @@ from .docker import (
     remove_networks,
     reported,
 )
-from .doctor import examine, show_findings
 from .files import make_directory, put, remove, remove_tree
 from .host import BUNDLE, CONFIG, RECORD, ROOT, STATE, Host, Refused, read_settings
 from .log import LOG, say
@@ -211,7 +211,7 @@ def command_install(arguments: argparse.Namespace) -> int:
         )
     if newest_success(read_runs(host)) is None:
         say("info: no backup yet")
-    show_findings(examine(host, quick=True))  # the first backup, or `doctor`, shows the rest
+    show_findings(examine(host))  # the first backup, or `doctor`, shows the rest
     return 0
 
 
