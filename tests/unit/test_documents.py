@@ -25,14 +25,17 @@ WHOLE: dict[str, dict[str, Any]] = {
         "directories": {".": OWNER},
         "warnings": ["a warning"],
         "durations": {"check": 0.25},
+        "database_bytes": 4096,
         "tools": {"sqlite3": "3.46.1"},
     },
     "RetentionState": {"format": 1, "acknowledged": ["a"], "pending": {"b": "reason"}},
     "VerificationState": {
-        "format": 1,
+        "format": 2,
         "run": RUN,
         "at": "2026-01-01T03:00:00Z",
         "problems": ["damage"],
+        "succeeded": "2025-12-25T03:00:00Z",
+        "seconds": 1.5,
     },
     "StackFacts": {
         "format": 1,
@@ -43,7 +46,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "warnings": ["it rains"],
     },
     "RemoteState": {
-        "format": 1,
+        "format": 2,
         "address": "5a" * 32,
         "repository": "1d",
         "pushed": [RUN],
@@ -51,6 +54,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "error": "down",
         "tried": RUN,
         "sequence": 9,
+        "succeeded": "2025-12-25T03:00:00Z",
     },
     "RestoreJournal": {
         "format": 2,
@@ -66,7 +70,12 @@ WHOLE: dict[str, dict[str, Any]] = {
         ],
         "made": ["storage"],
     },
-    "DestinationIdentity": {"format": 1, "environment": "production", "machine_id": "5ca1ab1e"},
+    "DestinationIdentity": {
+        "format": 2,
+        "environment": "production (written by a newer gen-backup-bundle: generate the bundle "
+        "with that)",
+        "machine_id": "5ca1ab1e",
+    },
 }
 STATES = {
     "RetentionState": "retention.json",
@@ -76,8 +85,12 @@ STATES = {
 }
 # Members that an older program did not write, or did not always write.
 OPTIONAL = {
-    "RunManifest": {"finished", "strategy", "quiesce", "driver", "missing", "durations", "tools"},
-    "RemoteState": {"checked", "error", "tried", "sequence"},
+    "RunManifest": {
+        *("finished", "strategy", "quiesce", "driver", "missing", "durations", "tools"),
+        "database_bytes",
+    },
+    "VerificationState": {"succeeded", "seconds", "impossible"},
+    "RemoteState": {"checked", "error", "tried", "sequence", "succeeded"},
     "RestoreJournal": {"importing", "undone", "moves", "made"},
 }
 NO_DOCUMENT: dict[str, bytes] = {
@@ -174,6 +187,7 @@ def test_each_member_is_checked(tool: ModuleType, name: str, hostile: Any) -> No
         assert type(hostile) is type(good) or (member, hostile) in (
             ("checked", None),
             ("window_seconds", hostile),
+            ("seconds", hostile),
         )
         assert 0 <= hostile < 2**63 if isinstance(hostile, (int, float)) else True
         assert getattr(document, member) == hostile

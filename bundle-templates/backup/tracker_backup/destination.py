@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from .docker import end, start
 from .documents import SUBDIRECTORIES, DestinationIdentity
 from .files import change, make_directory, write_durably
 from .host import ROOT, Host, Refused
 
 IDENTITY = ".tracker-backup.json"
+PROBE_SECONDS = float(os.environ.get("TRACKER_BACKUP_PROBE_SECONDS", "60"))
 
 
 def machine_id() -> str:
@@ -44,6 +51,28 @@ def check_destination(host: Host) -> None:
         )
 
 
+def require_destination(host: Host) -> None:
+    """The same; a file system that hangs is refused, too."""
+    failure_of(host.destination, "head", "--bytes=1", "--", str(host.destination / IDENTITY))
+    check_destination(host)
+
+
+def failure_of(directory: Path, *command: str) -> str:
+    """Why a program failed that uses a directory; empty if it did not. A server's file system can
+    hang, and then only another process can be left alone. Raises Refused.
+    """
+    with tempfile.TemporaryFile() as message:
+        probe = start([*command], stdout=subprocess.DEVNULL, stderr=message)
+        try:
+            probe.wait(PROBE_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Refused(f"{directory} does not answer within {PROBE_SECONDS:.0f} s") from error
+        finally:
+            end(probe)
+        message.seek(0)
+        return message.read(4096).decode(errors="replace").strip() if probe.returncode else ""
+
+
 def claim_destination(host: Host, take_over: bool) -> None:
     """Makes the destination's directories and its identity; refuses one that is somebody else's."""
     host.require_masked()
@@ -61,8 +90,8 @@ def claim_destination(host: Host, take_over: bool) -> None:
             check_destination(host)
         if check_restorable(host).machine_id != machine_id():
             note = " (taken over from another machine)"
-    if note or not identity.exists():
-        owner = DestinationIdentity(host.environment, machine_id())
-        change(f"{identity}{note}", lambda: write_durably(identity, owner.encode()))
+    owner = DestinationIdentity(host.environment, machine_id()).encode()
+    if note or not identity.exists() or identity.read_text(encoding="utf-8") != owner:
+        change(f"{identity}{note}", lambda: write_durably(identity, owner))
     for name in SUBDIRECTORIES:
         make_directory(host.destination / name, 0o700)

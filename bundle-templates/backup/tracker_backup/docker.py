@@ -112,6 +112,7 @@ def compose(
     host: Host,
     *arguments: str,
     project: str = "",
+    seconds: float = DOCKER_SECONDS,
     fragment: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> None:
@@ -126,6 +127,7 @@ def compose(
         *("--project-directory", str(host.deploy_dir)),
         *(word for file in files for word in ("--file", str(file))),
         *arguments,
+        seconds=seconds,
         environment=environment,
     )
 

@@ -292,6 +292,7 @@ class RunManifest(Document):
     driver: DriverName = ""  # empty: nothing says which
     missing: list[FilePath] = field(default_factory=list)  # required, and could not be archived
     durations: dict[Name, float] = field(default_factory=dict)  # seconds by step
+    database_bytes: int = 0  # of the database itself; 0 if nobody measured it
     tools: dict[Name, Name] = field(default_factory=dict)  # versions by program
 
     def __post_init__(self) -> None:
@@ -333,13 +334,15 @@ class RetentionState(StateDocument):
 
 @dataclass(frozen=True)
 class VerificationState(StateDocument):
-    FORMAT = 2  # 2 has impossible
+    FORMAT = 2  # 2 has succeeded, seconds and impossible
     FILE = "verified.json"
     REMEDY = "`tracker-backup verify` writes it anew"
 
     run: RunId
     at: Time
     problems: list[Reason]
+    succeeded: Name = ""  # when one succeeded
+    seconds: float = 0.0  # how long it took
     impossible: Reason = ""  # why nothing could be said of the run
 
 
@@ -366,6 +369,7 @@ class RepositoryCheck(Record):
 
 @dataclass(frozen=True)
 class RemoteState(StateDocument):
+    FORMAT = 2  # 2 has succeeded
     FILE = "remote.json"
     REMEDY = "remove it: the next copy asks the repository again what it holds"
 
@@ -377,6 +381,7 @@ class RemoteState(StateDocument):
     error: Reason = ""  # why the last push failed
     tried: Name = ""  # the newest run at the last push
     sequence: int = 0  # the highest of any run in it
+    succeeded: Name = ""  # when a push succeeded
 
 
 @dataclass(frozen=True)
@@ -410,9 +415,22 @@ class RestoreJournal(StateDocument):
 
 @dataclass(frozen=True)
 class DestinationIdentity(Document):
-    """Whose backups the destination holds."""
+    """Whose backups the destination holds.
 
+    Programs that wrote format 1 compare `environment` and look at no format. So format 2 has it
+    with NEWER, and such a program refuses it, with these words.
+    """
+
+    FORMAT = 2
     REMEDY = "restore it from another copy, or remove it and install again"
+    NEWER: ClassVar[str] = " (written by a newer gen-backup-bundle: generate the bundle with that)"
 
     environment: Name
     machine_id: Name
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "environment", self.environment.removesuffix(self.NEWER))
+
+    def as_object(self) -> dict[str, Any]:
+        return super().as_object() | {"environment": self.environment + self.NEWER}

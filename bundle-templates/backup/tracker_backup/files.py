@@ -84,9 +84,11 @@ def show_difference(path: Path, old: bytes | None, new: bytes, mode: int) -> Non
     elif mode == PRIVATE:
         say(f"{path}: other content, which is not shown")
     else:
-        texts = (content.decode(errors="backslashreplace").splitlines() for content in (old, new))
+        was, is_now = (
+            content.decode(errors="backslashreplace").splitlines() for content in (old, new)
+        )
         names = (f"{path} (on the host)", f"{path} (in the bundle)")
-        for line in difflib.unified_diff(*texts, *names, lineterm=""):
+        for line in difflib.unified_diff(was, is_now, *names, lineterm=""):
             say(line)
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PROTOCOL = 1
+SOCKET, JOB = "socket", "job"  # in the directory of a service of the sidecar
 ANSWER_BYTES = 1 << 20
 TEXT_CHARACTERS = 256  # of a name
 REASON_CHARACTERS = 2000  # of a reason or a warning
@@ -148,9 +149,15 @@ def show(value: Any) -> str:
 
 def printable(text: str, limit: int = TEXT_CHARACTERS) -> str:
     """The text with escapes for what is not printable, of at most `limit` characters."""
-    text = text[: limit + 1]
-    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    shown = escaped(text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def escaped(text: str) -> str:
+    """The text with escapes for what is not printable, line ends included."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def shown(path: str) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import subprocess
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -15,19 +13,17 @@ from typing import IO, Any
 
 from . import log
 from .deployment import check_deployment, stack_facts
-from .destination import IDENTITY, check_destination
+from .destination import failure_of, require_destination
 from .docker import (
     RUN_LABEL,
     WORK_SECONDS,
     check_docker,
     compose,
     docker,
-    end,
     has_image,
     make_image,
     read_only_mounts,
     remove_dead_containers,
-    start,
     words,
 )
 from .documents import SUBDIRECTORIES, BackupFile, Owner, RunManifest
@@ -37,6 +33,8 @@ from .fault_points import fault_point
 from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
 from .jobs import docker_root
+from .notify import tell_end, tell_start
+from .priority import lower_priority
 from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable, shown
 from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
 from .remote import next_sequence, push_or_tell
@@ -56,7 +54,6 @@ from .window import MARKER, Window, is_overdue, recover
 
 HOLD, RESTORE = STATE / "hold", STATE / "restore.json"
 LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
-PROBE_SECONDS = float(os.environ.get("TRACKER_BACKUP_PROBE_SECONDS", "60"))
 PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "300"))
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
 RUN_SECONDS = float(os.environ.get("TRACKER_BACKUP_RUN_SECONDS", str(WORK_SECONDS)))
@@ -68,6 +65,7 @@ PROBE = ".probe-{}"  # and the run's id: what is written to see whether it can b
 SIZES = ("database_bytes", "config_disk_bytes")  # that the reader has to answer
 SPARSE_BYTES = 1 << 30  # that holes may add to the archive
 DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
+RESULTS = {0: "success", 3: "skipped"}  # by exit code
 RULES = {
     "BACKUP_MODE": "single",
     "BACKUP_COMPRESSION": "gzip zstd",
@@ -270,6 +268,10 @@ def end_run(run: Run, code: int, reason: str) -> None:
         log.log(f"ERROR: {f'run {run.id} {how}, ' if run.id else ''}exit code {code}: {reason}")
     elif run.id and not run.dry_run:
         log.log(f"run {run.id} succeeded")
+    if not run.dry_run and (run.id or code):
+        incomplete = bool(run.incomplete) and not run.unrecorded
+        result = "incomplete" if incomplete else RESULTS.get(code, "failed")
+        tell_end(run.id, result, code, reason)
 
 
 # ---------------------------------------------------------------- before the run
@@ -320,27 +322,8 @@ def begin(run: Run) -> None:
         run.id = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
     run.started, run.unrecorded = utc_now(), not run.dry_run
     log.log(f"run {run.id} begins: {host.strategy}, quiesce {run.quiesce}")
-
-
-def require_destination(host: Host) -> None:
-    attempt(host.destination, "head", "--bytes=1", "--", str(host.destination / IDENTITY))
-    check_destination(host)
-
-
-def attempt(directory: Path, *command: str) -> str:
-    """Why a program failed that uses a directory; empty if it did not. A server's file system can
-    hang, and then only another process can be left alone. Raises Refused.
-    """
-    with tempfile.TemporaryFile() as message:
-        probe = start([*command], stdout=subprocess.DEVNULL, stderr=message)
-        try:
-            probe.wait(PROBE_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise Refused(f"{directory} does not answer within {PROBE_SECONDS:.0f} s") from error
-        finally:
-            end(probe)
-        message.seek(0)
-        return message.read(4096).decode(errors="replace").strip() if probe.returncode else ""
+    if not run.dry_run:
+        tell_start(host, run.id)
 
 
 def remove_leftover_containers(run: Run) -> None:
@@ -516,6 +499,7 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
         for warning in compare_tables(run.last.tables if run.last else (), answer.tables, where):
             log.log(f"WARNING: {warning}")
         sizes["database_bytes"] = run.note(answer).numbers.get("database_bytes", 0)
+    run.found.numbers = sizes
     for path in found.missing:
         log.log(f"WARNING: {path} is missing or cannot be read: the backup will be incomplete")
     check_space(run, sizes["database_bytes"], sizes["config_disk_bytes"])
@@ -554,7 +538,7 @@ def engine_root() -> Path:
 
 def probe_write(directory: Path, run_id: str) -> None:
     script = 'echo probe >"$0" && sync "$0" && rm "$0"'
-    if why := attempt(directory, "sh", "-c", script, str(directory / PROBE.format(run_id))):
+    if why := failure_of(directory, "sh", "-c", script, str(directory / PROBE.format(run_id))):
         raise Refused(f"cannot write to {directory}: {why.rpartition(': ')[2]}")
 
 
@@ -583,6 +567,7 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
     """Examines and archives what was captured, and publishes it."""
     host, driver = run.host, driver_of(run.host)
     fault_point("beginning-to-finish", host)
+    lower_priority()
     run.note(captured)
     if source is reader:
         seconds = work_seconds(sizes["database_bytes"])
@@ -745,6 +730,7 @@ def record(run: Run, result: Any, code: int, reason: str) -> None:
         tables=found.tables,
         window_seconds=run.window.seconds if run.window else 0.0,
         durations={name: value / 1000 for name, value in found.milliseconds.items()},
+        database_bytes=found.numbers.get("database_bytes", 0),
         directories=directories,
         images=images,
         warnings=run.warnings,

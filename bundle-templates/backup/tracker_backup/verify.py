@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from .destination import check_destination
@@ -13,6 +14,7 @@ from .files import remove_tree
 from .host import CONFIG, Host, Refused, utc_now
 from .jobs import ready_image
 from .log import say
+from .priority import lower_priority
 from .remote import check_repository
 from .retention import remember_suspension
 from .runs import choose_run, read_runs
@@ -54,17 +56,22 @@ def verify(host: Host, run: RunManifest, image: str) -> list[str]:
 
 def command_verify(arguments: argparse.Namespace) -> int:
     host = Host.read(CONFIG)
+    lower_priority()
     with lock():
         remove_dead_containers()
         check_destination(host)
         run = choose_run(read_runs(host), arguments.run)
+        before, began = VerificationState.peek([]), time.monotonic()
+        earlier = before.succeeded if before else ""
         try:
             ready_image(host)
             problems = verify(host, run, arguments.image)
         except Refused as error:
-            VerificationState(run.id, utc_now(), [], impossible=str(error)).store()
+            state = VerificationState(run.id, utc_now(), [], earlier, impossible=str(error))
+            state.store()
             raise
-        VerificationState(run.id, utc_now(), problems).store()
+        at, took = utc_now(), time.monotonic() - began
+        VerificationState(run.id, at, problems, earlier if problems else at, took).store()
         remember_suspension(host, read_runs(host))
         remote = check_repository(host) if arguments.run == "latest" else ""
     for problem in problems:
