@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import time
 import traceback
@@ -48,7 +47,7 @@ from .secrets import named_secrets, require_secrets
 from .settings import Line, read_path_list
 from .signals import Ended, signals
 from .space import Space, require_space
-from .state import LockHeld, refuse_while_unfinished
+from .state import LockHeld, acquire, refuse_while_unfinished
 from .tables import compare_tables
 from .tracker import Stack, Tracker, look, tracker_ids
 from .window import MARKER, Window, is_overdue, recover
@@ -292,31 +291,12 @@ def roll_back_dead_restore(arguments: argparse.Namespace) -> None:
 
 
 def take_lock(recover: bool) -> IO[str] | None:
-    """The open file that holds the lock; None for a recovery, if a run holds it. No child inherits
-    it, because a free lock means that the run is dead.
-    """
-    path = STATE / "lock"
-    if not IN_SIDECAR:
-        STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
-    elif not path.exists():
-        raise Refused(f"{path} is not there; install the bundle again", 2)
-    # For the sidecar, the state directory is read-only.
-    file = path.open("r" if IN_SIDECAR else "a", encoding="ascii")
+    """The open file that holds the lock; None for a recovery, if a run holds it."""
     if not recover:
         fault_point("taking-the-lock")
-    deadline = time.monotonic() + (0 if recover else LOCK_SECONDS)
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                if recover:
-                    return None
-                raise LockHeld(f"another run holds {path}; nothing was done", 75) from error
-        time.sleep(0.1)
-    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        raise Refused("uninstalled while waiting for the lock; nothing was done", 2)
+    file = acquire(0 if recover else LOCK_SECONDS)
+    if not file and not recover:
+        raise LockHeld(f"another run holds {STATE / 'lock'}; nothing was done", 75)
     return file
 
 
