@@ -19,6 +19,7 @@ from .docker import (
     WORK_SECONDS,
     check_docker,
     make_image,
+    remove_build_cache,
     remove_images,
     remove_networks,
     reported,
@@ -284,6 +285,7 @@ def command_uninstall(_: argparse.Namespace) -> int:
             remove(path)
         with reported():
             remove_images("", *(host.image for host in hosts))
+            remove_build_cache()
         remove(STATE)
     for host in hosts:
         say(f"info: the backups in {host.destination} were left alone")
