@@ -331,8 +331,9 @@ def test_check_names_the_files_of_the_other_strategy(host: Sandbox) -> None:
     checked = host.install("--check")
     (host.stub / "tracker/id").write_text("")
     done = host.install()
-    started = [line for line in done.changes if "sidecar" in line.partition(" ")[2]]
+    started = [line for line in done.changes if line.startswith("changed: sidecar ")]
     assert [line for line in done.changes if line not in started] == checked.changes
+    assert f"changed: {host.deploy}/backup/sidecar.env" in checked.changes
 
 
 def test_check_on_a_host_without_anything_of_ours(sandbox: Sandbox) -> None:

@@ -113,6 +113,7 @@ def compose(
     host: Host,
     *arguments: str,
     project: str = "",
+    seconds: float = DOCKER_SECONDS,
     fragment: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> None:
@@ -127,6 +128,7 @@ def compose(
         *("--project-directory", str(host.deploy_dir)),
         *(word for file in files for word in ("--file", str(file))),
         *arguments,
+        seconds=seconds,
         environment=environment,
     )
 
