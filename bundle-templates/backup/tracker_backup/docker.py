@@ -26,6 +26,7 @@ WORK_SECONDS = 43200  # for what works through a whole backup
 END_SECONDS = 5  # for a program to end after SIGTERM
 RUN_LABEL, SIDECAR_LABEL = "tracker-backup.run", "tracker-backup.sidecar"
 IMAGE_LABEL, BUILT = "tracker-backup.image", "gen-backup-bundle/backup"
+OUR_STEPS = ("/usr/local/lib/tracker-backup", "COPY backup.sh ", "/apt/lists/* /etc/crontab")
 STACK_LABEL = "com.docker.compose.project.working_dir"
 
 
@@ -295,6 +296,18 @@ def remove_images(keep: str = "", *pulled: str) -> None:
                 change(
                     f"image {name} (removed)", partial(docker, *words("image rm --force"), image)
                 )
+
+
+def remove_build_cache() -> None:
+    """Removes what BuildKit keeps of the steps of our Dockerfile. The newest goes first, because a
+    step needs the one before it. Without BuildKit the layers have gone with the image.
+    """
+    command = [*words("system df --verbose --format"), "{{json .BuildCache}}"]
+    steps = json.loads(docker(*command, seconds=BUILD_SECONDS) or "[]") or []
+    ours = [one for one in steps if any(mark in one["Description"] for mark in OUR_STEPS)]
+    for step in sorted(ours, key=lambda one: str(one["CreatedAt"]), reverse=True):
+        remove = [*words("builder prune --force --filter"), f"id={step['ID']}"]
+        change(f"build cache {step['ID']} (removed)", partial(docker, *remove))
 
 
 def remove_networks(host: Host) -> None:
