@@ -247,13 +247,20 @@ def remove_container(name: str) -> None:
                 raise
 
 
-def remove_dead_containers(warn: Callable[[str], None] = lambda _: None) -> None:
+def remove_dead_containers(warn: Callable[[str], None] | None = None) -> None:
     """Those of dead runs, verifications and restores, which may go on working; under the lock,
-    where nobody else has one.
+    where nobody else has one. With `warn`, one that cannot be removed is a warning.
     """
     for left in docker(*words("ps --all --quiet --filter"), f"label={RUN_LABEL}").split():
-        warn(f"removing the container of a dead run: {left}")
-        remove_container(left)
+        try:
+            remove_container(left)
+        except Refused as error:
+            if not warn:
+                raise
+            warn(f"the container {left} of a dead run could not be removed: {error}")
+        else:
+            if warn:
+                warn(f"removing the container of a dead run: {left}")
 
 
 def make_image(host: Host, context: Path, rebuild: bool) -> None:
