@@ -171,9 +171,12 @@ def test_a_verification_that_failed_is_a_problem_until_one_succeeds(well: Sandbo
 
 def test_why_a_verification_is_impossible_is_kept(well: Sandbox) -> None:
     package = well.package
-    well.monkeypatch.setattr(
-        package.verify, "verify", lambda *_: (_ for _ in ()).throw(package.host.Refused("no space"))
-    )
+
+    def refuse(*_: Any) -> list[str]:
+        raise package.host.Refused("no space")
+
+    well.monkeypatch.setattr(package.verify, "ready_image", lambda _: None)
+    well.monkeypatch.setattr(package.verify, "verify", refuse)
     assert well.call("verify").code == 1
     state = package.documents.VerificationState.load()
     assert (state.run, state.problems, state.impossible) == (hours_ago(1), [], "no space")

@@ -19,8 +19,8 @@ A module imports only from those before it in this list:
     tracker, window                   the time in which the tracker is down
     sidecar                           the container that stays up
     outbox, notify                    who is told how a run ended
-    run                               the whole run
-    doctor, status                    what the operator asks
+    checks, status                    what the operator asks
+    run, doctor                       the whole run; whether it would succeed
     planted, metrics, report          what Prometheus reads; what is reported after a command
     catch_up, monitoring              a run that was missed; rules and a dashboard for the stack
     install, main, core               the bundle put into its places; the commands; the sidecar

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import files
+from .checks import examine, show_findings
 from .cron import MISSING, REMEDY, cron_runs
 from .destination import claim_destination
 from .docker import (
@@ -211,6 +212,7 @@ def command_install(arguments: argparse.Namespace) -> int:
         )
     if newest_success(read_runs(host)) is None:
         say("info: no backup yet")
+    show_findings(examine(host))  # the first backup, or `doctor`, shows the rest
     return 0
 
 

@@ -6,8 +6,6 @@ import argparse
 import contextlib
 import fcntl
 import os
-import subprocess
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +14,17 @@ from typing import IO, Any
 
 from . import log
 from .deployment import check_deployment, stack_facts
-from .destination import IDENTITY, check_destination
+from .destination import failure_of, require_destination
 from .docker import (
     RUN_LABEL,
     WORK_SECONDS,
     check_docker,
     compose,
     docker,
-    end,
     has_image,
     make_image,
     read_only_mounts,
     remove_dead_containers,
-    start,
     words,
 )
 from .documents import SUBDIRECTORIES, BackupFile, Owner, RunManifest
@@ -59,7 +55,6 @@ from .window import MARKER, Window, is_overdue, recover
 
 HOLD, RESTORE = STATE / "hold", STATE / "restore.json"
 LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
-PROBE_SECONDS = float(os.environ.get("TRACKER_BACKUP_PROBE_SECONDS", "60"))
 PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "300"))
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
 RUN_SECONDS = float(os.environ.get("TRACKER_BACKUP_RUN_SECONDS", str(WORK_SECONDS)))
@@ -351,27 +346,6 @@ def begin(run: Run) -> None:
         tell_start(host, run.id)
 
 
-def require_destination(host: Host) -> None:
-    attempt(host.destination, "head", "--bytes=1", "--", str(host.destination / IDENTITY))
-    check_destination(host)
-
-
-def attempt(directory: Path, *command: str) -> str:
-    """Why a program failed that uses a directory; empty if it did not. A server's file system can
-    hang, and then only another process can be left alone. Raises Refused.
-    """
-    with tempfile.TemporaryFile() as message:
-        probe = start([*command], stdout=subprocess.DEVNULL, stderr=message)
-        try:
-            probe.wait(PROBE_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise Refused(f"{directory} does not answer within {PROBE_SECONDS:.0f} s") from error
-        finally:
-            end(probe)
-        message.seek(0)
-        return message.read(4096).decode(errors="replace").strip() if probe.returncode else ""
-
-
 def remove_leftover_containers(run: Run) -> None:
     fault_point("looking-for-what-dead-runs-left", run.host)
     if not run.dry_run:
@@ -584,7 +558,7 @@ def engine_root() -> Path:
 
 def probe_write(directory: Path, run_id: str) -> None:
     script = 'echo probe >"$0" && sync "$0" && rm "$0"'
-    if why := attempt(directory, "sh", "-c", script, str(directory / PROBE.format(run_id))):
+    if why := failure_of(directory, "sh", "-c", script, str(directory / PROBE.format(run_id))):
         raise Refused(f"cannot write to {directory}: {why.rpartition(': ')[2]}")
 
 

@@ -36,8 +36,7 @@ def main(words: list[str]) -> int:
     if role in ("examiner", "courier"):  # which work outside the window alone
         lower_priority()
     if role != "courier":  # restic, ssh and rclone are trusted with what they see
-        # To put files in their places, the unpacker writes to others, too.
-        confine(role == "client", () if role == "unpacker" else WRITABLE)
+        confine(role == "client", WRITABLE)
     return serve(importlib.import_module(f".{role}", __package__).JOBS)
 
 
