@@ -90,25 +90,29 @@ def make_deploy_directory(host: Host, directories: Mapping[str, Owner]) -> None:
         os.chown(host.deploy_dir / name, owner.uid, owner.gid)
 
 
-def tracker_database(host: Host, environment: Mapping[str, str]) -> tuple[str, str]:
-    """(driver, path) that the tracker uses: its environment first, then tracker.toml, as the
-    tracker itself reads them.
+def tracker_database(host: Host, environment: Mapping[str, str]) -> dict[str, str]:
+    """What the tracker's configuration says of its database: its environment first, then
+    tracker.toml, as the tracker itself reads them. Both schemas of the configuration are known: 2
+    has a `path`; 3 has a server's `host`, `port` and `database`. Empty if there is no database.
     """
     toml = environment.get("TORRUST_TRACKER_CONFIG_TOML", "")
     if not toml:
         toml = read_plain_file(host.deploy_dir / "storage/tracker/etc/tracker.toml")
     # A service writes this file. `\s*` would match line ends, too: hours for 1 MiB of them.
     section = re.search(
-        r"^[ \t]*\[core\.database\][ \t\r]*$(.*?)(?=^[ \t]*\[|\Z)", toml, re.MULTILINE | re.DOTALL
+        r"^[ \t]*\[core\.database\][ \t]*(?:#[^\n]*)?\r?$(.*?)(?=^[ \t]*\[|\Z)",
+        toml,
+        re.MULTILINE | re.DOTALL,
     )
-
-    def value(key: str) -> str:
+    found = {}
+    for key in ("driver", "path", "host", "port", "database"):
         name = f"TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__{key.upper()}"
-        line = rf"""^[ \t]*{key}[ \t]*=[ \t]*(["'])(.*?)\1"""
-        found = re.search(line, section[1] if section else "", re.MULTILINE)
-        return environment.get(name, "") or (found[2] if found else "")
-
-    return value("driver").lower(), value("path")
+        line = rf"""^[ \t]*{key}[ \t]*=[ \t]*(?:(["'])(.*?)\1|([0-9]+))"""
+        match = re.search(line, section[1] if section else "", re.MULTILINE)
+        written = (match[2] or match[3] or "") if match else ""
+        if value := environment.get(name, "") or written:
+            found[key] = value.lower() if key == "driver" else value
+    return found
 
 
 def read_plain_file(path: Path) -> str:
@@ -136,10 +140,10 @@ def check_tracker(host: Host, container: Mapping[str, Any]) -> list[str]:
     nothing says which one it is.
     """
     pairs = (pair.partition("=") for pair in container["Config"]["Env"] or [])
-    name, path = tracker_database(host, {key: value for key, _, value in pairs})
-    driver, uses = driver_of(host), used_database(name, path)
+    database = tracker_database(host, {key: value for key, _, value in pairs})
+    driver, uses, name = driver_of(host), used_database(database), database.get("driver", "")
     expected = driver.expected(host.backup_settings)
-    if (name and name != driver.TRACKER_NAME) or (path and uses != expected):
+    if (name and name != driver.TRACKER_NAME) or (uses and uses != expected):
         raise Refused(
             f"the tracker uses {name} {uses}, backup.conf says {driver.TRACKER_NAME} {expected}: "
             "correct the environment JSON, generate and install again"
@@ -147,7 +151,7 @@ def check_tracker(host: Host, container: Mapping[str, Any]) -> list[str]:
     if name:
         mounts = {one.get("Destination", ""): one.get("Source", "") for one in container["Mounts"]}
         driver.check_mounts(host, mounts)
-    if name and path:
+    if name and uses:
         return []
     return ["what database the tracker uses cannot be read from its environment or tracker.toml"]
 

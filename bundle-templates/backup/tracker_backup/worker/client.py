@@ -4,11 +4,13 @@ network and with no mount but its own directory.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ..protocol import Answer
+from . import mysql
 from .examiner import DRIVERS
-from .service import WORK
+from .service import WORK, StepFailed
 
 
 def preflight(arguments: dict[str, Any], answer: Answer) -> None:
@@ -23,6 +25,20 @@ def preflight(arguments: dict[str, Any], answer: Answer) -> None:
 def capture(arguments: dict[str, Any], answer: Answer) -> None:
     """Takes the dumps. More arguments: scope, and limit_bytes, which no file may exceed."""
     DRIVERS[arguments["driver"]].capture(WORK, arguments, answer)
+
+
+def dump() -> int:
+    """Prints a dump of the database that standard input names, by the options that the unpacker's
+    job `connect` made. So an external server's database is saved before a restore.
+    """
+    try:
+        options = f"--defaults-file={mysql.CLIENT}/client.cnf"
+        mysql.dump(options, sys.stdin.read(), sys.stdout.buffer, b"", *mysql.WHOLE)
+        sys.stdout.flush()
+    except StepFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    return 0
 
 
 JOBS = {"preflight": preflight, "capture": capture}

@@ -21,8 +21,11 @@ def main(words: list[str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if role == "idle":
         return idle()
+    if role == "dump":
+        dumped: int = importlib.import_module(".client", __package__).dump()
+        return dumped
     if role not in ROLES:
-        programs = " | ".join(("idle", "sidecar", "now", "healthy", *ROLES))
+        programs = " | ".join(("idle", "dump", "sidecar", "now", "healthy", *ROLES))
         print(f"usage: backup.sh {programs}", file=sys.stderr)
         return 2
     return serve(importlib.import_module(f".{role}", __package__).JOBS)
