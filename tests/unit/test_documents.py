@@ -14,6 +14,7 @@ from unit.sandbox import Sandbox, manifest
 
 RUN = "20260101_030000"
 OWNER = {"uid": 1000, "gid": 999, "mode": "2770"}
+RELEASE = {"name": "a/tracker:develop", "digest": "a/tracker@sha256:feed", "version": "4.0.0"}
 WHOLE: dict[str, dict[str, Any]] = {
     "RunManifest": manifest(RUN, 7)
     | {
@@ -26,6 +27,9 @@ WHOLE: dict[str, dict[str, Any]] = {
         "warnings": ["a warning"],
         "durations": {"check": 0.25},
         "tools": {"sqlite3": "3.46.1"},
+        "releases": {"tracker": RELEASE},
+        "compose_files": ["docker-compose.yml", "compose/override.yml"],
+        "killed": True,
     },
     "RetentionState": {"format": 1, "acknowledged": ["a"], "pending": {"b": "reason"}},
     "VerificationState": {
@@ -41,6 +45,8 @@ WHOLE: dict[str, dict[str, Any]] = {
         "directories": {"storage": OWNER},
         "refused": "",
         "warnings": ["it rains"],
+        "releases": {"tracker": RELEASE},
+        "compose_files": ["compose.yaml"],
     },
     "RemoteState": {
         "format": 1,
@@ -72,7 +78,11 @@ STATES = {
 }
 # Members that an older program did not write, or did not always write.
 OPTIONAL = {
-    "RunManifest": {"finished", "strategy", "quiesce", "driver", "missing", "durations", "tools"},
+    "RunManifest": {
+        *("finished", "strategy", "quiesce", "driver", "missing", "durations", "tools"),
+        *("releases", "compose_files", "killed"),
+    },
+    "StackFacts": {"releases", "compose_files"},
     "RemoteState": {"checked", "error", "tried", "sequence"},
     "RestoreJournal": {"importing", "undone"},
 }

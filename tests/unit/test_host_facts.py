@@ -110,7 +110,7 @@ def test_the_deploy_directory_may_be_a_link(host: Sandbox, started_through: str)
     host.monkeypatch.setenv("STUB_DEPLOY", str(spelt))
     assert host.call("check", "deployment").code == 0
     package = host.package
-    _images, directories = package.deployment.stack_facts(package.host.Host.read(host.config))
+    directories = package.deployment.stack_facts(package.host.Host.read(host.config)).directories
     assert "storage/tracker/etc" in directories
     assert host.install().code == 0
 

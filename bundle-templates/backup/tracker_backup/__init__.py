@@ -8,13 +8,13 @@ A module imports only from those before it in this list:
     documents                         what is written as JSON and read again
     runs, docker                      run manifests and their files; calls of Docker
     jobs                              programs in containers, and one job of a role
-    publish, roles, tables            finished files, the containers of a run, what tables it needs
+    publish, roles, tables, stack     finished files, the containers of a run, what they have
     workshop, drivers                 a backup is unpacked; what a driver captures and imports
     deployment, destination, secrets  what belongs to this deployment, as installed
     retention, repository, remote     what is removed; the restic repository and its copies
     verify                            proves that a backup can be restored
     fetch, restore                    and back
-    window, run                       the time in which the tracker is down, and the whole run
+    window, reach, run                the time in which the tracker is down, and the whole run
     sidecar, status                   the container that stays up; what the operator asks
     install, main, core               the bundle put into its places; the commands; the sidecar
 """

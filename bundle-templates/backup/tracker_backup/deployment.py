@@ -11,24 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .docker import service_of, stack_containers
+from .docker import compose_files, service_of, stack_containers
 from .documents import Owner, StackFacts
 from .drivers import driver_of, used_database
 from .files import make_directory
 from .host import IN_SIDECAR, STATE, Host, Refused, parse_time, utc_now
+from .stack import cut_off, not_backed_up, releases
 
 TOLD_SECONDS = 600
 
 
 def look_for_sidecar(host: Host) -> StackFacts:
     """What only the host can see of the stack; the sidecar's runs go by it."""
-    images, directories = stack_facts(host)
+    facts, refused = stack_facts(host), ""
     tracker = [
         found["State"]["Status"]
         for found in stack_containers(host)
         if service_of(found) == "tracker"
     ]
-    refused = ""
     warnings = [f"the tracker is {status}" for status in tracker if status != "running"]
     try:
         warnings += check_deployment(host)
@@ -39,7 +39,7 @@ def look_for_sidecar(host: Host) -> StackFacts:
             f"there is no container of the service tracker in {host.deploy_dir}: what its "
             "database is nobody can tell"
         )
-    return StackFacts(utc_now(), images, directories, refused, warnings)
+    return replace(facts, refused=refused, warnings=warnings)
 
 
 def told_by_host() -> StackFacts:
@@ -56,24 +56,37 @@ def told_by_host() -> StackFacts:
     return replace(told, warnings=[*told.warnings, late])
 
 
-def stack_facts(host: Host) -> tuple[dict[str, str], dict[str, Owner]]:
-    """Image ids by service, and owner and mode of each directory of the deployment that a service
-    mounts.
+def stack_facts(host: Host) -> StackFacts:
+    """The images of the services, the compose files, and owner and mode of each directory of the
+    deployment that a service mounts.
     """
     if IN_SIDECAR:
-        told = told_by_host()
-        return told.images, told.directories
+        return told_by_host()
     # Docker keeps the spelling with which the stack was started, which may lead through a link.
     deploy_dir = host.deploy_dir.resolve()
-    images: dict[str, str] = {}
+    containers = stack_containers(host)
     places = {".": deploy_dir, "storage": deploy_dir / "storage"}
-    for found in stack_containers(host):
-        images[service_of(found)] = found["Image"]
+    for found in containers:
         for mount in found["Mounts"]:
             source = Path(mount.get("Source", "")).resolve()
             if source.is_relative_to(deploy_dir) and source.is_dir():
                 places[str(source.relative_to(deploy_dir))] = source
-    return images, {name: owner_of(place) for name, place in places.items()}
+    return StackFacts(
+        at=utc_now(),
+        images={service_of(found): found["Image"] for found in containers},
+        directories={name: owner_of(place) for name, place in places.items()},
+        refused="",
+        warnings=[],
+        releases=releases(containers),
+        compose_files=inside(host, compose_files(host)),
+    )
+
+
+def inside(host: Host, files: list[Path]) -> list[str]:
+    """Those of the files that are below the deploy directory, relative to it."""
+    base = host.deploy_dir.resolve()
+    found = [file.resolve() for file in files]
+    return [str(file.relative_to(base)) for file in found if file.is_relative_to(base)]
 
 
 def owner_of(path: Path) -> Owner:
@@ -166,12 +179,13 @@ def check_deployment(host: Host) -> list[str]:
     containers = stack_containers(host)
     trackers = [one for one in containers if service_of(one) == "tracker"]
     warnings = [text for one in trackers for text in check_tracker(host, one)]
-    listed = (host.deploy_dir / "backup/backup-paths.txt").read_text(encoding="utf-8")
-    for service in ("prometheus", "grafana", "caddy"):
-        runs = any(service_of(one) == service for one in containers)
-        if runs and f"/data/storage/{service}/" not in listed:
-            warnings.append(
-                f"the service {service} runs here, and nothing of it is in the backup: add it "
-                "to the environment JSON"
-            )
-    return warnings
+    listed = (host.deploy_dir / "backup/backup-paths.txt").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in listed if line.strip() and not line.startswith("#")]
+    warnings += not_backed_up(host, containers, lines)
+    files = compose_files(host)
+    if len(inside(host, files)) < len(files):
+        warnings.append(
+            f"the stack has compose files outside of {host.deploy_dir}, which are in no backup: "
+            + ", ".join(map(str, files))
+        )
+    return warnings + (cut_off(containers) if host.quiesce == "stop" else [])

@@ -263,6 +263,7 @@ class Window:
         self.marker: Marker | None = None  # while the tracker may be down
         self.began = time.monotonic()
         self.seconds = 0.0  # for which it was open
+        self.stopping = 0.0  # seconds that the tracker took to stop
         self.started = False  # whether Docker has started or unpaused the tracker for us
         self.found: Tracker | None = None  # the tracker before it was brought back
         self.events: Events | None = None
@@ -332,6 +333,7 @@ class Window:
             if marker.action == "stop":
                 command = ["stop", "-t", str(marker.stop_timeout), marker.tracker]
                 docker(*command, seconds=marker.stop_timeout + 30)
+                self.stopping = time.monotonic() - self.began
             else:
                 word, advice = "paused", f"; if it happens again, {STOP_INSTEAD}"
                 docker("pause", marker.tracker)
