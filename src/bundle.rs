@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tera::{Context, Kwargs, State, Tera, Value};
 
-use crate::backup::Secret;
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::plan::BackupPlan;
+use crate::value::{Secret, SecretName};
 
 /// The output tree: `.tera` is rendered and drops its suffix, the rest is copied byte for byte.
 static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/bundle-templates");
@@ -32,7 +32,7 @@ pub struct Bundle {
     /// By path relative to the bundle, the manifest among them.
     pub files: BTreeMap<String, File>,
     /// By name in `secrets/`.
-    pub secrets: BTreeMap<&'static str, Secret>,
+    pub secrets: BTreeMap<SecretName, Secret>,
     /// What `manifest.json` says about every other file.
     pub entries: BTreeMap<String, Entry>,
     /// Which deployment the bundle is for.
@@ -127,11 +127,11 @@ impl Bundle {
         );
         Ok(Self {
             files,
-            secrets: environment.secrets().into_iter().collect(),
+            secrets: environment.secrets(),
             entries: manifest.files,
             subject: Subject {
-                environment: plan.environment.clone(),
-                host: plan.host.clone(),
+                environment: plan.access.environment.as_str().to_owned(),
+                host: plan.access.host.clone(),
             },
         })
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use gen_backup_bundle::backup::HostName;
+use gen_backup_bundle::value::HostName;
 
 /// Makes a bundle that backs up a Torrust Tracker host
 ///

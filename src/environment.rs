@@ -1,26 +1,27 @@
 //! Reads an environment file: JSON, schema, domain types, rules across keys; all problems at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_path_to_error::Segment;
 
-use crate::backup::{
-    BackupConfig, Database, DatabaseName, HostName, HostPath, ImageReference, KeyPath, Line,
-    Refusal, Secret, UserName, no_control_characters,
-};
-use crate::error::{Error, MOST_BYTES, Problem};
+use crate::backup::BackupConfig;
+use crate::database::Database;
+use crate::error::{Error, MOST_BYTES};
 use crate::json;
-use crate::restic::{Repository, Restic, VariableName};
+use crate::monitoring::Notify;
+use crate::problem::Problem;
+use crate::restic::{Restic, VariableName};
 use crate::rules::contradictions;
-use crate::schedule::{CronSchedule, ScheduleError};
 use crate::schema::{self, nearest};
 use crate::shown;
 use crate::syntax::SyntaxProblem;
 use crate::topology::{EnabledServices, Service};
+use crate::value::{KeyPath, Line, Refusal, Secret, SecretName, UserName, no_control_characters};
 
 /// What we take from the deployer's file, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,6 +48,9 @@ pub struct Identity {
 #[allow(missing_docs)]
 pub struct SshCredentials {
     pub private_key_path: KeyPath,
+    /// Nobody needs it for backups; its form is checked.
+    #[serde(skip_serializing)]
+    pub public_key_path: Option<KeyPath>,
     #[serde(default = "default_username")]
     pub username: UserName,
     #[serde(default = "default_port")]
@@ -117,10 +121,7 @@ impl Document {
             .chain(&self.grafana)
             .any(Proxied::is_behind_caddy);
         let others = [
-            (
-                self.tracker.core.database.service() == Some(Service::Mysql),
-                Service::Mysql,
-            ),
+            (self.tracker.core.database.is_in_stack(), Service::Mysql),
             (self.prometheus.is_some(), Service::Prometheus),
             (self.grafana.is_some(), Service::Grafana),
             (self.https.is_some() && proxied, Service::Caddy),
@@ -135,7 +136,7 @@ impl Document {
 
 /// The database, with the root password of the stack's own server from where the deployer keeps it.
 fn with_root_password(mut database: Database, mysql: Option<MysqlSection>) -> Database {
-    let is_own = database.service() == Some(Service::Mysql);
+    let is_own = database.is_in_stack();
     if let Database::Mysql(server) = &mut database
         && is_own
         && server.root_password.is_none()
@@ -146,12 +147,13 @@ fn with_root_password(mut database: Database, mysql: Option<MysqlSection>) -> Da
 }
 
 impl Environment {
-    /// Name and value of each secret that a backup needs, sorted by name.
+    /// The secrets that a backup needs, apart from those that are files where Ansible runs.
     #[must_use]
-    pub fn secrets(&self) -> Vec<(&'static str, Secret)> {
-        let mut secrets = self.database.secrets();
-        secrets.extend(self.backup.restic.iter().flat_map(Restic::secrets));
-        secrets
+    pub fn secrets(&self) -> BTreeMap<SecretName, Secret> {
+        let notify = self.backup.notify.iter().flat_map(Notify::secrets);
+        let restic = self.backup.restic.iter().flat_map(Restic::secrets);
+        let others = notify.chain(restic);
+        self.database.secrets().into_iter().chain(others).collect()
     }
 
     /// Reads and checks a file.
@@ -209,9 +211,7 @@ impl Environment {
         let mut problems: Vec<Problem> = duplicates.into_iter().map(duplicate).collect();
         problems.extend(not_enabled(&document));
         problems.extend(control_characters(&document));
-        problems.extend(not_yet(&document));
         problems.extend(schema::problems(&document));
-        problems.extend(malformed_texts(&document));
         problems.extend(malformed_variables(&document));
         let mut seen = BTreeSet::new();
         problems.retain(|problem| seen.insert(problem.path.clone()));
@@ -220,35 +220,23 @@ impl Environment {
         for path in &seen {
             json::replace(&mut document, path, schema::example(path));
         }
-        match serde_json::from_value::<Document>(document) {
-            Ok(document) => {
-                problems.extend(contradictions(
-                    &document.backup,
-                    &document.tracker.core.database,
-                    &seen,
-                ));
-                if problems.is_empty() {
-                    return Ok(Self {
-                        services: document.services(),
-                        identity: document.environment,
-                        ssh: document.ssh_credentials,
-                        database: with_root_password(
-                            document.tracker.core.database,
-                            document.mysql,
-                        ),
-                        backup: document.backup,
-                    });
-                }
+        forget_servers(&mut document);
+        if let Some(document) = read_types(&mut document, &mut problems) {
+            let broken = problems
+                .iter()
+                .map(|problem| problem.path.clone())
+                .collect();
+            let database = &document.tracker.core.database;
+            problems.extend(contradictions(&document.backup, database, &broken));
+            if problems.is_empty() {
+                return Ok(Self {
+                    services: document.services(),
+                    identity: document.environment,
+                    ssh: document.ssh_credentials,
+                    database: with_root_password(document.tracker.core.database, document.mysql),
+                    backup: document.backup,
+                });
             }
-            // serde's message can hold a value of the file, so it is not shown.
-            Err(_) if problems.is_empty() => problems.push(Problem {
-                path: "(the whole file)".to_owned(),
-                found: "a value that this program cannot read".to_owned(),
-                allowed: "what schemas/environment.schema.json describes".to_owned(),
-                fix: "report this as a defect: the schema accepts what the program does not"
-                    .to_owned(),
-            }),
-            Err(_) => {}
         }
         problems.sort_by(|a, b| a.path.cmp(&b.path));
         Err(problems)
@@ -387,97 +375,59 @@ fn control_characters(document: &Value) -> Vec<Problem> {
     problems
 }
 
-/// Known options of later versions: refused, since ignoring one would promise what we do not do.
-const NOT_YET: [(&str, &str); 2] = [
-    (
-        "backup.notify",
-        "remove it; watch the run's exit status or `tracker-backup status` meanwhile",
-    ),
-    (
-        "backup.metrics",
-        "remove it; watch `tracker-backup status --json` meanwhile",
-    ),
-];
-
-fn not_yet(document: &Value) -> Vec<Problem> {
-    let asked = |(path, _): &&(&str, &str)| json::get(document, path).is_some();
-    let problem = |(path, fix): &(&str, &str)| Problem {
-        path: (*path).to_owned(),
-        found: "this key".to_owned(),
-        allowed: "not supported yet".to_owned(),
-        fix: (*fix).to_owned(),
-    };
-    NOT_YET.iter().filter(asked).map(problem).collect()
-}
-
-type Check = fn(&str) -> Result<(), Refusal>;
-
-/// The texts that have rules of their own, each with the type that knows them.
-const TEXTS: [(&str, Check); 23] = [
-    ("environment.name", check::<Line>),
-    ("environment.instance_name", check::<Line>),
-    ("environment.description", check::<Line>),
-    ("ssh_credentials.private_key_path", check::<KeyPath>),
-    ("ssh_credentials.public_key_path", check::<KeyPath>),
-    ("ssh_credentials.username", check::<UserName>),
-    ("tracker.core.database.database_name", check::<DatabaseName>),
-    ("backup.schedule", check_schedule),
-    ("backup.verify_schedule", check_schedule),
-    ("backup.destination", check::<HostPath>),
-    ("backup.deploy_dir", check::<HostPath>),
-    ("backup.host", check::<HostName>),
-    ("backup.image", check::<ImageReference>),
-    ("backup.database_tls.ca_file", check::<HostPath>),
-    ("backup.restic.repository", check::<Repository>),
-    ("backup.restic.password", check::<Secret>),
-    ("backup.restic.ssh_private_key_path", check::<KeyPath>),
-    ("backup.restic.ssh_known_hosts_path", check::<KeyPath>),
-    ("tracker.core.database.host", check::<HostName>),
-    ("tracker.core.database.username", check::<Line>),
-    ("tracker.core.database.password", check::<Secret>),
-    ("tracker.core.database.root_password", check::<Secret>),
-    ("mysql.root_password", check::<Secret>),
-];
-
-/// Those of them that are schedules.
-const SCHEDULES: [&str; 2] = ["backup.schedule", "backup.verify_schedule"];
-
-/// Those that nobody reads when the database is a file.
-const SERVER: [&str; 5] = [
-    "mysql.root_password",
-    "tracker.core.database.host",
-    "tracker.core.database.username",
-    "tracker.core.database.password",
-    "tracker.core.database.root_password",
-];
-
-fn check<T: std::str::FromStr<Err = Refusal>>(text: &str) -> Result<(), Refusal> {
-    text.parse::<T>().map(drop)
-}
-
-fn check_schedule(text: &str) -> Result<(), Refusal> {
-    let refusal = |error: ScheduleError| Refusal {
-        allowed: format!("five fields as cron reads them ({error})"),
-        fix: error.hint(),
-    };
-    text.parse::<CronSchedule>().map(drop).map_err(refusal)
-}
-
-fn malformed_texts(document: &Value) -> Vec<Problem> {
+/// Keys that nobody reads when the database is a file, and that are not checked then.
+fn forget_servers(document: &mut Value) {
     let driver = json::get(document, "tracker.core.database.driver");
-    let is_read = |path: &str| match driver.and_then(Value::as_str) {
-        Some("sqlite3") => !SERVER.contains(&path),
-        _ => true,
-    };
-    let problem = |(path, check): &(&str, Check)| {
-        let text = json::get(document, path)?.as_str()?;
-        Some(refused(path, text, check(text).err()?))
-    };
-    TEXTS
-        .iter()
-        .filter(|(path, _)| is_read(path))
-        .filter_map(problem)
-        .collect()
+    if driver.and_then(Value::as_str) != Some("sqlite3") {
+        return;
+    }
+    for path in [
+        "mysql",
+        "tracker.core.database.host",
+        "tracker.core.database.port",
+        "tracker.core.database.username",
+        "tracker.core.database.password",
+        "tracker.core.database.root_password",
+    ] {
+        json::replace(document, path, None);
+    }
+}
+
+/// Reads the types. A problem is added to the others, and an example replaces the value, so that
+/// the next problem is found. None: what is there cannot be read at all.
+fn read_types(document: &mut Value, problems: &mut Vec<Problem>) -> Option<Document> {
+    loop {
+        let error = match serde_path_to_error::deserialize(&*document) {
+            Ok(read) => return Some(read),
+            Err(error) => error,
+        };
+        let path = error
+            .path()
+            .iter()
+            .fold(String::new(), |path, part| match part {
+                Segment::Map { key } => shown::child(&path, key),
+                Segment::Seq { index } => shown::child(&path, &index.to_string()),
+                Segment::Enum { .. } | Segment::Unknown => path,
+            });
+        if problems.iter().any(|problem| problem.path == path) {
+            return None;
+        }
+        let text = json::get(document, &path).and_then(Value::as_str);
+        let problem = match (text, Refusal::read(&error.inner().to_string())) {
+            (Some(text), Some(refusal)) => refused(&path, text, refusal),
+            // serde's message can hold a value of the file, so it is not shown.
+            _ if problems.is_empty() => Problem {
+                path: "(the whole file)".to_owned(),
+                found: "a value that this program cannot read".to_owned(),
+                allowed: "what schemas/environment.schema.json describes".to_owned(),
+                fix: "report this as a defect: the schema accepts what the program does not"
+                    .to_owned(),
+            },
+            _ => return None,
+        };
+        json::replace(document, &path, schema::example(&path));
+        problems.push(problem);
+    }
 }
 
 /// Here the keys are the operator's own.
@@ -487,7 +437,7 @@ fn malformed_variables(document: &Value) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (name, value) in variables.into_iter().flatten() {
         let path = shown::child(PATH, name);
-        if let Err(Refusal { allowed, fix }) = check::<VariableName>(name) {
+        if let Err(Refusal { allowed, fix }) = name.parse::<VariableName>() {
             let found = format!("the variable {}", shown::key(PATH, name));
             problems.push(Problem {
                 path,
@@ -495,8 +445,10 @@ fn malformed_variables(document: &Value) -> Vec<Problem> {
                 allowed,
                 fix,
             });
-        } else if let Some(Err(refusal)) = value.as_str().map(check::<Secret>) {
-            problems.push(refused(&path, value.as_str().unwrap_or_default(), refusal));
+        } else if let Some(text) = value.as_str()
+            && let Err(refusal) = text.parse::<Secret>()
+        {
+            problems.push(refused(&path, text, refusal));
         }
     }
     problems
@@ -512,7 +464,7 @@ fn refused(path: &str, text: &str, refusal: Refusal) -> Problem {
             fix: "remove the control characters, such as a newline at the end".to_owned(),
             ..refusal
         }
-    } else if SCHEDULES.contains(&path) {
+    } else if path.ends_with("schedule") {
         Refusal {
             allowed: "five fields as cron reads them".to_owned(),
             fix: "write for example \"0 3 * * *\"".to_owned(),

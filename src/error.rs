@@ -5,8 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use serde::Serialize;
-
+use crate::difference::Difference;
+use crate::problem::Problem;
 use crate::syntax::SyntaxProblem;
 
 /// The largest environment file that is read.
@@ -76,13 +76,15 @@ pub enum Error {
         source: io::Error,
     },
 
-    #[error("{out} differs in {files} {noun}", out = out.display(), noun = noun(*files, "file"))]
+    #[error(
+        "{out} differs in {files} {noun}",
+        out = out.display(),
+        files = difference.files,
+        noun = noun(difference.files, "file")
+    )]
     Differs {
         out: PathBuf,
-        files: usize,
-        diff: String,
-        /// What explains the difference, each in one line.
-        notes: Vec<String>,
+        difference: Difference,
         command: String,
     },
 }
@@ -219,8 +221,12 @@ impl Error {
             Self::Output { .. } => {
                 "fix the cause and run again: that completes the bundle".to_owned()
             }
-            Self::Differs { notes, command, .. } => {
-                let notes = notes.iter().map(|note| format!("{note}\n"));
+            Self::Differs {
+                difference,
+                command,
+                ..
+            } => {
+                let notes = difference.notes.iter().map(|note| format!("{note}\n"));
                 notes.collect::<String>() + &format!("bring it up to date with: {command}")
             }
         }
@@ -237,34 +243,6 @@ impl Error {
             path,
             source,
         }
-    }
-}
-
-/// One mistake in the environment file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Problem {
-    /// Where, such as `backup.retention_days`.
-    pub path: String,
-    /// What stands there.
-    pub found: String,
-    /// What may stand there.
-    pub allowed: String,
-    /// How to fix it.
-    pub fix: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            path,
-            found,
-            allowed,
-            fix,
-        } = self;
-        write!(
-            f,
-            "  {path}\n    found:   {found}\n    allowed: {allowed}\n    fix:     {fix}"
-        )
     }
 }
 

@@ -9,13 +9,16 @@ use chrono::NaiveDateTime;
 use serde::{Serialize, Serializer};
 
 pub use self::advice::{Advice, Recommended};
-use crate::backup::{Compression, Database, DatabaseScope, MysqlServer, Quiesce, Strategy};
+use crate::backup::{Compression, DatabaseScope, Quiesce, Strategy};
+use crate::database::{Database, MysqlServer};
 use crate::environment::Environment;
+use crate::monitoring::{Notify, Occasion};
 use crate::plan::{BackupPlan, ImageSource};
 use crate::restic::Restic;
 use crate::rules::capture_seconds;
 use crate::schedule::CronSchedule;
 use crate::topology::{BackupPath, Network, PortBinding, Service, ServiceDependency};
+use crate::value::SecretName;
 
 /// From least to most, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -34,14 +37,10 @@ const fn seconds(least: f64, most: f64) -> Seconds {
 const COPY_PER_GB: Seconds = seconds(0.5, 2.0);
 /// The same as a reflink, whatever the size.
 const REFLINK: Seconds = seconds(0.0, 0.1);
-/// Copying in one read transaction beside a live writer, for each GB: how long writes wait.
+/// Copying under SQLite's shared lock beside a live writer, for each GB: how long writes wait.
 const ONLINE_PER_GB: Seconds = seconds(1.0, 2.0);
-/// The same without the statistics, for each GB of the whole database.
-const ONLINE_EXCERPT_PER_GB: Seconds = seconds(0.9, 1.2);
 /// The longest wait of a write in WAL mode, whatever the size.
 const ONLINE_WAL: Seconds = seconds(0.2, 0.5);
-/// The same without the statistics.
-const ONLINE_EXCERPT_WAL: Seconds = seconds(0.0, 0.1);
 /// Freezing the tracker and letting it go on.
 const PAUSE: Seconds = seconds(0.1, 0.4);
 /// Starting the tracker, once it is stopped.
@@ -64,8 +63,15 @@ pub struct Explanation {
     /// Repositories beside the destination.
     pub remote: Vec<String>,
     pub runs: Timetable,
+    /// For how long a missed run is made up for; 0: it is not.
+    pub catch_up_hours: u32,
+    /// How much later than its schedule a run begins at most.
+    pub jitter_seconds: u32,
     /// None: it is switched off.
     pub verification: Option<Timetable>,
+    pub notifications: Option<Notifications>,
+    /// The directory of the file for Prometheus.
+    pub metrics: Option<String>,
     pub tracker: Tracker,
     pub container: Container,
     pub not_backed_up: Vec<Gap>,
@@ -151,6 +157,32 @@ impl Serialize for Minute {
     }
 }
 
+/// How somebody is told how runs end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Notifications {
+    pub on: Occasion,
+    pub by: Vec<&'static str>,
+}
+
+impl From<&Notify> for Notifications {
+    fn from(notify: &Notify) -> Self {
+        let ways = [
+            ("ping", notify.ping_url.is_some()),
+            ("webhook", notify.webhook_url.is_some()),
+            ("ntfy", notify.ntfy_url.is_some()),
+            ("command", !notify.command.is_empty()),
+        ];
+        let by = ways
+            .into_iter()
+            .filter_map(|(way, given)| given.then_some(way));
+        Self {
+            on: notify.on,
+            by: by.collect(),
+        }
+    }
+}
+
 /// What a run means for the tracker.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(missing_docs)]
@@ -211,7 +243,7 @@ pub struct Container {
     pub networks: Vec<Network>,
     pub dependencies: Vec<ServiceDependency>,
     pub ports: Vec<PortBinding>,
-    pub secrets: Vec<&'static str>,
+    pub secrets: Vec<SecretName>,
     pub image: String,
     pub image_source: ImageSource,
 }
@@ -242,15 +274,14 @@ impl Explanation {
                 .collect(),
         };
         let mut explanation = Self {
-            environment: plan.environment.clone(),
-            strategy: plan.strategy,
+            environment: plan.access.environment.as_str().to_owned(),
+            strategy: plan.tracker.strategy,
             configuration: environment.services.backup_paths().map(archived).collect(),
             destination: Destination {
-                path: plan.destination.clone(),
-                deploy_dir: plan.deploy_dir.clone(),
-                in_deploy_dir: plan
-                    .destination
-                    .starts_with(&format!("{}/", plan.deploy_dir)),
+                path: plan.places.destination.as_str().to_owned(),
+                deploy_dir: plan.places.deploy_dir.as_str().to_owned(),
+                in_deploy_dir: (plan.places.destination.as_str())
+                    .starts_with(&format!("{}/", plan.places.deploy_dir.as_str())),
                 directories: vec![
                     match database.driver {
                         Driver::Sqlite3 => "sqlite",
@@ -259,21 +290,25 @@ impl Explanation {
                     "config",
                     "runs",
                 ],
-                compression: plan.compression,
-                retention_days: plan.retention_days,
+                compression: plan.settings.compression,
+                retention_days: plan.timing.retention_days.get(),
             },
             remote: backup.restic.iter().map(remote).collect(),
             runs: timetable(&backup.schedule),
+            catch_up_hours: plan.timing.catch_up_hours.get(),
+            jitter_seconds: plan.timing.jitter_seconds.get(),
+            notifications: backup.notify.as_ref().map(Notifications::from),
+            metrics: (plan.places.textfile_dirs.first()).map(|path| path.as_str().to_owned()),
             verification: backup.verify_schedule.as_ref().map(timetable),
             tracker: tracker(plan, database.driver),
             container: Container {
-                stays_up: plan.strategy == Strategy::Sidecar,
-                networks: plan.networks.clone(),
-                dependencies: plan.dependencies.clone(),
-                ports: plan.ports.clone(),
-                secrets: plan.secrets.clone(),
-                image: plan.image.clone(),
-                image_source: plan.image_source,
+                stays_up: plan.tracker.strategy == Strategy::Sidecar,
+                networks: plan.stack.networks.items.clone(),
+                dependencies: plan.stack.dependencies.items.clone(),
+                ports: plan.stack.ports.clone(),
+                secrets: plan.secrets.secrets.items.clone(),
+                image: plan.image.image.clone(),
+                image_source: plan.image.image_source,
             },
             not_backed_up: gaps(environment, plan),
             recommended: Recommended::by(database.driver),
@@ -322,20 +357,21 @@ fn archived(path: BackupPath) -> Archived {
 }
 
 fn tracker(plan: &BackupPlan, driver: Driver) -> Tracker {
-    let state = match (plan.strategy, plan.quiesce) {
+    let state = match (plan.tracker.strategy, plan.tracker.quiesce) {
         (Strategy::Sidecar, _) | (_, Quiesce::None) => State::Untouched,
         (Strategy::MaintenanceWindow, Quiesce::Stop) => State::Stopped,
         (Strategy::MaintenanceWindow, Quiesce::Pause) => State::Paused,
     };
     let around = match state {
         State::Stopped => {
-            let stop = f64::from(plan.stop_timeout_seconds);
+            let stop = f64::from(plan.tracker.stop_timeout_seconds.get());
             seconds(stop + START.least, stop + START.most)
         }
         State::Paused => PAUSE,
         State::Untouched => NOTHING,
     };
-    let limit_seconds = (state != State::Untouched).then_some(plan.window_timeout_seconds);
+    let limit_seconds =
+        (state != State::Untouched).then_some(plan.tracker.window_timeout_seconds.get());
     let fits = |limit: &u32| {
         let most = |gb: &u32| around.most + COPY_PER_GB.most * f64::from(*gb);
         (1..=u32::MAX)
@@ -345,7 +381,7 @@ fn tracker(plan: &BackupPlan, driver: Driver) -> Tracker {
     Tracker {
         during_capture: state,
         keeps_swarm: state != State::Stopped,
-        interruptions: interruptions(state, driver, plan.scope, around),
+        interruptions: interruptions(state, driver, around),
         limit_seconds,
         limit_gb: match driver {
             Driver::Sqlite3 => limit_seconds.as_ref().map(fits),
@@ -354,35 +390,27 @@ fn tracker(plan: &BackupPlan, driver: Driver) -> Tracker {
     }
 }
 
-fn interruptions(
-    state: State,
-    driver: Driver,
-    scope: DatabaseScope,
-    around: Seconds,
-) -> Vec<Interruption> {
+/// The scope makes no difference: rows are left out of the copy, after the capture.
+fn interruptions(state: State, driver: Driver, around: Seconds) -> Vec<Interruption> {
     let interruption = |case, seconds, seconds_per_gb| Interruption {
         case,
         seconds,
         seconds_per_gb,
     };
     let reflink = seconds(around.least + REFLINK.least, around.most + REFLINK.most);
-    let (online, wal) = match scope {
-        DatabaseScope::Full => (ONLINE_PER_GB, ONLINE_WAL),
-        DatabaseScope::ExcludeStatistics => (ONLINE_EXCERPT_PER_GB, ONLINE_EXCERPT_WAL),
-    };
     match (driver, state) {
         (Driver::Mysql, State::Untouched) => Vec::new(),
         (Driver::Mysql, State::Stopped | State::Paused) => {
             vec![interruption(Case::Dump, around, None)]
         }
-        // Statistics are left out of the copy, after the window.
         (Driver::Sqlite3, State::Stopped | State::Paused) => vec![
             interruption(Case::NoReflinks, around, Some(COPY_PER_GB)),
             interruption(Case::Reflinks, reflink, Some(NOTHING)),
         ],
         (Driver::Sqlite3, State::Untouched) => vec![
-            interruption(Case::RollbackJournal, NOTHING, Some(online)),
-            interruption(Case::Wal, wal, Some(NOTHING)),
+            interruption(Case::RollbackJournal, NOTHING, Some(ONLINE_PER_GB)),
+            interruption(Case::Reflinks, reflink, Some(NOTHING)),
+            interruption(Case::Wal, ONLINE_WAL, Some(NOTHING)),
         ],
     }
 }
@@ -406,7 +434,7 @@ fn gaps(environment: &Environment, plan: &BackupPlan) -> Vec<Gap> {
         "the swarm, which the tracker keeps in its memory",
         "peers announce again by themselves",
     )];
-    match plan.scope {
+    match plan.settings.scope {
         DatabaseScope::Full => {}
         DatabaseScope::ExcludeStatistics => gaps.push(gap(
             "torrents that were never completed",
@@ -461,7 +489,7 @@ fn gaps(environment: &Environment, plan: &BackupPlan) -> Vec<Gap> {
             "they are pulled again; each run manifest has their ids",
         ),
         gap(
-            &format!("every other file in {}", plan.deploy_dir),
+            &format!("every other file in {}", plan.places.deploy_dir.as_str()),
             "copy what you put there yourself",
         ),
         gap(

@@ -8,13 +8,17 @@
 
 pub mod backup;
 pub mod bundle;
+pub mod database;
+pub mod difference;
 pub mod environment;
 pub mod error;
 pub mod explain;
 pub mod init;
 mod json;
+pub mod monitoring;
 pub mod output;
 pub mod plan;
+pub mod problem;
 pub mod restic;
 mod rules;
 pub mod schedule;
@@ -22,19 +26,20 @@ mod schema;
 mod shown;
 mod syntax;
 pub mod topology;
+pub mod value;
 
 pub use schema::TEXT as SCHEMA;
 
 use std::path::Path;
 
-use backup::HostName;
 use bundle::Bundle;
 use chrono::NaiveDateTime;
 use environment::Environment;
 use error::Error;
 use explain::Explanation;
-use output::{Difference, Permitted, Written};
+use output::{Permitted, Written};
 use plan::BackupPlan;
+use value::HostName;
 
 /// Writes the bundle of the environment file at `environment` to the directory `out`.
 ///
@@ -68,8 +73,8 @@ fn how_to_apply(bundle: &Bundle, out: &Path) -> String {
 ///
 /// A difference is an error that carries the diff.
 pub fn check(environment: &Path, out: &Path, host: Option<&HostName>) -> Result<(), Error> {
-    let Difference { diff, files, notes } = output::compare(&render(environment, host)?, out)?;
-    if files == 0 {
+    let difference = output::compare(&render(environment, host)?, out)?;
+    if difference.files == 0 {
         return Ok(());
     }
     let file = match environment.to_str() {
@@ -80,9 +85,7 @@ pub fn check(environment: &Path, out: &Path, host: Option<&HostName>) -> Result<
     let command = format!("gen-backup-bundle {host}{file} {}", bundle::shell_path(out));
     Err(Error::Differs {
         out: out.to_owned(),
-        files,
-        diff,
-        notes,
+        difference,
         command,
     })
 }

@@ -10,9 +10,10 @@ use std::process::ExitCode;
 
 use chrono::Local;
 use clap::{CommandFactory as _, Parser as _};
-use gen_backup_bundle::backup::HostName;
+use gen_backup_bundle::difference::{Change, Difference};
 use gen_backup_bundle::error::Error;
 use gen_backup_bundle::output::Permitted;
+use gen_backup_bundle::value::HostName;
 use gen_backup_bundle::{SCHEMA, bundle, check, explain, generate, init, validate};
 use serde_json::{Value, json};
 
@@ -164,15 +165,19 @@ fn checking(
         Err(error) => error,
     };
     let mut printed = failed(&error, as_text_or_json, output.color);
-    if let Error::Differs { diff, files, .. } = &error {
+    if let Error::Differs { difference, .. } = &error {
+        let Difference { diff, changes, .. } = difference;
         printed.stdout = match format {
             VerdictFormat::Json => bundle::json(&json!({
-                "out": shown.to_string(), "up_to_date": false, "differing_files": files,
-                "diff": diff, "hint": error.hint(),
+                "out": shown.to_string(), "up_to_date": false,
+                "differing_files": difference.files, "changes": changes, "diff": diff,
+                "hint": error.hint(),
             })),
             _ if output.quiet => String::new(),
-            _ if is_coloured(output.color, &io::stdout()) => coloured(diff),
-            _ => diff.clone(),
+            _ if is_coloured(output.color, &io::stdout()) => {
+                format!("{BOLD}{}{PLAIN}\n{}", summary(changes), coloured(diff))
+            }
+            _ => format!("{}\n{diff}", summary(changes)),
         };
     }
     if format == VerdictFormat::Github {
@@ -181,6 +186,15 @@ fn checking(
         printed.stderr.clear();
     }
     printed
+}
+
+/// What applying the bundle would change, before the diff that shows how.
+fn summary(changes: &[Change]) -> String {
+    if changes.is_empty() {
+        return "Nothing changes on the host: only files of the bundle itself differ\n".to_owned();
+    }
+    let lines = changes.iter().map(|change| format!("  {change}\n"));
+    format!("What changes on the host:\n{}", lines.collect::<String>())
 }
 
 fn succeeded(text: String, object: &Value, format: Format, output: &Output) -> Printed {
@@ -299,7 +313,11 @@ fn annotations(file: &str, error: &Error) -> String {
             let _ = writeln!(text, "::error file={file},title={title}::{what}");
         }
     } else {
-        let what = data(&format!("{error}\n{}", error.hint()));
+        let changes = match error {
+            Error::Differs { difference, .. } => summary(&difference.changes),
+            _ => String::new(),
+        };
+        let what = data(&format!("{error}\n{changes}{}", error.hint()));
         let _ = writeln!(text, "::error file={file}{place}::{what}");
     }
     text

@@ -21,9 +21,10 @@ use rustix::io::Errno;
 use similar::TextDiff;
 
 use self::record::{Record, SecretsRecord};
-use crate::backup::SECRET_NAMES;
 use crate::bundle::{Bundle, Entry, FORMAT, MANIFEST, Manifest, SECRETS, Subject, json, sha256};
+use crate::difference::{self, Difference, Facts};
 use crate::error::{Error, Why};
+use crate::value::SecretName;
 
 /// What a run may do beyond replacing what this program wrote itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,17 +43,6 @@ pub struct Written {
     pub changed: usize,
     pub removed: usize,
     /// What the user should know about single files, each in one line.
-    pub notes: Vec<String>,
-}
-
-/// How a directory differs from a bundle, secrets apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
-    /// The unified diff.
-    pub diff: String,
-    /// How many files differ.
-    pub files: usize,
-    /// What explains the difference, each in one line.
     pub notes: Vec<String>,
 }
 
@@ -97,6 +87,9 @@ pub fn compare(bundle: &Bundle, out: &Path) -> Result<Difference, Error> {
     let target = Target::open(out)?;
     let items = target.judge(bundle, Permitted::default())?;
     let different: Vec<_> = items.iter().filter(|item| item.differs()).collect();
+    if different.is_empty() {
+        return Ok(Difference::default());
+    }
     let mut diff = String::new();
     for item in &different {
         item.describe(&mut diff);
@@ -104,18 +97,24 @@ pub fn compare(bundle: &Bundle, out: &Path) -> Result<Difference, Error> {
     let mut notes = Vec::new();
     if different.iter().any(|item| item.has_other_line_endings()) {
         notes.push(
-            "Git has converted the line endings to CRLF. Write the line `* -text` into a file \
-             .gitattributes above or beside the bundle, so that Git keeps the files as they are"
+            "Git has converted the line endings to CRLF. Generate again: the bundle has a \
+             .gitattributes that keeps Git from it. Commit that file with the others"
                 .to_owned(),
         );
     }
     for why in target.other_subject(bundle, Permitted::default()) {
         notes.push(format!("{} {why}", Subject::FILE));
     }
+    let is_real = |item: &&&Item<'_>| !item.has_other_line_endings();
+    let paths = different.iter().filter(is_real);
+    let paths: Vec<_> = paths.map(|item| item.path.as_str()).collect();
+    let old = Facts::read(|path| target.text(path));
+    let new = Facts::read(|path| Some(text(&bundle.files.get(path)?.content)));
     Ok(Difference {
         diff,
         files: different.len(),
         notes,
+        changes: difference::changes(&old, &new, &paths),
     })
 }
 
@@ -126,7 +125,8 @@ const SECRETS_RECORD: &str = "secrets/.written";
 /// Temporary files have such names. A killed run leaves them, and the next run removes them.
 const PARTIAL: [&str; 2] = [".gen-backup-bundle-", ".partial"];
 
-const GITIGNORE: &str = ".gitignore";
+/// Files of a repository that may be there before its first bundle. We keep the old content.
+const OF_GIT: [&str; 2] = [".gitattributes", ".gitignore"];
 
 const SECRET_MODE: u32 = 0o600;
 const SECRETS_MODE: u32 = 0o700;
@@ -279,6 +279,14 @@ impl<'a> Target<'a> {
         Ok(Found::Nothing)
     }
 
+    /// The text of a file that can be read.
+    fn text(&self, path: &str) -> Option<String> {
+        match self.look(path) {
+            Ok(Found::File { content, .. }) => Some(text(&content)),
+            _ => None,
+        }
+    }
+
     /// The paths that an earlier bundle or a run that was cut short has written, secrets apart.
     fn known_paths(&self) -> impl Iterator<Item = &String> {
         let recorded = self.record.iter().flat_map(|record| record.files.keys());
@@ -297,14 +305,14 @@ impl<'a> Target<'a> {
     /// Every path that is of the bundle or of an earlier one: secrets first, the manifest last.
     fn judge<'b>(&self, bundle: &'b Bundle, permitted: Permitted) -> Result<Vec<Item<'b>>, Error> {
         let mut items = Vec::new();
-        for name in SECRET_NAMES {
+        for name in SecretName::WRITTEN {
             let path = format!("{SECRETS}/{name}");
             let found = self.look(&path)?;
-            let new = bundle.secrets.get(name).map(|secret| New {
+            let new = bundle.secrets.get(&name).map(|secret| New {
                 content: secret.reveal().as_bytes(),
                 mode: SECRET_MODE,
             });
-            let verdict = self.judge_secret(name, &found, new, permitted);
+            let verdict = self.judge_secret(name.as_str(), &found, new, permitted);
             items.push(Item {
                 path,
                 found,
@@ -353,6 +361,7 @@ impl<'a> Target<'a> {
         }
         // A power cut leaves an empty file. Git can convert line endings. Neither is an edit.
         let unix = without_carriage_returns(content);
+        let is_of_old = (self.old.as_ref()).is_some_and(|old| old.contains_key(path));
         if force
             || content.is_empty()
             || self.is_ours(path, content)
@@ -360,7 +369,7 @@ impl<'a> Target<'a> {
             || new.is_some_and(|new| new.content == unix)
         {
             go_on()
-        } else if self.old.is_none() && path == GITIGNORE {
+        } else if OF_GIT.contains(&path) && !is_of_old {
             Verdict::Replace
         } else if self.known_paths().any(|known| known == path) {
             Verdict::Lost(Why::Edited)
@@ -497,7 +506,7 @@ impl<'a> Target<'a> {
     /// Carries the verdicts out. The order makes a run that is killed anywhere complete later:
     /// records first, the manifest after all other files, the record removed last.
     fn apply(&self, bundle: &Bundle, items: &[Item<'_>]) -> Result<Written, Error> {
-        let secret_paths = SECRET_NAMES.map(|name| format!("{SECRETS}/{name}"));
+        let secret_paths = SecretName::WRITTEN.map(|name| format!("{SECRETS}/{name}"));
         let is_wanted = |item: &&Item<'_>| item.new.is_some();
         let wanted = items.iter().filter(is_wanted);
         let wanted = directories(wanted.map(|item| item.path.as_str()));
@@ -525,7 +534,8 @@ impl<'a> Target<'a> {
             self.make_directory(directory, mode)?;
         }
         let secrets = bundle.secrets.iter();
-        let secrets = secrets.map(|(name, secret)| (*name, sha256(secret.reveal().as_bytes())));
+        let secrets =
+            secrets.map(|(name, secret)| (name.as_str(), sha256(secret.reveal().as_bytes())));
         let secrets: BTreeMap<_, _> = secrets.collect();
         let started = self.secrets.starting(&secrets);
         if changes(true) {
@@ -766,6 +776,10 @@ impl Item<'_> {
     }
 }
 
+fn text(content: &[u8]) -> String {
+    String::from_utf8_lossy(content).into_owned()
+}
+
 fn is_executable(mode: u32) -> bool {
     mode & 0o100 != 0
 }
@@ -796,15 +810,20 @@ fn is_bookkeeping(path: &str) -> bool {
         path.strip_prefix(of)
             .is_some_and(|rest| rest == ".old" || rest.starts_with(".old."))
     };
-    let is_old_secret = path
-        .strip_prefix("secrets/")
-        .is_some_and(|name| SECRET_NAMES.iter().any(|secret| is_copy(name, secret)));
-    path == RECORD || path == SECRETS_RECORD || is_copy(path, GITIGNORE) || is_old_secret
+    let is_old_secret = path.strip_prefix("secrets/").is_some_and(|name| {
+        SecretName::WRITTEN
+            .iter()
+            .any(|secret| is_copy(name, secret.as_str()))
+    });
+    path == RECORD
+        || path == SECRETS_RECORD
+        || OF_GIT.iter().any(|name| is_copy(path, name))
+        || is_old_secret
 }
 
-/// What a new repository holds before anything else is in it.
+/// What a new repository holds that no bundle has.
 fn is_of_a_new_repository(name: &str) -> bool {
-    [".git", ".gitattributes"].contains(&name) || name.starts_with("LICENSE")
+    name == ".git" || name.starts_with("LICENSE")
 }
 
 /// A manifest or a record may come from anywhere: its paths must stay in the bundle, and out of the

@@ -1,93 +1,166 @@
-//! Every decision about a bundle, in the one struct that the templates see.
+//! Every decision about a bundle, in parts. Templates see the fields of all parts side by side.
+
+mod settings;
 
 use serde::Serialize;
 
-use crate::backup::{
-    Compression, Database, DatabaseScope, HostName, HostPath, MysqlServer, Quiesce, Strategy,
-};
+pub use self::settings::{Setting, Settings};
+use crate::backup::{BackupConfig, Quiesce, RetentionDays, Strategy};
+use crate::backup::{CatchUp, Jitter, StopTimeout, WindowTimeout};
+use crate::database::Database;
 use crate::environment::Environment;
-use crate::restic::{self, Repository, Restic};
+use crate::restic::{Repository, Restic};
+use crate::schedule::CronSchedule;
 use crate::topology::{BackupPath, Network, PortBinding, Service, ServiceDependency};
+use crate::value::{HostName, HostPath, KeyPath, Line, SecretName, UserName};
 
 /// What the templates print. Absence is an empty list, an empty text or a bool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-// The names are those of the files that they go to; a template can test nothing but a bool.
-#[allow(missing_docs, clippy::struct_excessive_bools)]
+#[allow(missing_docs)]
 pub struct BackupPlan {
-    pub environment: String,
-    /// Instance name and description, as far as they were given.
-    pub remarks: Vec<String>,
-    /// From `--host`; empty without.
+    #[serde(flatten)]
+    pub access: Access,
+    #[serde(flatten)]
+    pub places: Places,
+    #[serde(flatten)]
+    pub timing: Timing,
+    #[serde(flatten)]
+    pub tracker: Tracker,
+    #[serde(flatten)]
+    pub stack: Stack,
+    #[serde(flatten)]
+    pub image: Image,
+    #[serde(flatten)]
+    pub secrets: Secrets,
+    #[serde(flatten)]
+    pub settings: Settings,
+}
+
+/// A list, and whether it has items: a template can test nothing but a bool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct List<T> {
+    pub any: bool,
+    pub items: Vec<T>,
+}
+
+impl<T> From<Vec<T>> for List<T> {
+    fn from(items: Vec<T>) -> Self {
+        Self {
+            any: !items.is_empty(),
+            items,
+        }
+    }
+}
+
+/// Which deployment it is, and how Ansible reaches its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Access {
+    pub environment: Line,
+    /// Instance name and description, where they were given.
+    pub remarks: Vec<Line>,
+    /// Empty without one.
     pub host: String,
     pub has_host: bool,
-    pub ssh_user: String,
+    pub ssh_user: UserName,
     pub ssh_port: u16,
-    pub ssh_private_key: String,
-    pub deploy_dir: String,
-    pub destination: String,
-    pub strategy: Strategy,
-    /// Of both strategies exactly one is true.
-    pub has_window: bool,
-    pub has_sidecar: bool,
-    pub quiesce: Quiesce,
-    pub stops_tracker: bool,
-    pub pauses_tracker: bool,
-    /// Neither of both.
-    pub runs_on: bool,
-    pub stop_timeout_seconds: u32,
-    pub window_timeout_seconds: u32,
-    pub schedule: String,
+    pub ssh_private_key: KeyPath,
+}
+
+/// Directories and files of the host. Each list has none or one, unless it says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Places {
+    pub deploy_dir: HostPath,
+    pub destination: HostPath,
+    /// The directory that is the restic repository.
+    pub repositories: Vec<HostPath>,
+    /// Where metrics are written.
+    pub textfile_dirs: Vec<HostPath>,
+    pub ca_files: Vec<HostPath>,
+    /// The lines of `backup-paths.txt`, in their order.
+    pub paths: Vec<String>,
+    /// What no role may see of the deployment, as the reader would.
+    pub masked: Vec<String>,
+}
+
+/// When something runs, and how long a backup is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Timing {
+    pub schedule: CronSchedule,
     pub longest_interval_seconds: u64,
     /// The schedule as lists of numbers, for the host to find the next run.
     pub calendar: String,
+    pub catch_up_hours: CatchUp,
+    pub jitter_seconds: Jitter,
     /// None or one.
-    pub verify_schedules: Vec<String>,
-    pub retention_days: u32,
-    pub compression: Compression,
-    pub scope: DatabaseScope,
-    pub excludes_statistics: bool,
-    pub allow_writer_stall: bool,
-    pub database_name: String,
-    /// A server's database is dumped, a file is copied.
-    pub dumps: bool,
-    /// The database's lines of `backup.conf`, in their order.
-    pub database: Vec<Setting>,
-    /// The remote repository's lines of `backup.conf`, in their order; none without one.
-    pub restic: Vec<Setting>,
-    pub has_restic: bool,
-    /// The directory of the host that is the repository: none or one.
-    pub repositories: Vec<String>,
-    /// The lines of `backup-paths.txt`, in their order.
-    pub paths: Vec<String>,
+    pub verify_schedules: Vec<CronSchedule>,
+    /// The longest time between two verifications, in seconds: none or one.
+    pub verify_intervals: Vec<u64>,
+    pub retention_days: RetentionDays,
+}
+
+/// Who starts a run, and what happens to the tracker during its capture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Tracker {
+    pub strategy: Strategy,
+    pub has_window: bool,
+    pub has_sidecar: bool,
+    pub quiesce: Quiesce,
+    #[serde(flatten)]
+    pub meanwhile: Meanwhile,
+    pub stop_timeout_seconds: StopTimeout,
+    pub window_timeout_seconds: WindowTimeout,
+}
+
+/// [`Quiesce`] for templates: exactly one is true.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Meanwhile {
+    pub stops_tracker: bool,
+    pub pauses_tracker: bool,
+    pub runs_on: bool,
+}
+
+/// Our services, and what they need of the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Stack {
+    pub services: Vec<Service>,
     /// The containers of a run in the window; none with the sidecar.
     pub roles: Vec<Role>,
-    /// What no role may see of the deployment, as the reader would.
-    pub masked: Vec<String>,
-    pub services: Vec<Service>,
-    pub networks: Vec<Network>,
+    pub networks: List<Network>,
     /// Those that our compose fragment declares.
-    pub own_networks: Vec<Network>,
-    pub has_networks: bool,
-    pub has_own_networks: bool,
-    pub dependencies: Vec<ServiceDependency>,
-    pub has_dependencies: bool,
+    pub own_networks: List<Network>,
+    pub dependencies: List<ServiceDependency>,
     pub ports: Vec<PortBinding>,
-    /// Names in `secrets/`; the values never come near a template.
-    pub secrets: Vec<&'static str>,
-    pub has_secrets: bool,
-    /// Those that the sidecar gets: not restic's, which has a container of its own.
-    pub service_secrets: Vec<&'static str>,
-    pub has_service_secrets: bool,
-    /// Those that are files where Ansible runs.
-    pub secret_files: Vec<SecretFile>,
-    pub has_secret_files: bool,
-    /// On the host: none or one.
-    pub ca_files: Vec<String>,
+}
+
+/// What our containers are made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Image {
     pub image: String,
     pub image_source: ImageSource,
     pub builds_image: bool,
     /// Debian's packages that the image is made of.
     pub packages: Vec<&'static str>,
+    /// Of this program.
+    pub version: &'static str,
+}
+
+/// Names in `secrets/`; the values never come near a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Secrets {
+    /// All of them.
+    pub secrets: List<SecretName>,
+    /// Those that the sidecar gets.
+    pub service_secrets: List<SecretName>,
+    /// Those that are files where Ansible runs.
+    pub secret_files: List<SecretFile>,
 }
 
 /// A service of our compose fragment: a container of a run that does one part of its work.
@@ -102,6 +175,148 @@ pub struct Role {
     /// Speaks with the database server.
     pub is_client: bool,
 }
+
+/// A secret that is read from a file where Ansible runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct SecretFile {
+    pub name: SecretName,
+    pub path: KeyPath,
+}
+
+/// Where the host takes the image of the backup container from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum ImageSource {
+    Build,
+    Pull,
+}
+
+impl BackupPlan {
+    /// `built_image` gives the tag of an image of these packages, where none is to be pulled.
+    #[must_use]
+    pub fn new(
+        environment: &Environment,
+        host: Option<&HostName>,
+        built_image: impl Fn(&[&str]) -> String,
+    ) -> Self {
+        Self {
+            access: Access::new(environment, host),
+            places: Places::new(environment),
+            timing: Timing::new(&environment.backup, &environment.database),
+            tracker: Tracker::new(&environment.backup, &environment.database),
+            stack: Stack::new(environment),
+            image: Image::new(&environment.backup, built_image),
+            secrets: Secrets::new(environment),
+            settings: Settings::new(environment),
+        }
+    }
+}
+
+impl Access {
+    fn new(environment: &Environment, host: Option<&HostName>) -> Self {
+        let Environment { identity, ssh, .. } = environment;
+        let remarks = [&identity.instance_name, &identity.description];
+        Self {
+            environment: identity.name.clone(),
+            remarks: remarks.into_iter().flatten().cloned().collect(),
+            host: host.map_or_else(String::new, |host| host.as_str().to_owned()),
+            has_host: host.is_some(),
+            ssh_user: ssh.username.clone(),
+            ssh_port: ssh.port,
+            ssh_private_key: ssh.private_key_path.clone(),
+        }
+    }
+}
+
+impl Places {
+    fn new(environment: &Environment) -> Self {
+        let backup = &environment.backup;
+        let (deploy_dir, destination) = (backup.deploy_dir.clone(), backup.destination());
+        let repository = backup.restic.as_ref().map(|restic| &restic.repository);
+        let metrics = backup.metrics.as_ref();
+        let tls = backup.database_tls.as_ref();
+        // The destination is masked only if it lies in the deploy directory.
+        let below = destination.as_str().strip_prefix(deploy_dir.as_str());
+        let masked = ["/backup/secrets", "/storage/backup-staging"]
+            .into_iter()
+            .chain(below.filter(|rest| rest.starts_with('/')));
+        Self {
+            masked: masked.map(|path| format!("/data{path}")).collect(),
+            repositories: one(repository.and_then(Repository::directory)),
+            textfile_dirs: one(metrics.map(|metrics| &metrics.textfile_dir)),
+            ca_files: one(tls.and_then(|tls| tls.ca_file.as_ref())),
+            paths: environment
+                .services
+                .backup_paths()
+                .map(BackupPath::line)
+                .collect(),
+            deploy_dir,
+            destination,
+        }
+    }
+}
+
+fn one<T: Clone>(value: Option<&T>) -> Vec<T> {
+    value.into_iter().cloned().collect()
+}
+
+impl Timing {
+    fn new(backup: &BackupConfig, database: &Database) -> Self {
+        Self {
+            longest_interval_seconds: backup.schedule.longest_interval(),
+            calendar: backup.schedule.calendar(),
+            schedule: backup.schedule.clone(),
+            catch_up_hours: backup.catch_up_hours(database),
+            jitter_seconds: backup.jitter_seconds,
+            verify_schedules: one(backup.verify_schedule.as_ref()),
+            verify_intervals: one(backup.verify_schedule.as_ref().map(|it| it.longest_interval()).as_ref()),
+            retention_days: backup.retention_days,
+        }
+    }
+}
+
+impl Tracker {
+    fn new(backup: &BackupConfig, database: &Database) -> Self {
+        let quiesce = backup.quiesce(database);
+        Self {
+            strategy: backup.strategy,
+            has_window: backup.strategy == Strategy::MaintenanceWindow,
+            has_sidecar: backup.strategy == Strategy::Sidecar,
+            quiesce,
+            meanwhile: Meanwhile {
+                stops_tracker: quiesce == Quiesce::Stop,
+                pauses_tracker: quiesce == Quiesce::Pause,
+                runs_on: quiesce == Quiesce::None,
+            },
+            stop_timeout_seconds: backup.stop_timeout_seconds,
+            window_timeout_seconds: backup.window_timeout_seconds,
+        }
+    }
+}
+
+impl Stack {
+    fn new(environment: &Environment) -> Self {
+        let Environment {
+            database, services, ..
+        } = environment;
+        let networks = services.derive_networks(database);
+        let own_networks: Vec<_> = networks.iter().copied().filter(|it| it.is_ours()).collect();
+        Self {
+            services: services.iter().collect(),
+            roles: Role::of(environment.backup.strategy, database),
+            networks: networks.into(),
+            own_networks: own_networks.into(),
+            dependencies: services.derive_dependencies().into(),
+            ports: services.derive_ports(),
+        }
+    }
+}
+
+const READER: &str = "backup";
+const EXAMINER: &str = "backup-examiner";
+const CLIENT: &str = "backup-client";
 
 impl Role {
     /// A file is copied and examined. A server's database is dumped first.
@@ -123,162 +338,24 @@ impl Role {
     }
 }
 
-const READER: &str = "backup";
-const EXAMINER: &str = "backup-examiner";
-const CLIENT: &str = "backup-client";
-
-/// One line of `backup.conf`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[allow(missing_docs)]
-pub struct Setting {
-    pub key: &'static str,
-    pub value: String,
-}
-
-/// A secret that is read from a file where Ansible runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[allow(missing_docs)]
-pub struct SecretFile {
-    pub name: &'static str,
-    pub path: String,
-}
-
-/// Where the host takes the image of the backup container from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum ImageSource {
-    Build,
-    Pull,
-}
-
-impl BackupPlan {
-    /// `built_image` gives the tag of an image of these packages, where none is to be pulled.
-    #[must_use]
-    pub fn new(
-        environment: &Environment,
-        host: Option<&HostName>,
-        built_image: impl Fn(&[&str]) -> String,
-    ) -> Self {
-        let Environment {
-            identity,
-            ssh,
-            database,
-            services,
-            backup,
-        } = environment;
-        let remarks = [&identity.instance_name, &identity.description];
-        let quiesce = backup.quiesce(database);
-        let repository = backup.restic.as_ref().map(|restic| &restic.repository);
-        let networks = services.derive_networks(database);
-        let mut own_networks = networks.clone();
-        own_networks.retain(|network| network.is_ours());
-        let dependencies = services.derive_dependencies();
-        let secret_files = secret_files(backup.restic.as_ref());
-        let secrets = secret_names(environment, &secret_files);
-        let service_secrets: Vec<_> = secrets
-            .iter()
-            .copied()
-            .filter(|name| !name.starts_with(restic::SECRETS_PREFIX))
-            .collect();
-        let packages = packages(backup.strategy, repository);
-        let ca_file = backup
-            .database_tls
-            .as_ref()
-            .and_then(|tls| tls.ca_file.as_ref());
-        let image_source = if backup.image.is_some() {
-            ImageSource::Pull
-        } else {
-            ImageSource::Build
-        };
+impl Image {
+    fn new(backup: &BackupConfig, built_image: impl Fn(&[&str]) -> String) -> Self {
+        let packages = packages(backup);
+        let pulled = backup.image.as_ref();
         Self {
-            environment: identity.name.as_str().to_owned(),
-            remarks: remarks
-                .into_iter()
-                .flatten()
-                .map(|line| line.as_str().to_owned())
-                .collect(),
-            host: host.map_or_else(String::new, |host| host.as_str().to_owned()),
-            has_host: host.is_some(),
-            ssh_user: ssh.username.as_str().to_owned(),
-            ssh_port: ssh.port,
-            ssh_private_key: ssh.private_key_path.as_str().to_owned(),
-            deploy_dir: backup.deploy_dir.as_str().to_owned(),
-            destination: backup.destination().as_str().to_owned(),
-            strategy: backup.strategy,
-            has_window: backup.strategy == Strategy::MaintenanceWindow,
-            has_sidecar: backup.strategy == Strategy::Sidecar,
-            quiesce,
-            stops_tracker: quiesce == Quiesce::Stop,
-            pauses_tracker: quiesce == Quiesce::Pause,
-            runs_on: quiesce == Quiesce::None,
-            stop_timeout_seconds: backup.stop_timeout_seconds.get(),
-            window_timeout_seconds: backup.window_timeout_seconds.get(),
-            schedule: backup.schedule.as_str().to_owned(),
-            longest_interval_seconds: backup.schedule.longest_interval(),
-            calendar: backup.schedule.calendar(),
-            verify_schedules: backup
-                .verify_schedule
-                .iter()
-                .map(|schedule| schedule.as_str().to_owned())
-                .collect(),
-            retention_days: backup.retention_days.get(),
-            compression: backup.compression,
-            scope: backup.database_scope,
-            excludes_statistics: backup.database_scope == DatabaseScope::ExcludeStatistics,
-            allow_writer_stall: backup.allow_writer_stall,
-            database_name: database.name().as_str().to_owned(),
-            dumps: database.is_server(),
-            database: database_settings(environment),
-            restic: restic_settings(backup.restic.as_ref()),
-            has_restic: backup.restic.is_some(),
-            repositories: texts(repository.and_then(Repository::directory)),
-            paths: services.backup_paths().map(BackupPath::line).collect(),
-            roles: Role::of(backup.strategy, database),
-            masked: masked(&backup.deploy_dir, &backup.destination()),
-            services: services.iter().collect(),
-            has_networks: !networks.is_empty(),
-            has_own_networks: !own_networks.is_empty(),
-            networks,
-            own_networks,
-            has_dependencies: !dependencies.is_empty(),
-            dependencies,
-            ports: services.derive_ports(),
-            has_secrets: !secrets.is_empty(),
-            has_service_secrets: !service_secrets.is_empty(),
-            service_secrets,
-            secrets,
-            has_secret_files: !secret_files.is_empty(),
-            secret_files,
-            ca_files: texts(ca_file),
-            image: backup
-                .image
-                .as_ref()
-                .map_or_else(|| built_image(&packages), |image| image.as_str().to_owned()),
-            image_source,
-            builds_image: image_source == ImageSource::Build,
+            image: pulled.map_or_else(|| built_image(&packages), |it| it.as_str().to_owned()),
+            image_source: match pulled {
+                Some(_) => ImageSource::Pull,
+                None => ImageSource::Build,
+            },
+            builds_image: pulled.is_none(),
             packages,
+            version: env!("CARGO_PKG_VERSION"),
         }
     }
 }
 
-fn texts(path: Option<&HostPath>) -> Vec<String> {
-    path.into_iter()
-        .map(|path| path.as_str().to_owned())
-        .collect()
-}
-
-/// Secrets, staging, and the destination if it lies in the deploy directory.
-fn masked(deploy_dir: &HostPath, destination: &HostPath) -> Vec<String> {
-    let below = destination.as_str().strip_prefix(deploy_dir.as_str());
-    ["/backup/secrets", "/storage/backup-staging"]
-        .into_iter()
-        .chain(below.filter(|rest| rest.starts_with('/')))
-        .map(|path| format!("/data{path}"))
-        .collect()
-}
-
-fn packages(strategy: Strategy, repository: Option<&Repository>) -> Vec<&'static str> {
+fn packages(backup: &BackupConfig) -> Vec<&'static str> {
     let mut packages = vec![
         "bash",
         "ca-certificates",
@@ -291,13 +368,11 @@ fn packages(strategy: Strategy, repository: Option<&Repository>) -> Vec<&'static
         "tar",
         "zstd",
     ];
-    match strategy {
+    match backup.strategy {
         Strategy::MaintenanceWindow => {}
-        Strategy::Sidecar => {
-            packages.extend(["cron", "tzdata", "tzdata-legacy", "util-linux"]);
-        }
+        Strategy::Sidecar => packages.extend(["cron", "tzdata", "tzdata-legacy", "util-linux"]),
     }
-    match repository {
+    match backup.restic.as_ref().map(|restic| &restic.repository) {
         None => {}
         Some(Repository::Sftp(_)) => packages.extend(["openssh-client", "restic"]),
         Some(_) => packages.push("restic"),
@@ -306,104 +381,27 @@ fn packages(strategy: Strategy, repository: Option<&Repository>) -> Vec<&'static
     packages
 }
 
-fn secret_names(environment: &Environment, files: &[SecretFile]) -> Vec<&'static str> {
-    let values = environment.secrets().into_iter().map(|(name, _)| name);
-    let mut names: Vec<_> = values.chain(files.iter().map(|file| file.name)).collect();
-    names.sort_unstable();
-    names
-}
-
-fn secret_files(restic: Option<&Restic>) -> Vec<SecretFile> {
-    let files = restic.into_iter().flat_map(Restic::secret_files);
-    files
-        .map(|(name, path)| SecretFile {
-            name,
-            path: path.as_str().to_owned(),
-        })
-        .collect()
-}
-
-fn restic_settings(restic: Option<&Restic>) -> Vec<Setting> {
-    let Some(restic) = restic else {
-        return Vec::new();
-    };
-    let file = |key, name| Setting {
-        key,
-        value: format!("/run/secrets/{name}"),
-    };
-    let keep = |key, keep: restic::Keep| Setting {
-        key,
-        value: keep.get().to_string(),
-    };
-    let mut settings = vec![
-        file("RESTIC_REPOSITORY_FILE", restic::REPOSITORY),
-        file("RESTIC_PASSWORD_FILE", restic::PASSWORD),
-    ];
-    if !restic.environment.is_empty() {
-        settings.push(file("RESTIC_ENVIRONMENT_FILE", restic::ENVIRONMENT));
-    }
-    if restic.ssh_private_key_path.is_some() {
-        settings.push(file("RESTIC_SSH_KEY_FILE", restic::SSH_KEY));
-        settings.push(file("RESTIC_KNOWN_HOSTS_FILE", restic::KNOWN_HOSTS));
-    }
-    settings.extend([
-        keep("RESTIC_KEEP_DAILY", restic.keep_daily),
-        keep("RESTIC_KEEP_WEEKLY", restic.keep_weekly),
-        keep("RESTIC_KEEP_MONTHLY", restic.keep_monthly),
-        Setting {
-            key: "RESTIC_CHECK",
-            value: restic.check.to_string(),
-        },
-    ]);
-    settings
-}
-
-fn database_settings(environment: &Environment) -> Vec<Setting> {
-    let setting = |key, value: &str| Setting {
-        key,
-        value: value.to_owned(),
-    };
-    match &environment.database {
-        Database::Sqlite { database_name } => {
-            let path = format!(
-                "/data/storage/tracker/lib/database/{}",
-                database_name.as_str()
-            );
-            vec![setting("DB_TYPE", "sqlite"), setting("DB_PATH", &path)]
-        }
-        Database::Mysql(server) => {
-            let MysqlServer {
-                host,
-                port,
-                database_name,
-                username,
-                ..
-            } = server;
-            let mut settings = vec![
-                setting("DB_TYPE", "mysql"),
-                setting("DB_HOST", host.as_str()),
-                setting("DB_PORT", &port.to_string()),
-                setting("DB_USER", username.as_str()),
-                setting("DB_NAME", database_name.as_str()),
-                setting("DB_PASSWORD_FILE", "/run/secrets/db_password"),
-            ];
-            if server.root_password.is_some() {
-                settings.push(setting(
-                    "DB_ROOT_PASSWORD_FILE",
-                    "/run/secrets/db_root_password",
-                ));
-            }
-            let tls = environment.backup.database_tls.as_ref();
-            // The stack's own server has a certificate that it signed itself.
-            let verify = tls.map_or(environment.database.is_elsewhere(), |tls| tls.verify);
-            settings.push(setting(
-                "DB_TLS",
-                if verify { "verified" } else { "unverified" },
-            ));
-            if tls.is_some_and(|tls| tls.ca_file.is_some()) {
-                settings.push(setting("DB_TLS_CA_FILE", "/etc/backup/ca.pem"));
-            }
-            settings
+impl Secrets {
+    fn new(environment: &Environment) -> Self {
+        let files = (environment.backup.restic.iter()).flat_map(Restic::secret_files);
+        let files: Vec<_> = files
+            .map(|(name, path)| SecretFile {
+                name,
+                path: path.clone(),
+            })
+            .collect();
+        let written = environment.secrets().into_keys();
+        let mut names: Vec<_> = written.chain(files.iter().map(|file| file.name)).collect();
+        names.sort_unstable();
+        let of_service: Vec<_> = names
+            .iter()
+            .copied()
+            .filter(|it| it.is_of_database())
+            .collect();
+        Self {
+            secrets: names.into(),
+            service_secrets: of_service.into(),
+            secret_files: files.into(),
         }
     }
 }

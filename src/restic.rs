@@ -5,10 +5,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backup::{HostPath, KeyPath, Refusal, Secret, Within, no_control_characters};
+use crate::value::{HostPath, KeyPath, Refusal, Secret, SecretName, Within, no_control_characters};
 
 /// How many snapshots of a kind are kept.
 pub type Keep = Within<0, 3650>;
+/// The most that a copy sends, in KiB a second.
+pub type UploadLimit = Within<1, 10_000_000>;
 
 /// The section `backup.restic`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -31,6 +33,8 @@ pub struct Restic {
     pub keep_monthly: Keep,
     #[serde(default = "check")]
     pub check: bool,
+    /// Absent: as fast as it goes.
+    pub limit_upload_kib: Option<UploadLimit>,
 }
 
 const fn keep_daily() -> Keep {
@@ -48,19 +52,6 @@ const fn keep_monthly() -> Keep {
 const fn check() -> bool {
     true
 }
-
-/// How the names of all of its secrets begin.
-pub const SECRETS_PREFIX: &str = "restic_";
-/// The repository's password, in `secrets/` and in `/run/secrets/`.
-pub const PASSWORD: &str = "restic_password";
-/// Its address, which may hold a password, likewise.
-pub const REPOSITORY: &str = "restic_repository";
-/// Variables that restic needs to reach it: lines `NAME=value`.
-pub const ENVIRONMENT: &str = "restic_environment";
-/// For SFTP; read where Ansible runs, and never written by the generator.
-pub const SSH_KEY: &str = "restic_ssh_key";
-/// Likewise.
-pub const KNOWN_HOSTS: &str = "restic_known_hosts";
 
 /// Where the repository is, as restic names it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -201,34 +192,27 @@ impl TryFrom<String> for VariableName {
 }
 
 impl Restic {
-    /// Name and value of each secret, sorted by name.
-    ///
-    /// Secrets that are files where Ansible runs are not among them.
+    /// The secrets, apart from those that are files where Ansible runs.
     #[must_use]
-    pub fn secrets(&self) -> Vec<(&'static str, Secret)> {
-        let environment =
-            (!self.environment.is_empty()).then(|| (ENVIRONMENT, self.environment_lines()));
-        environment
-            .into_iter()
-            .chain([
-                (PASSWORD, self.password.clone()),
-                (REPOSITORY, self.repository.address()),
-            ])
-            .collect()
-    }
-
-    fn environment_lines(&self) -> Secret {
+    pub fn secrets(&self) -> Vec<(SecretName, Secret)> {
         let lines = self.environment.iter();
         let lines = lines.map(|(name, value)| format!("{}={}\n", name.as_str(), value.reveal()));
-        Secret::of(lines.collect())
+        let lines: String = lines.collect();
+        let environment =
+            (!lines.is_empty()).then(|| (SecretName::ResticEnvironment, Secret::of(lines)));
+        let always = [
+            (SecretName::ResticPassword, self.password.clone()),
+            (SecretName::ResticRepository, self.repository.address()),
+        ];
+        environment.into_iter().chain(always).collect()
     }
 
-    /// Name and path of each secret that is a file where Ansible runs; sorted by name.
+    /// The path of each secret that is a file where Ansible runs; sorted by name.
     #[must_use]
-    pub fn secret_files(&self) -> Vec<(&'static str, &KeyPath)> {
+    pub fn secret_files(&self) -> Vec<(SecretName, &KeyPath)> {
         [
-            (KNOWN_HOSTS, &self.ssh_known_hosts_path),
-            (SSH_KEY, &self.ssh_private_key_path),
+            (SecretName::ResticKnownHosts, &self.ssh_known_hosts_path),
+            (SecretName::ResticSshKey, &self.ssh_private_key_path),
         ]
         .into_iter()
         .filter_map(|(name, path)| Some((name, path.as_ref()?)))

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::backup::{BackupConfig, Database, MysqlServer, Quiesce, Strategy};
-use crate::error::Problem;
+use crate::backup::{BackupConfig, Quiesce, Strategy};
+use crate::database::{Database, MysqlServer};
+use crate::monitoring::Notify;
+use crate::problem::Problem;
 use crate::restic::{Repository, Restic, VariableName};
 use crate::shown;
 
@@ -67,6 +69,12 @@ pub fn contradictions(
     sidecar(backup, &mut rules);
     if let Some(restic) = &backup.restic {
         remote(backup, restic, &mut rules);
+    }
+    if let Some(notify) = &backup.notify {
+        notifications(notify, &mut rules);
+    }
+    if let Some(metrics) = &backup.metrics {
+        textfiles(backup, metrics.textfile_dir.as_str(), &mut rules);
     }
     match database {
         Database::Sqlite { .. } => file(backup, &mut rules),
@@ -297,6 +305,47 @@ fn remote(backup: &BackupConfig, restic: &Restic, rules: &mut Rules<'_>) {
             "0 everywhere: no snapshot would be kept".to_owned(),
             "at least one of keep_daily, keep_weekly and keep_monthly above 0",
             "write for example 7",
+        );
+    }
+}
+
+fn notifications(notify: &Notify, rules: &mut Rules<'_>) {
+    const COMMAND: &str = "backup.notify.command";
+    if notify.secrets().is_empty() {
+        rules.refuse(
+            &["backup.notify"],
+            "nobody to notify".to_owned(),
+            "at least one of ping_url, webhook_url, ntfy_url and command",
+            "add one, or remove `notify`",
+        );
+    }
+    let program = notify.command.first();
+    if program.is_some_and(|program| !program.reveal().starts_with('/')) {
+        rules.refuse(
+            &[COMMAND],
+            "a program without its path".to_owned(),
+            "the absolute path of a program of the host, then its arguments",
+            "write for example [\"/usr/bin/apprise\", \"--config=/etc/apprise.yml\"]",
+        );
+    }
+}
+
+/// The directory is not ours alone: an exporter reads it.
+fn textfiles(backup: &BackupConfig, directory: &str, rules: &mut Rules<'_>) {
+    const TEXTFILES: &str = "backup.metrics.textfile_dir";
+    let destination = backup.destination();
+    let deploy_dir = backup.deploy_dir.as_str();
+    let taken = [destination.as_str(), deploy_dir, "/var/lib/tracker-backup"];
+    if let Some(other) = taken.iter().find(|other| overlap(directory, other)) {
+        rules.refuse(
+            &[TEXTFILES, DESTINATION, DEPLOY_DIR],
+            format!(
+                "{}, which overlaps {}",
+                shown::directory(TEXTFILES, directory),
+                unquoted(other)
+            ),
+            "the directory where a node_exporter reads text files",
+            "write for example \"/var/lib/prometheus/node-exporter\", or leave the key out",
         );
     }
 }

@@ -15,6 +15,8 @@ use chrono::{DateTime, Datelike, NaiveDateTime, TimeDelta};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::value::Refusal;
+
 /// A schedule that Debian's cron accepts and fires.
 ///
 /// All times are wall-clock times of the host's zone.
@@ -189,10 +191,13 @@ impl FromStr for CronSchedule {
 }
 
 impl TryFrom<String> for CronSchedule {
-    type Error = ScheduleError;
+    type Error = Refusal;
 
-    fn try_from(text: String) -> Result<Self, ScheduleError> {
-        text.parse()
+    fn try_from(text: String) -> Result<Self, Refusal> {
+        text.parse().map_err(|error: ScheduleError| Refusal {
+            allowed: format!("five fields as cron reads them ({error})"),
+            fix: error.hint(),
+        })
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use jsonschema::error::{ValidationError, ValidationErrorKind};
 use serde_json::Value;
 
-use crate::error::Problem;
 use crate::json;
+use crate::problem::Problem;
 use crate::shown;
 
 /// What keys there are, of which type and range; written for users.
@@ -30,14 +30,12 @@ pub fn problems(document: &Value) -> Vec<Problem> {
         .collect()
 }
 
-/// The keys of the section `backup` that are supported, each with its description.
+/// The keys of the section `backup`, each with its description.
 pub fn backup_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
     let keys = SCHEMA["properties"]["backup"]["properties"].as_object();
-    keys.into_iter().flatten().filter_map(|(key, property)| {
-        let description = property["description"].as_str()?;
-        let is_supported = !description.starts_with("Not supported yet");
-        is_supported.then_some((key.as_str(), description))
-    })
+    keys.into_iter()
+        .flatten()
+        .filter_map(|(key, property)| Some((key.as_str(), property["description"].as_str()?)))
 }
 
 /// Whether a word is a key that the schema describes, wherever.

@@ -6,18 +6,23 @@
 use serde_json::Value;
 
 /// The paths whose values may be shown. Everything that is not listed is not shown.
-const PUBLIC: [&str; 20] = [
+const PUBLIC: [&str; 25] = [
     "backup.allow_writer_stall",
+    "backup.catch_up_hours",
     "backup.compression",
     "backup.database_scope",
     "backup.database_tls.verify",
     "backup.deploy_dir",
     "backup.destination",
+    "backup.jitter_seconds",
+    "backup.metrics.textfile_dir",
+    "backup.notify.on",
     "backup.quiesce",
     "backup.restic.check",
     "backup.restic.keep_daily",
     "backup.restic.keep_monthly",
     "backup.restic.keep_weekly",
+    "backup.restic.limit_upload_kib",
     "backup.retention_days",
     "backup.schedule",
     "backup.stop_timeout_seconds",

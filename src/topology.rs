@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backup::Database;
+use crate::database::Database;
 
 /// A service of the deployer's stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
@@ -19,6 +19,15 @@ pub enum Service {
 }
 
 impl Service {
+    /// The one that a database runs in; none for a file and a server elsewhere.
+    #[must_use]
+    pub fn of(database: &Database) -> Option<Self> {
+        match database {
+            Database::Mysql(_) if database.is_in_stack() => Some(Self::Mysql),
+            Database::Mysql(_) | Database::Sqlite { .. } => None,
+        }
+    }
+
     /// What of it is archived, as lines of `backup-paths.txt`, relative to the deploy directory.
     ///
     /// A directory that the service mounts is there even when its content is not: without it, its

@@ -6,13 +6,60 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use common::{CASES, example, root};
-use gen_backup_bundle::backup::{
-    BackupConfig, HostName, HostPath, ImageReference, KeyPath, Secret, UserName,
-};
+use gen_backup_bundle::backup::BackupConfig;
 use gen_backup_bundle::bundle::templates;
 use gen_backup_bundle::environment::Environment;
 use gen_backup_bundle::plan::BackupPlan;
+use gen_backup_bundle::value::{HostName, HostPath, ImageReference, KeyPath, Secret, UserName};
 use serde_json::Value;
+
+/// Every module, from what all need to what nobody needs. Each uses earlier ones only.
+const LAYERS: [&str; 23] = [
+    "value",
+    "shown",
+    "problem",
+    "json",
+    "schedule",
+    "database",
+    "restic",
+    "monitoring",
+    "topology",
+    "backup",
+    "schema",
+    "syntax",
+    "difference",
+    "error",
+    "rules",
+    "environment",
+    "plan",
+    "bundle",
+    "output",
+    "explain",
+    "init",
+    "lib",
+    "main",
+];
+
+/// Every file of a module, `cli.rs` with `main.rs`.
+fn sources(module: &str) -> String {
+    let mut files = vec![root().join("src").join(module).with_extension("rs")];
+    if module == "main" {
+        files.push(root().join("src/cli.rs"));
+    }
+    let folder = fs::read_dir(root().join("src").join(module));
+    files.extend(
+        folder
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path()),
+    );
+    let texts = files
+        .iter()
+        .filter(|file| file.extension().is_some_and(|ext| ext == "rs"));
+    texts
+        .map(|file| fs::read_to_string(file).unwrap())
+        .collect()
+}
 
 fn schema() -> Value {
     let path = root().join("schemas/environment.schema.json");
@@ -156,17 +203,46 @@ fn the_schema_states_the_defaults_of_the_program() {
         .iter()
         .filter(|(_, value)| !value.is_null());
     assert_eq!(stated.collect::<Vec<_>>(), in_program.collect::<Vec<_>>());
-    // And it knows the same keys, but for what is not supported yet. A host that is absent is not
-    // written, so that it does not change the digest of the environment file.
-    let later = ["notify", "metrics", "host"];
-    let keys: Vec<_> = properties
-        .keys()
-        .filter(|key| !later.contains(&key.as_str()))
-        .collect();
+    // And it knows the same keys. A host that is absent is not written, so that it does not change
+    // the digest of the environment file.
+    let keys: Vec<_> = properties.keys().filter(|key| *key != "host").collect();
     assert_eq!(
         keys,
         program.as_object().unwrap().keys().collect::<Vec<_>>()
     );
+}
+
+/// The default depends on what happens to the tracker, so that it stands in words.
+#[test]
+fn the_schema_and_the_docs_state_the_default_of_catch_up_hours() {
+    let of = |case: &str| plan(case)["catch_up_hours"].as_u64().unwrap();
+    // The last one stops the tracker.
+    let (usual, stopping) = (of("sqlite-minimal"), of("sqlite-monitoring"));
+    assert_eq!((of("mysql-minimal"), of("sqlite-sidecar")), (usual, usual));
+    let schema = schema();
+    let words = &schema["properties"]["backup"]["properties"]["catch_up_hours"]["description"];
+    let stated = format!("Without this key: {usual}, with `quiesce` \"stop\" {stopping}.");
+    assert!(words.as_str().unwrap().contains(&stated));
+    let docs = fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let row = format!("| `catch_up_hours` | `{usual}`, with `quiesce` `\"stop\"` `{stopping}` |");
+    assert!(docs.contains(&row));
+}
+
+#[test]
+fn the_schema_states_the_defaults_of_notifications_and_metrics() {
+    let mut environment = example("sqlite-minimal");
+    environment["backup"]["notify"] = serde_json::json!({ "ping_url": "https://hc.example.org/1" });
+    environment["backup"]["metrics"] = serde_json::json!({});
+    let scratch = common::Scratch::new(&environment);
+    scratch.generate();
+    let schema = schema();
+    let keys = &schema["properties"]["backup"]["properties"];
+    let on = keys["notify"]["properties"]["on"]["default"].as_str();
+    let conf = scratch.read("out/backup/backup.conf");
+    assert!(conf.contains(&format!("NOTIFY_ON='{}'\n", on.unwrap())));
+    let directory = keys["metrics"]["properties"]["textfile_dir"]["default"].as_str();
+    let conf = scratch.read("out/host/tracker-backup.conf");
+    assert!(conf.contains(&format!("METRICS_DIRECTORY='{}'\n", directory.unwrap())));
 }
 
 /// The default of `quiesce` depends on the driver, so that it stands in words.
@@ -285,14 +361,19 @@ fn templates_print_loop_and_test_a_bool_of_the_plan() {
                     ["if", "loop.first"] | ["else" | "endif" | "endfor"] => {}
                     ["if", name] => match name.split_once('.') {
                         None => assert!(plan[name].is_boolean(), "{path}: {tag}"),
+                        Some((list, "any")) => assert!(plan[list]["any"].is_boolean()),
                         Some((item, key)) => {
                             let mut list = items[item].as_array().unwrap().iter();
                             assert!(list.all(|one| one[key].is_boolean()), "{path}: {tag}");
                         }
                     },
                     ["for", item, "in", name] => {
-                        assert!(plan[name].is_array(), "{path}: {tag}");
-                        items.insert(item, &plan[name]);
+                        let list = match name.split_once('.') {
+                            None => &plan[name],
+                            Some((name, key)) => &plan[name][key],
+                        };
+                        assert!(list.is_array(), "{path}: {tag}");
+                        items.insert(item, list);
                     }
                     _ => panic!("{path}: {{% {tag} %}} does more than print, loop or test a bool"),
                 }
@@ -328,17 +409,43 @@ fn every_key_of_the_plan_is_printed_or_tested_somewhere() {
 }
 
 #[test]
+fn no_module_uses_a_later_one() {
+    let mut modules: Vec<_> = fs::read_dir(root().join("src"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ext| ext == "rs"))
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .filter(|module| module != "cli")
+        .collect();
+    let mut layers: Vec<_> = LAYERS.map(str::to_owned).into();
+    modules.sort();
+    layers.sort();
+    assert_eq!(modules, layers);
+    for (at, module) in LAYERS.iter().enumerate() {
+        let source = sources(module);
+        let words = source.split("crate::").skip(1);
+        for used in words.map(|rest| {
+            rest.split(|c: char| !c.is_ascii_lowercase())
+                .next()
+                .unwrap()
+        }) {
+            let used = if used.is_empty() { module } else { used };
+            let is_earlier = LAYERS[..=at].contains(&used);
+            assert!(is_earlier, "{module} uses {used}");
+        }
+    }
+}
+
+#[test]
 fn the_domain_knows_no_engine_no_disk_and_no_command_line() {
-    let source = |file: &str| fs::read_to_string(root().join("src").join(file)).unwrap();
-    for file in [
-        "backup.rs",
-        "restic.rs",
-        "topology.rs",
-        "schedule.rs",
-        "plan.rs",
-        "explain.rs",
-        "explain/advice.rs",
-    ] {
+    let end = LAYERS
+        .iter()
+        .position(|module| *module == "schema")
+        .unwrap();
+    let domain = LAYERS[..end]
+        .iter()
+        .filter(|module| !["shown", "json"].contains(module));
+    for module in domain.chain(["plan", "explain"].iter()) {
         for foreign in [
             "tera::",
             "include_dir",
@@ -348,41 +455,17 @@ fn the_domain_knows_no_engine_no_disk_and_no_command_line() {
             "chrono::Local",
             "Utc::now",
             "SystemTime",
-            "crate::bundle",
-            "crate::output",
         ] {
-            assert!(!source(file).contains(foreign), "{file}: {foreign}");
-        }
-    }
-    for file in ["backup.rs", "restic.rs", "topology.rs", "schedule.rs"] {
-        let ours = source(file);
-        let ours = ours
-            .lines()
-            .filter_map(|line| line.strip_prefix("use crate::"));
-        for used in ours {
-            let module = used.split([':', ';']).next().unwrap();
+            let is_page = *module == "explain" && ["tera::", "serde_json"].contains(&foreign);
             assert!(
-                ["backup", "restic", "topology", "schedule"].contains(&module),
-                "{file}: {used}"
+                is_page || !sources(module).contains(foreign),
+                "{module}: {foreign}"
             );
         }
     }
-    let below = |directory: &str| {
-        let entries = fs::read_dir(root().join("src").join(directory)).unwrap();
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names
-            .map(|name| format!("{directory}{name}"))
-            .collect::<Vec<_>>()
-    };
-    for file in [below(""), below("explain/"), below("output/")].concat() {
-        if ["explain", "output"].contains(&file.as_str()) {
-            continue;
-        }
-        let touches_the_disk = source(&file).contains("std::fs");
-        assert_eq!(
-            touches_the_disk,
-            ["environment.rs", "output.rs"].contains(&file.as_str()),
-            "{file}"
-        );
+    for module in LAYERS {
+        let touches_the_disk = sources(module).contains("std::fs");
+        let may = ["environment", "output"].contains(&module);
+        assert_eq!(touches_the_disk, may, "{module}");
     }
 }

@@ -228,7 +228,7 @@ fn a_new_repository_is_accepted() {
     assert!(run.stdout.contains(note), "{}", run.stdout);
     for file in [
         ".git/HEAD",
-        ".gitattributes",
+        ".gitattributes.old",
         "LICENSE",
         "LICENSE-MIT",
         ".gitignore.old",
@@ -236,6 +236,7 @@ fn a_new_repository_is_accepted() {
         assert_eq!(scratch.read(&format!("out/{file}")), "mine\n");
     }
     assert_eq!(scratch.read("out/.gitignore"), "secrets/\n");
+    assert_eq!(scratch.read("out/.gitattributes"), "* -text\n");
     is_right(&scratch.run(&["--check"]));
 }
 

@@ -19,18 +19,23 @@ const TRACE: &str = "c4nary";
 const NUMBER: u64 = 918_273_645;
 
 /// The paths whose values a message may show. Everything else may hold a secret.
-const PUBLIC: [&str; 20] = [
+const PUBLIC: [&str; 25] = [
     "/backup/allow_writer_stall",
+    "/backup/catch_up_hours",
     "/backup/compression",
     "/backup/database_scope",
     "/backup/database_tls/verify",
     "/backup/deploy_dir",
     "/backup/destination",
+    "/backup/jitter_seconds",
+    "/backup/metrics/textfile_dir",
+    "/backup/notify/on",
     "/backup/quiesce",
     "/backup/restic/check",
     "/backup/restic/keep_daily",
     "/backup/restic/keep_monthly",
     "/backup/restic/keep_weekly",
+    "/backup/restic/limit_upload_kib",
     "/backup/retention_days",
     "/backup/schedule",
     "/backup/stop_timeout_seconds",

@@ -7,12 +7,14 @@ use serde_json::Value;
 
 use super::{
     Advice, Archived, Case, Content, DAY, Driver, Explanation, Gap, Interruption, Minute, NOTHING,
-    Seconds, State, Timetable,
+    Notifications, Seconds, State, Timetable,
 };
 use crate::backup::{DatabaseScope, Strategy};
+use crate::monitoring::Occasion;
 use crate::plan::ImageSource;
 use crate::rules::capture_seconds;
 use crate::topology::{DependencyCondition, Network};
+use crate::value::SecretName;
 
 /// Columns of a page; a longer word stands in a line of its own.
 const WIDTH: usize = 100;
@@ -58,6 +60,7 @@ impl fmt::Display for Explanation {
         self.what(&mut page);
         self.where_to(&mut page);
         self.when(&mut page);
+        self.told(&mut page);
         self.meanwhile(&mut page);
         self.container(&mut page);
         self.not_backed_up(&mut page);
@@ -152,6 +155,21 @@ impl Explanation {
             "Up to {} lie between two runs: that much a restore may lose.",
             span(*longest_interval_seconds)
         ));
+        if self.jitter_seconds > 0 {
+            page.say(&format!(
+                "A run begins up to {} s later, always the same on one host.",
+                self.jitter_seconds
+            ));
+        }
+        page.say(&match self.catch_up_hours {
+            0 => "A run that the host missed is not made up for: the next one is the next of the \
+                  schedule."
+                .to_owned(),
+            hours => format!(
+                "A run that the host missed because it was off is made up for, up to {hours} \
+                 hours later, when the tracker has run for five minutes."
+            ),
+        });
         page.say(&match &self.verification {
             Some(verification) => format!(
                 "By the schedule \"{}\", the newest backup is proved restorable{}.",
@@ -165,6 +183,29 @@ impl Explanation {
                      verify-backup.yml."
                 .to_owned(),
         });
+    }
+
+    fn told(&self, page: &mut Page) {
+        page.heading("Who is told");
+        page.say(&match &self.notifications {
+            None => "Nobody is notified when backups fail or stop: backup.notify changes that."
+                .to_owned(),
+            Some(Notifications { on, by }) => {
+                let when = match on {
+                    Occasion::Failure => "after a run that did not succeed",
+                    Occasion::Always => "after every run",
+                    Occasion::Recovery => {
+                        "after a run that did not succeed, and after the first that does again"
+                    }
+                };
+                format!("Notified {when}, a ping always: {}.", by.join(", "))
+            }
+        });
+        if let Some(directory) = &self.metrics {
+            page.say(&format!(
+                "Metrics for Prometheus are written to {directory}."
+            ));
+        }
     }
 
     fn meanwhile(&self, page: &mut Page) {
@@ -241,7 +282,7 @@ impl Explanation {
         ));
         let ports = container.ports.iter().map(|port| match *port {});
         page.item(&format!("published ports: {}", listed_or(ports, "none")));
-        let secrets = container.secrets.iter().map(|&secret| secret.to_owned());
+        let secrets = container.secrets.iter().map(SecretName::to_string);
         page.item(&format!("secrets: {}", listed_or(secrets, "none")));
         page.item(&match container.image_source {
             ImageSource::Build => "image: built on the host from the bundle".to_owned(),
@@ -329,9 +370,9 @@ impl fmt::Display for Interruption {
         }?;
         f.write_str(match case {
             Case::NoReflinks => ", where the file system makes no reflinks (ext4)",
-            Case::Reflinks => ", where it makes them (xfs, btrfs)",
-            Case::RollbackJournal => ", where it keeps a rollback journal, as deployed",
-            Case::Wal => ", where it is in WAL mode",
+            Case::Reflinks => ", where the file system makes reflinks (xfs, btrfs)",
+            Case::RollbackJournal => ", where the database keeps a rollback journal, as deployed",
+            Case::Wal => ", where the database is in WAL mode",
             Case::Dump => "",
         })
     }

@@ -112,9 +112,26 @@ STEPS = (
 )
 
 
+# Those of a restore. What happens before the first one touches nothing.
+RESTORE_STEPS = tuple(
+    Step(f"restore {name}", container=False)
+    for name in (
+        "prepared",
+        "stopping",
+        "stopped",
+        "swapping",
+        "between two renames",
+        "between two targets",
+        "swapped",
+        "imported",
+        "started",
+    )
+)
+
+
 def step_named(name: str) -> Step:
     """The step that has a name."""
-    (step,) = (step for step in STEPS if step.name == name)
+    (step,) = (step for step in (*STEPS, *RESTORE_STEPS) if step.name == name)
     return step
 
 

@@ -32,7 +32,7 @@ from e2e.stack import (
     untouched,
     wait_for_tracker,
 )
-from e2e.test_restore import BUNDLE, FILL, _elsewhere, _escaped, _pipe, tool
+from e2e.test_restore import BUNDLE, FILL, KILL_ALL, _elsewhere, _escaped, _pipe, tool
 
 STATE = "/var/lib/tracker-backup"
 TWO_FILES = (
@@ -288,9 +288,8 @@ def test_a_dead_restore_is_rolled_back_by_the_hosts_line_in_cron(sidecar: Deploy
         "--only",
         "database",
         "--confirm",
-        at=r"swap backup\.sh unpacker",
-        nth=2,
-        when="after",
+        at="step restore swapped",
+        do=KILL_ALL,
     )
     assert killed.code == 137, killed.output
     refused = backup_now(sidecar.host)

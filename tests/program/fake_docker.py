@@ -576,7 +576,8 @@ def main(words: list[str]) -> None:
     elif command == "image":
         image(rest)
     elif command == "images":
-        print(read(place("images")), end="")
+        if "--filter" not in rest:  # no image here has a label
+            print("".join(f"{one}#{one}\n" for one in read(place("images")).split()), end="")
     elif command == "build":
         happens("build", words=words)
         add_image(after(words, "--tag")[0])

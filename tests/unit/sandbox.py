@@ -105,7 +105,7 @@ class Sandbox:
             "tracker/directory": str(self.deploy),
             "tracker/status": "running",
             "tracker/started": "2026-01-01T00:00:00Z",
-            "tracker/finished": "",
+            "tracker/finished": "0001-01-01T00:00:00Z",
             "tracker/exit_code": "0",
         }.items():
             (self.stub / name).write_text(text)

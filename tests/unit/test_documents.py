@@ -59,7 +59,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "sequence": 9,
     },
     "RestoreJournal": {
-        "format": 1,
+        "format": 2,
         "run": RUN,
         "work": f"{RUN}.restore",
         "fresh": False,
@@ -67,6 +67,10 @@ WHOLE: dict[str, dict[str, Any]] = {
         "running": ["7e57"],
         "importing": True,
         "undone": False,
+        "moves": [
+            {"path": ".env", "room": "storage/x", "existed": True, "brings": True},
+        ],
+        "made": ["storage"],
     },
     "DestinationIdentity": {"format": 1, "environment": "production", "machine_id": "5ca1ab1e"},
 }
@@ -84,7 +88,7 @@ OPTIONAL = {
     },
     "StackFacts": {"releases", "compose_files"},
     "RemoteState": {"checked", "error", "tried", "sequence"},
-    "RestoreJournal": {"importing", "undone"},
+    "RestoreJournal": {"importing", "undone", "moves", "made"},
 }
 NO_DOCUMENT: dict[str, bytes] = {
     "empty": b"",

@@ -8,7 +8,9 @@ import fcntl
 import itertools
 import json
 import os
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -166,7 +168,7 @@ def test_the_log_is_not_emptied(host: Sandbox) -> None:
 
 
 def test_the_schedule_comes_last(sandbox: Sandbox) -> None:
-    (sandbox.root / "usr/local/bin").rmdir()
+    (sandbox.root / "usr/local/bin/tracker-backup").mkdir()
     assert sandbox.install().code == 1
     assert not sandbox.cron.exists()
 
@@ -211,10 +213,314 @@ def test_a_manifest_that_was_cut_off_is_refused_and_named(sandbox: Sandbox) -> N
     assert not sandbox.config.exists()
 
 
-def test_a_file_of_an_older_bundle_is_removed_from_the_upload(host: Sandbox) -> None:
-    (host.bundle / "host/old-script.sh").write_text("#!/bin/sh\n")
-    host.install()
-    assert not (host.bundle / "host/old-script.sh").exists()
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "[]",
+        "{}",
+        '{"files": []}',
+        '{"files": {"backup/backup.sh": {}}}',
+        '{"files": {"backup/backup.sh": {"sha": "0"}}}',
+        '{"files": {"backup/backup.sh": "0"}}',
+        '{"files": ' + "[" * 100_000,
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused_and_named(sandbox: Sandbox, manifest: str) -> None:
+    (sandbox.bundle / "manifest.json").write_text(manifest)
+    outcome = sandbox.install()
+    assert outcome.code == 1
+    assert outcome.err.startswith(f"error: {sandbox.bundle}/manifest.json cannot be read: upload")
+    assert not sandbox.config.exists()
+
+
+def test_a_manifest_that_lacks_a_file_is_refused_and_the_file_named(sandbox: Sandbox) -> None:
+    (sandbox.bundle / "host/tracker-backup.cron").unlink()
+    sandbox.sign()
+    outcome = sandbox.install()
+    assert outcome.code == 1
+    assert "manifest.json does not name host/tracker-backup.cron" in outcome.err
+    assert not sandbox.config.exists()
+
+
+def test_files_beside_the_bundle_are_left_alone(host: Sandbox) -> None:
+    """An operator may run the installer of a clone of the bundle."""
+    theirs = [host.bundle / name for name in (".git/config", "notes.txt", "host/mine.sh")]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    assert host.install().changes == []
+    assert [path.read_text() for path in theirs] == ["mine"] * 3
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.partial"])
+def test_a_link_at_the_place_of_our_own_copy_is_not_followed(host: Sandbox, name: str) -> None:
+    theirs = host.path / "theirs"
+    (theirs / "backup").mkdir(parents=True)
+    (theirs / "backup/precious").write_text("mine")
+    kept = host.state / name
+    if kept.exists():
+        shutil.rmtree(kept)
+    kept.symlink_to(theirs)
+    (host.bundle / "host/tracker-backup.cron").write_text("# another schedule\n")
+    host.sign()
+    assert host.install().code == 0
+    assert (theirs / "backup/precious").read_text() == "mine"
+    assert [path.name for path in theirs.rglob("*") if path.is_file()] == ["precious"]
+    assert not (host.state / "bundle").is_symlink()
+    assert (host.state / "bundle/host/tracker-backup.cron").read_text() == "# another schedule\n"
+
+
+def test_what_is_installed_is_kept_as_a_bundle(host: Sandbox) -> None:
+    kept, bundle = host.state / "bundle", host.bundle
+    assert {str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()} == {
+        str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()
+    }
+    assert not (host.state / "bundle.partial").exists()
+
+
+# ---------------------------------------------------------------- --check and --diff
+
+
+def edit_by_hand(host: Sandbox) -> None:
+    host.cron.write_text("* * * * * root true\n")
+    host.config.chmod(0o666)
+    (host.secrets / "db_password").write_text("hunter2")
+    (host.deploy / "backup/backup.sh").unlink()
+    (host.deploy / "backup/secrets/old").write_text("hunter3")
+    (host.deploy / "backup/lib.sh").write_text("# of an older bundle\n")
+    shutil.rmtree(host.destination / "mysql")
+    library = host.root / "usr/local/lib/tracker-backup"
+    (library / "tracker_backup/gone").mkdir()
+    (library / "tracker_backup/gone/module.py").write_text("")
+    (library / "run.sh").write_text("")
+    (host.stub / "images").write_text("gen-backup-bundle/backup:ffffffffffff\n")
+
+
+def bring_another_bundle(host: Sandbox) -> None:
+    host.make_bundle(DB_HOST="elsewhere", SCHEDULE="5 4 * * *")
+    (host.bundle / "host/tracker-backup.cron").write_text("# another schedule\n")
+    host.sign()
+
+
+def bring_the_other_strategy(host: Sandbox) -> None:
+    host.make_bundle(STRATEGY="sidecar")
+
+
+def lose_the_installation(host: Sandbox) -> None:
+    assert host.call("uninstall").code == 0
+
+
+@pytest.mark.parametrize(
+    "before", [edit_by_hand, bring_another_bundle, lose_the_installation, lambda _host: None]
+)
+def test_check_names_what_an_installation_changes_and_changes_nothing(
+    host: Sandbox, before: Callable[[Sandbox], None]
+) -> None:
+    before(host)
+    found = snapshot(host)
+    checked = host.install("--check", "--diff")
+    assert (checked.code, snapshot(host)) == (0, found)
+    done = host.install()
+    # Waiting for the lock makes the directory in which it is.
+    assert [line for line in done.changes if line != f"changed: {host.state}"] == checked.changes
+    assert host.install("--check").changes == []
+
+
+def test_check_names_the_files_of_the_other_strategy(host: Sandbox) -> None:
+    bring_the_other_strategy(host)
+    checked = host.install("--check")
+    (host.stub / "tracker/id").write_text("")
+    done = host.install()
+    started = [line for line in done.changes if "sidecar" in line.partition(" ")[2]]
+    assert [line for line in done.changes if line not in started] == checked.changes
+
+
+def test_check_on_a_host_without_anything_of_ours(sandbox: Sandbox) -> None:
+    found = snapshot(sandbox)
+    checked = sandbox.install("--check", "--diff")
+    assert (checked.code, snapshot(sandbox)) == (0, found)
+    assert f"{sandbox.cron}: a new file" in checked.out.splitlines()
+    done = sandbox.install()
+    assert [line for line in done.changes if line != f"changed: {sandbox.state}"] == checked.changes
+
+
+def test_diff_shows_each_file_that_differs_but_no_secret(host: Sandbox) -> None:
+    edit_by_hand(host)
+    bring_another_bundle(host)
+    outcome = host.install("--check", "--diff")
+    lines = outcome.out.splitlines()
+    conf = host.deploy / "backup/backup.conf"
+    at = lines.index(f"--- {conf} (on the host)")
+    assert lines[at + 1] == f"+++ {conf} (in the bundle)"
+    assert "-DB_HOST='mysql'" in lines[at:] and "+DB_HOST='elsewhere'" in lines[at:]
+    assert "-* * * * * root true" in lines and "+# another schedule" in lines
+    assert f"{host.secrets}/db_password: other content, which is not shown" in lines
+    assert "hunter" not in outcome.out and "pass'" not in outcome.out
+    assert not [line for line in host.install("--check").out.splitlines() if line.startswith("-")]
+    real = [line for line in host.install("--diff").out.splitlines() if line.startswith(("-", "+"))]
+    assert real == [line for line in lines if line.startswith(("-", "+"))]
+
+
+def test_a_mode_that_differs_is_told_as_such(host: Sandbox) -> None:
+    host.config.chmod(0o666)
+    outcome = host.install("--check", "--diff")
+    assert f"{host.config}: owner or mode; it becomes root's with 0644" in outcome.out
+    assert mode(host.config) == "0666"
+
+
+# ---------------------------------------------------------------- over another installation
+
+
+def test_a_bundle_of_another_environment_is_refused_with_the_way_to_proceed(host: Sandbox) -> None:
+    host.make_bundle(ENVIRONMENT="staging")
+    before = snapshot(host)
+    for words in ([], ["--check"], ["--take-over-destination"]):
+        outcome = host.install(*words)
+        assert outcome.code == 1
+        assert "'production'" in outcome.err and "'staging'" in outcome.err
+        assert "tracker-backup uninstall" in outcome.err
+        assert snapshot(host) == before
+
+
+def test_a_bundle_of_another_deploy_directory_is_refused_until_the_first_is_uninstalled(
+    host: Sandbox,
+) -> None:
+    other = host.path / "other"
+    shutil.copytree(host.deploy, other)
+    shutil.rmtree(other / "backup")
+    host.make_bundle(DEPLOY_DIR=str(other), DESTINATION=str(host.destination))
+    outcome = host.install()
+    assert outcome.code == 1
+    assert str(host.deploy) in outcome.err and str(other) in outcome.err
+    own = host.bundle / "host/tracker-backup.conf"
+    own.rename(own.with_suffix(".away"))  # as the installed program, which is in no bundle
+    assert host.call("uninstall").code == 0
+    own.with_suffix(".away").rename(own)
+    assert not (host.deploy / "backup").exists()
+    host.monkeypatch.setenv("STUB_DEPLOY", str(other))
+    outcome = host.install()
+    assert outcome.code == 0, outcome.err
+    assert (other / "backup/backup.conf").exists()
+
+
+def test_another_spelling_of_the_deploy_directory_is_the_same_one(host: Sandbox) -> None:
+    (host.path / "link").symlink_to(host.deploy)
+    host.make_bundle(DEPLOY_DIR=str(host.path / "link"))
+    assert host.install().code == 0
+
+
+def test_an_installation_that_died_early_is_told_from_another_environments(
+    sandbox: Sandbox,
+) -> None:
+    (sandbox.root / "usr/local/bin/tracker-backup").mkdir()  # the installation fails there
+    assert sandbox.install().code == 1
+    (sandbox.root / "usr/local/bin/tracker-backup").rmdir()
+    sandbox.config.unlink()
+    sandbox.make_bundle(ENVIRONMENT="staging")
+    assert "'production'" in sandbox.install().err
+    sandbox.make_bundle()
+    assert sandbox.install().code == 0
+
+
+def set_version(host: Sandbox, version: str) -> None:
+    path = host.bundle / "manifest.json"
+    manifest = json.loads(path.read_bytes()) | {"generator": f"gen-backup-bundle {version}"}
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("installed", "new", "refused"),
+    [
+        ("0.2.0", "0.1.0", True),
+        ("1.10.0", "1.9.3", True),
+        ("0.2.0", "0.2.0", False),
+        ("0.2.0", "0.10.0", False),
+    ],
+)
+def test_an_older_bundle_over_a_newer_installation_is_refused_by_name(
+    sandbox: Sandbox, installed: str, new: str, refused: bool
+) -> None:
+    set_version(sandbox, installed)
+    assert sandbox.install().code == 0
+    set_version(sandbox, new)
+    before = snapshot(sandbox)
+    outcome = sandbox.install()
+    assert outcome.code == (1 if refused else 0)
+    if refused:
+        assert f"gen-backup-bundle {installed} wrote what is installed" in outcome.err
+        assert f"{new} wrote this bundle" in outcome.err
+        assert snapshot(sandbox) == before
+
+
+@pytest.mark.parametrize(
+    ("left", "program"), [("window", "maintenance-backup.sh"), ("restore.json", "tracker-backup")]
+)
+def test_the_installed_program_first_finishes_what_died(
+    host: Sandbox, left: str, program: str
+) -> None:
+    """It knows the formats in which it wrote that down, and its image is still there."""
+    (host.state / left).write_text("in a format of its own")
+    installed = host.root / "usr/local/bin" / program
+    installed.write_text(f"#!/bin/sh\nrm {host.state}/{left}\necho $* >{host.path}/called\n")
+    outcome = host.install()
+    assert outcome.code == 0, outcome.err
+    assert (host.path / "called").read_text() in ("--recover\n", "rollback\n")
+    assert installed.read_bytes() == (host.bundle / "host" / program).read_bytes()
+
+
+def test_what_cannot_be_finished_refuses_the_installation(host: Sandbox) -> None:
+    (host.state / "window").write_text("7e57 2026-01-01T00:00:00Z stop 1 2 10 20260101_030000\n")
+    installed = host.root / "usr/local/bin/maintenance-backup.sh"
+    installed.write_text("#!/bin/sh\nexit 4\n")
+    outcome = host.install()
+    assert outcome.code == 1
+    assert "--recover" in outcome.err
+    assert installed.read_text() == "#!/bin/sh\nexit 4\n"
+
+
+# ---------------------------------------------------------------- what it needs of the host
+
+
+def test_a_directory_that_cannot_be_written_is_named_before_anything_changes(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usr = sandbox.root / "usr/local"
+    real = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, how: not Path(path).is_relative_to(usr) and real(path, how)
+    )
+    before = snapshot(sandbox)
+    outcome = sandbox.install()
+    assert outcome.code == 1
+    assert f"{usr}/bin cannot be written, is its file system mounted read-only?" in outcome.err
+    assert snapshot(sandbox) == before
+
+
+def test_a_directory_of_the_system_that_is_missing_is_named(sandbox: Sandbox) -> None:
+    (sandbox.root / "etc/logrotate.d").rmdir()
+    before = snapshot(sandbox)
+    outcome = sandbox.install()
+    assert outcome.code == 2
+    assert f"there is no directory {sandbox.root}/etc/logrotate.d" in outcome.err
+    assert snapshot(sandbox) == before
+
+
+@pytest.mark.parametrize("found", ["", "#!/bin/sh\nexit 1\n"])
+def test_a_python_that_cron_does_not_find_or_that_is_too_old_is_refused(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    folder = sandbox.path / "bin"
+    folder.mkdir()
+    if found:
+        (folder / "python3").write_text(found)
+        (folder / "python3").chmod(0o755)
+    monkeypatch.setattr(sandbox.package.install, "PATH_OF_CRON", str(folder))
+    before = snapshot(sandbox)
+    outcome = sandbox.install()
+    assert outcome.code == 1
+    assert "no python3 of version 3.10 or newer" in outcome.err
+    assert "apt-get install python3" in outcome.err
+    assert snapshot(sandbox) == before
 
 
 # ---------------------------------------------------------------- secrets
@@ -280,6 +586,39 @@ def test_secrets_that_are_no_json_are_refused_without_showing_them(sandbox: Sand
     assert outcome.code != 0
     assert outcome.err.startswith("error:")
     assert "hunter2" not in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_one_line_end_of_a_password_is_no_part_of_it(sandbox: Sandbox, end: str) -> None:
+    given = {"db_password": f"pass{end}", "db_root_password": f"ro\not \n{end}"}
+    assert sandbox.install(secrets=given).code == 0
+    assert (sandbox.secrets / "db_password").read_bytes() == b"pass"
+    assert (sandbox.secrets / "db_root_password").read_bytes() == b"ro\not \n"
+    assert sandbox.install(secrets=given).changes == []
+
+
+def test_a_secret_that_is_a_file_keeps_its_line_ends(sandbox: Sandbox) -> None:
+    key = "-----BEGIN KEY-----\nx\n-----END KEY-----\n"
+    assert sandbox.package.secrets.secret_text("restic_ssh_key", key) == key
+    assert sandbox.package.secrets.secret_text("restic_repository", "/srv/x\n") == "/srv/x"
+
+
+@pytest.mark.parametrize("value", [5, None, ["x"], True, "nul\0", "\udcff"])
+def test_a_secret_that_is_no_text_is_refused_by_name(sandbox: Sandbox, value: object) -> None:
+    before = snapshot(sandbox)
+    stdin = json.dumps({"db_password": value, "db_root_password": "root"})
+    outcome = sandbox.call("install", stdin=stdin)
+    assert outcome.code == 2
+    assert "the secret db_password is not UTF-8 text" in outcome.err
+    assert snapshot(sandbox) == before
+
+
+def test_a_secret_beside_a_copied_bundle_that_is_no_text_is_refused(sandbox: Sandbox) -> None:
+    (sandbox.bundle / "secrets").mkdir()
+    (sandbox.bundle / "secrets/db_password").write_bytes(b"\xff\xfe")
+    outcome = sandbox.call("install", stdin="")
+    assert outcome.code == 2
+    assert "the secret db_password is not UTF-8 text" in outcome.err
 
 
 def test_sqlite_needs_no_secret(sandbox: Sandbox) -> None:

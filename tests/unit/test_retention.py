@@ -381,6 +381,52 @@ def test_a_table_is_suspicious_when_gone_or_with_less_than_half_and_100_rows_few
     assert ("suspended" in host.call("prune").out) == suspicious
 
 
+def test_a_table_that_loses_a_little_in_each_run_is_suspicious_in_the_end(host: Sandbox) -> None:
+    """Half of the rows in each of ten runs, from 100000 to 98. No loss alone is suspicious."""
+    rows = [100_000]
+    while rows[-1] > 100:
+        rows.append((rows[-1] + 1) // 2)
+    for sequence, count in enumerate(rows):
+        host.add_run(days_ago(10.5 - sequence), sequence + 1, tables={"torrents": count})
+    before = host.files()
+    assert f"has 25000 rows in {days_ago(8.5)} and had 100000" in host.call("prune").out
+    assert host.files() == before
+
+
+def test_a_loss_is_told_once_and_acknowledged_for_good(host: Sandbox) -> None:
+    """The runs after it are compared with it, and not with the large ones before it."""
+    host.add_run(days_ago(6), 1, tables={"torrents": 1000, "keys": 1000})
+    for sequence in range(2, 6):
+        host.add_run(days_ago(6 - sequence), sequence, tables={"torrents": 400, "keys": 1000})
+    assert len(host.call("acknowledge").changes) == 1
+    assert "suspended" not in host.call("prune").out
+    host.add_run(days_ago(0.5), 6, tables={"torrents": 199, "keys": 1000})
+    assert f"had 400 in {days_ago(1)}" in host.call("prune").out
+
+
+def test_many_reasons_are_one_line_of_the_log(host: Sandbox) -> None:
+    tables = {f"table {number}": 1000 for number in range(90)}
+    host.add_run(days_ago(2), 1, tables=tables)
+    host.add_run(days_ago(1), 2, tables=dict.fromkeys(tables, 0))
+    (line,) = host.call("prune").out.splitlines()
+    assert "table 0 has 0 rows" in line and "(and 89 more reasons)" in line
+    shown = host.call("status").out.splitlines()
+    assert len([one for one in shown if one.startswith("  suspended")]) == 11
+    assert len(json.loads(host.call("status", "--json").out)["retention_suspended"]) == 90
+
+
+def test_the_oldest_acknowledgements_are_forgotten_first(host: Sandbox) -> None:
+    keys = [f"verify {10**5 - number}" for number in range(10_001)]  # the newest is the least
+    (host.state / "retention.json").write_text(
+        json.dumps({"format": 1, "acknowledged": keys, "pending": {}})
+    )
+    host.add_run(days_ago(2), 1, tables={"a": 1000})
+    host.add_run(days_ago(1), 2, tables={"a": 0})
+    host.call("acknowledge")
+    state = json.loads((host.state / "retention.json").read_text())
+    assert state["acknowledged"] == [*keys[1:], f"rows {days_ago(1)} a"]
+
+
 def test_leaving_statistics_out_is_not_taken_for_lost_rows(host: Sandbox) -> None:
     prunable(host)
     host.add_run(

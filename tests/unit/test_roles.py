@@ -174,16 +174,15 @@ def test_a_container_that_is_gone_already_is_no_failure(stage: Stage) -> None:
 def test_a_signal_between_two_calls_does_not_leave_the_container(
     tool: ModuleType, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signals, docker = tool.signals.Signals(), stage.module.docker
-    for module in (tool.docker, stage.module):
-        monkeypatch.setattr(module, "signals", signals)
+    signals, docker = tool.signals.Signals(), tool.docker.docker
+    monkeypatch.setattr(tool.docker, "signals", signals)
 
     def ring(*words: str) -> Any:
         if words[0] == "unpause":
             signals.receive(signal.SIGTERM, None)
         return docker(*words)
 
-    monkeypatch.setattr(stage.module, "docker", ring)
+    monkeypatch.setattr(tool.docker, "docker", ring)
     with (
         pytest.raises(tool.signals.Ended),
         stage.role(ANSWERS + "    print(json.dumps({}))\n") as role,

@@ -417,7 +417,9 @@ def test_status_of_a_fresh_success_is_well(host: Sandbox) -> None:
 def test_a_failed_run_after_a_fresh_success_is_shown(host: Sandbox) -> None:
     host.add_run(hours_ago(2), 1)
     host.add_run(hours_ago(1), 2, result="failed")
-    assert "disk full" in host.call("status").out
+    outcome = host.call("status")
+    assert outcome.code == 1
+    assert f"the last run, {hours_ago(1)}, failed with exit code 1: disk full" in outcome.out
 
 
 @pytest.mark.parametrize(("hours", "code"), [(47.5, 0), (48.5, 1)])
@@ -438,8 +440,8 @@ def test_status_fails_when_the_last_success_lies_in_the_future(host: Sandbox) ->
 
 
 def test_the_json_of_status_says_what_monitoring_needs(host: Sandbox) -> None:
-    host.add_run(hours_ago(3), 1)
-    host.add_run(hours_ago(2), 2, result="failed")
+    host.add_run(hours_ago(4), 1, result="failed")
+    host.add_run(hours_ago(3), 2)
     outcome = host.call("status", "--json")
     status = json.loads(outcome.out)
     assert outcome.code == 0
@@ -449,8 +451,8 @@ def test_the_json_of_status_says_what_monitoring_needs(host: Sandbox) -> None:
         [],
         "0 3 * * *",
     )
-    assert status["last_run"]["id"] == hours_ago(2)
-    assert status["last_run"]["result"] == "failed"
+    assert status["last_run"]["id"] == hours_ago(3)
+    assert status["last_run"]["result"] == "success"
     assert status["last_success"]["id"] == hours_ago(3)
     assert 3 * 3600 <= status["age_seconds"] < 3 * 3600 + 600
     assert status["age_limit_seconds"] == 2 * 86400

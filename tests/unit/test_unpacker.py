@@ -1,14 +1,12 @@
-"""The unpacker as a process: sizes, what is checked, and a swap that is undone."""
+"""The unpacker as a process: what it extracts, and what it refuses or skips."""
 
 from __future__ import annotations
 
 import gzip
+import io
 import os
-import shutil
-import sqlite3
 import subprocess
-import tempfile
-from collections.abc import Iterator
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -16,318 +14,197 @@ import pytest
 
 from unit import worker
 
-NAME = "20260101_030000.restore"
-DATABASE = "storage/tracker/tracker.db"
+FULL = 20
+MANY = 1 << 30  # bytes
+DEEP = "d" * 200
+LONG = "雪" * 83 + "x"  # 250 bytes
 
 
 class Unpacker:
-    """The places of the container, with what `prepare` leaves: a file that is there, one that is
-    not, and a directory.
-    """
+    """A place for one backup file, and an empty directory."""
 
-    def __init__(self, path: Path, staging: Path) -> None:
-        self.path = path
-        self.data, self.backups = path / "deploy", path / "backups"
-        self.elsewhere = path / "elsewhere"
-        self.work = staging / NAME
-        for place in (self.data / "storage/tracker", self.work / "old", self.backups):
-            place.mkdir(parents=True)
-        for directory in ("caddy", "tracker"):
-            (self.work / "new/storage" / directory).mkdir(parents=True)
-        self.database.write_text("as it is\n")
-        (self.work / "new" / DATABASE).write_text("as it was\n")
-        (self.work / "new/storage/caddy/cert").write_text("new\n")
-        targets = (DATABASE, "storage/caddy/cert", f"{DATABASE}-wal")
-        (self.work / "targets").write_text("".join(f"{target}\0" for target in targets))
+    def __init__(self, path: Path) -> None:
+        self.archives, self.work = path / "archive", path / "work"
+        self.archives.mkdir()
+        self.work.mkdir()
 
-    @property
-    def database(self) -> Path:
-        return self.data / DATABASE
+    def ask(self, job: str, limit_bytes: int = MANY, **arguments: Any) -> dict[str, Any]:
+        environment = {"BACKUP_ARCHIVES": str(self.archives), "BACKUP_WORK": str(self.work)}
+        return worker.ask("unpacker", job, environment, limit_bytes=limit_bytes, **arguments)
 
-    def ask(self, job: str, **arguments: Any) -> dict[str, Any]:
-        environment = {
-            "BACKUP_DATA": str(self.data),
-            "BACKUP_WORK": str(self.work),
-            "BACKUP_DESTINATION": str(self.backups),
-            "BACKUP_CLIENT": str(self.path / "client"),
-        }
-        return worker.ask("unpacker", job, environment, **arguments)
-
-    def step(self, job: str, **arguments: Any) -> list[str]:
-        """Its warnings; it must succeed."""
-        answer = self.ask(job, work=NAME, **arguments)
-        assert answer["code"] == 0, answer["reason"]
-        return list(answer["warnings"])
-
-    def backup(self, path: str, content: bytes) -> str:
-        """A file of the destination; its name below it."""
-        target = self.backups / path
-        target.parent.mkdir(exist_ok=True)
-        if target.suffix == ".gz":
-            target.write_bytes(gzip.compress(content))
+    def backup(self, name: str, content: bytes) -> None:
+        if name.endswith(".gz"):
+            (self.archives / name).write_bytes(gzip.compress(content))
         else:
             done = subprocess.run(["zstd", "-q"], input=content, capture_output=True, check=True)
-            target.write_bytes(done.stdout)
-        return path
+            (self.archives / name).write_bytes(done.stdout)
 
-    @property
-    def live(self) -> dict[str, str]:
-        """Content by path, of the deployment."""
+    def archive(self, *members: tarfile.TarInfo) -> None:
+        """Each regular file has its own name as its content."""
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            for one in members:
+                content = one.name.encode() if one.isreg() else b""
+                one.size = len(content)
+                tar.addfile(one, io.BytesIO(content))
+        self.backup("c.tar.gz", stream.getvalue())
+
+    def extract(self, *paths: str) -> dict[str, Any]:
+        """The answer; the job must succeed."""
+        answer = self.ask("extract", paths=list(paths))
+        assert answer["code"] == 0, answer["reason"]
+        return answer
+
+    def content(self) -> dict[str, str]:
         return {
-            str(path.relative_to(self.data)): path.read_text()
-            for path in self.data.rglob("*")
-            if path.is_file() and "backup-staging" not in path.parts
+            str(path.relative_to(self.work)): path.read_text()
+            for path in self.work.rglob("*")
+            if path.is_file() and not path.is_symlink()
         }
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", mode: int = 0o640) -> Any:
+    found = tarfile.TarInfo(name)
+    found.type, found.linkname, found.mode = kind, link, mode
+    found.uid, found.gid, found.mtime = 1000, 1001, 1700000000
+    return found
 
 
 @pytest.fixture
 def unpacker(tmp_path: Path) -> Unpacker:
-    return Unpacker(tmp_path, tmp_path / "deploy/storage/backup-staging")
+    return Unpacker(tmp_path)
 
 
-@pytest.fixture
-def on_two_file_systems(tmp_path: Path) -> Iterator[Unpacker]:
-    other = Path(tempfile.mkdtemp(dir="/dev/shm"))
-    assert other.stat().st_dev != tmp_path.stat().st_dev
-    yield Unpacker(tmp_path, other)
-    shutil.rmtree(other)
+# ---------------------------------------------------------------- one file
 
 
-# ---------------------------------------------------------------- a swap, and back
+@pytest.mark.parametrize("name", ["a.db.gz", "a.db.zst"])
+def test_a_database_is_decompressed(unpacker: Unpacker, name: str) -> None:
+    content = os.urandom(300000)
+    unpacker.backup(name, content)
+    assert unpacker.ask("unpack", name="database.db")["code"] == 0
+    assert (unpacker.work / "database.db").read_bytes() == content
 
 
-def there_and_back(unpacker: Unpacker) -> None:
-    before = unpacker.live
-    unpacker.step("apply")
-    assert unpacker.live == {DATABASE: "as it was\n", "storage/caddy/cert": "new\n"}
-    assert (unpacker.work / "old" / DATABASE).read_text() == "as it is\n"
-    unpacker.step("rollback")
-    assert unpacker.live == before
-    assert not (unpacker.data / "storage/caddy").exists()
-
-
-def test_what_was_swapped_is_swapped_back(unpacker: Unpacker) -> None:
-    there_and_back(unpacker)
-
-
-def test_what_was_swapped_is_swapped_back_between_two_file_systems(
-    on_two_file_systems: Unpacker,
-) -> None:
-    there_and_back(on_two_file_systems)
-    places = (on_two_file_systems.data, on_two_file_systems.work)
-    assert not [path for place in places for path in place.rglob(".tracker-backup-*")]
-
-
-def test_files_are_not_copied_where_they_can_be_linked(unpacker: Unpacker) -> None:
-    before = unpacker.database.stat().st_ino
-    unpacker.step("apply")
-    assert (unpacker.work / "old" / DATABASE).stat().st_ino == before
-    unpacker.step("rollback")
-    assert unpacker.database.stat().st_ino == before
-
-
-def test_a_symlink_is_moved_as_one_between_two_file_systems(on_two_file_systems: Unpacker) -> None:
-    unpacker = on_two_file_systems
-    unpacker.database.unlink()
-    unpacker.database.symlink_to("/etc/passwd")
-    unpacker.step("apply")
-    assert (unpacker.work / "old" / DATABASE).readlink() == Path("/etc/passwd")
-    assert not unpacker.database.is_symlink()
-
-
-def test_a_roll_back_that_is_cut_short_is_rolled_back_again(on_two_file_systems: Unpacker) -> None:
-    unpacker = on_two_file_systems
-    unpacker.step("apply")
-    partial = unpacker.database.with_name((unpacker.work / "partial").read_text())
-    partial.write_text("cut")
-    unpacker.step("rollback")
-    assert unpacker.live == {DATABASE: "as it is\n"}
-    unpacker.step("rollback")
-    assert unpacker.live == {DATABASE: "as it is\n"}
-
-
-def test_a_rollback_writes_through_no_link_that_was_put_there_since_and_is_kept_from_nothing(
-    unpacker: Unpacker,
-) -> None:
-    unpacker.step("apply")
-    unpacker.elsewhere.mkdir()
-    (unpacker.elsewhere / "tracker.db").write_text("mine\n")
-    (unpacker.data / f"{DATABASE}-wal").mkdir()
-    unpacker.database.parent.rename(unpacker.path / "moved")
-    unpacker.database.parent.symlink_to(unpacker.elsewhere)
-    unpacker.step("rollback")
-    assert (unpacker.elsewhere / "tracker.db").read_text() == "mine\n"
-    assert not unpacker.database.parent.is_symlink()
-    assert unpacker.database.read_text() == "as it is\n"
-
-
-def test_a_directory_in_the_place_of_a_file_does_not_keep_a_rollback_from_the_rest(
-    unpacker: Unpacker,
-) -> None:
-    unpacker.step("apply")
-    unpacker.database.unlink()
-    unpacker.database.mkdir()
-    unpacker.step("rollback")
-    assert unpacker.database.read_text() == "as it is\n"
-
-
-def test_a_directory_with_the_name_of_a_journal_stays_and_keeps_no_restore(
-    unpacker: Unpacker,
-) -> None:
-    directory = unpacker.data / f"{DATABASE}-wal"
-    directory.mkdir()
-    unpacker.step("apply")
-    assert unpacker.database.read_text() == "as it was\n"
-    unpacker.step("rollback")
-    assert unpacker.database.read_text() == "as it is\n"
-    assert directory.is_dir()
-
-
-def test_a_directory_in_the_place_of_a_file_refuses_a_restore(unpacker: Unpacker) -> None:
-    unpacker.database.unlink()
-    unpacker.database.mkdir()
-    answer = unpacker.ask("apply", work=NAME)
-    assert answer["code"] == 1
-    assert "is a directory; the backup has a file there" in answer["reason"]
-    assert not (unpacker.work / "begun").exists()
-
-
-def test_what_is_not_empty_stays_with_a_warning(unpacker: Unpacker) -> None:
-    unpacker.step("apply")
-    (unpacker.data / "storage/caddy/mine").write_text("mine\n")
-    (warning,) = unpacker.step("rollback")
-    assert warning.endswith("storage/caddy is not empty and stays")
-
-
-def test_a_restore_that_an_earlier_version_began_is_rolled_back_without_its_partial_copies(
-    unpacker: Unpacker,
-) -> None:
-    unpacker.step("apply")
-    (unpacker.work / "partial").unlink()
-    unpacker.database.with_name("tracker.db.restore-partial").write_text("cut")
-    unpacker.step("rollback")
-    assert unpacker.live == {DATABASE: "as it is\n"}
-
-
-def test_no_database_that_is_restored_stands_beside_the_journal_of_another(
-    unpacker: Unpacker,
-) -> None:
-    shutil.rmtree(unpacker.work / "new")
-    config = unpacker.path / "config"
-    grafana = "storage/grafana/grafana.db"
-    (config / grafana).parent.mkdir(parents=True)
-    sqlite3.connect(config / grafana).execute("CREATE TABLE dashboard (id)")
-    subprocess.run(["tar", "-C", config, "-cf", unpacker.work / "config.tar", "."], check=True)
-    (unpacker.data / grafana).parent.mkdir()
-    journal = unpacker.data / f"{grafana}-journal"
-    journal.write_text("hot")
-    unpacker.step("prepare", kind="config", database="", paths=[grafana])
-    unpacker.step("apply")
-    assert (unpacker.data / grafana).exists()
-    assert not journal.exists()
-    unpacker.step("rollback")
-    assert journal.read_text() == "hot"
-    assert not (unpacker.data / grafana).exists()
-
-
-# ---------------------------------------------------------------- unpacking
-
-
-def test_the_sizes_are_those_of_what_is_unpacked(unpacker: Unpacker) -> None:
-    files = [
-        unpacker.backup("sqlite/a.db.gz", bytes(12345)),
-        unpacker.backup("config/b.tar.zst", bytes(678)),
-    ]
-    answer = unpacker.ask("measure", files=files)
-    assert answer["numbers"] == {"sqlite/a.db.gz": 12345, "config/b.tar.zst": 678}
-
-
-def test_a_database_is_checked_and_counted(unpacker: Unpacker) -> None:
-    database = unpacker.path / "x.db"
-    with sqlite3.connect(database) as connection:
-        connection.execute("CREATE TABLE keys (id)")
-        connection.execute("INSERT INTO keys VALUES (1), (2)")
-    content = database.read_bytes()
-    file = unpacker.backup("sqlite/a.db.gz", content)
-    assert unpacker.ask("unpack", files=[file], paths=[])["tables"]["keys"] == 2
-    unpacker.backup(file, content[:4096])
-    assert unpacker.ask("unpack", files=[file], paths=[])["code"] == 1
-
-
-DUMP = b"""/*M!999999\\- enable the sandbox mode */
-CREATE TABLE `keys` (
-  `id` int
-);
-CREATE TABLE `odd``name` (
-  `id` int
-);
-INSERT INTO `odd``name` VALUES
-(1),
-(2);
-(not a row)
--- Dump completed on 2026-01-01
-"""
-
-
-def test_the_rows_of_all_dumps_are_counted(unpacker: Unpacker) -> None:
-    files = [
-        unpacker.backup("mysql/a.sql.gz", DUMP),
-        unpacker.backup(
-            "mysql/a.torrents.sql.zst",
-            b"INSERT INTO `torrents` VALUES\n(1);\n-- Dump completed\n",
-        ),
-    ]
-    answer = unpacker.ask("unpack", files=files, paths=[])
-    assert answer["tables"] == {"keys": 0, "odd`name": 2, "torrents": 1}
-    assert (unpacker.work / "torrents.sql").exists()
-
-
-def test_a_dump_that_is_cut_off_is_refused(unpacker: Unpacker) -> None:
-    file = unpacker.backup("mysql/a.sql.gz", DUMP[:-40])
-    assert "the dump is cut off" in unpacker.ask("unpack", files=[file], paths=[])["reason"]
-
-
-def test_what_the_archive_lacks_is_answered(unpacker: Unpacker) -> None:
-    for name in ("storage/x y", "storage/ä"):
-        (unpacker.path / "config" / name).mkdir(parents=True)
-    tar = subprocess.run(
-        ["tar", "-C", unpacker.path / "config", "-c", "storage/x y", "storage/ä"],
-        check=True,
-        capture_output=True,
-    ).stdout
-    file = unpacker.backup("config/a.tar.gz", tar)
-    paths = ["storage/x y", "storage/ä", ".env"]
-    assert unpacker.ask("unpack", files=[file], paths=paths)["missing"] == [".env"]
-    unpacker.backup(file, b"x" * 2000)
-    answer = unpacker.ask("unpack", files=[file], paths=paths)
-    assert "is not a readable archive" in answer["reason"]
-
-
-@pytest.mark.parametrize("file", ["sqlite/a.db.gz", "config/a.tar.zst"])
-def test_a_file_that_is_cut_short_cannot_be_unpacked(unpacker: Unpacker, file: str) -> None:
-    unpacker.backup(file, os.urandom(5000))
-    path = unpacker.backups / file
+@pytest.mark.parametrize("name", ["a.db.gz", "a.db.zst"])
+def test_a_file_that_is_cut_short_is_damaged(unpacker: Unpacker, name: str) -> None:
+    unpacker.backup(name, os.urandom(5000))
+    path = unpacker.archives / name
     path.write_bytes(path.read_bytes()[:2000])
-    reason = unpacker.ask("unpack", files=[file], paths=[])["reason"]
-    assert reason == f"{file} cannot be unpacked"
+    assert unpacker.ask("unpack", name="x")["reason"] == f"{name} cannot be unpacked"
 
 
-# ---------------------------------------------------------------- the client's options
+def test_what_does_not_fit_is_not_damage(unpacker: Unpacker) -> None:
+    unpacker.backup("a.db.gz", bytes(5000))
+    assert unpacker.ask("unpack", limit_bytes=4999, name="x")["code"] == FULL
+    (unpacker.work / "x").unlink()
+    assert unpacker.ask("unpack", limit_bytes=5000, name="x")["code"] == 0
 
 
-@pytest.mark.parametrize("tls", ["verified", "unverified"])
-def test_the_clients_options_are_quoted_and_nobody_else_may_read_them(
-    unpacker: Unpacker, tls: str
+def test_all_files_of_an_archive_have_one_limit(unpacker: Unpacker) -> None:
+    unpacker.archive(member("a/1"), member("a/2"))
+    assert unpacker.ask("extract", limit_bytes=5, paths=["a"])["code"] == FULL
+
+
+# ---------------------------------------------------------------- archives
+
+
+def test_files_come_with_their_owners_modes_and_times(unpacker: Unpacker) -> None:
+    unpacker.archive(member("a", tarfile.DIRTYPE, mode=0o2770), member("a/b", mode=0o4755))
+    unpacker.extract("a")
+    directory, file = unpacker.work / "a", unpacker.work / "a/b"
+    assert directory.stat().st_mode & 0o7777 == 0o2770
+    assert file.stat().st_mode & 0o7777 == 0o755  # without the set-uid bit
+    for path in (directory, file):
+        facts = path.stat()
+        assert (facts.st_uid, facts.st_gid, facts.st_mtime) == (1000, 1001, 1700000000)
+
+
+def test_only_the_paths_of_the_run_are_extracted_and_missing_ones_named(
+    unpacker: Unpacker,
 ) -> None:
-    answer = unpacker.ask(
-        "connect", host="db", port="3306", user="u", password='a"b\\c', tls=tls, ca="CERTIFICATE"
+    unpacker.archive(member(".env"), member("backup/secrets/x"), member("x y/ä/f"))
+    answer = unpacker.extract(".env", "x y/ä", "gone")
+    assert unpacker.content() == {".env": ".env", "x y/ä/f": "x y/ä/f"}
+    assert answer["missing"] == ["gone"]
+    assert answer["warnings"] == ["skipped, not below a path of the run: backup/secrets/x"]
+
+
+def test_links_come_last_and_nothing_is_written_through_one(
+    unpacker: Unpacker, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    unpacker.archive(
+        member("a/link", tarfile.SYMTYPE, str(elsewhere)),
+        member("a/link/file"),
+        member("a/other", tarfile.SYMTYPE, "/etc/passwd"),
     )
-    assert answer["code"] == 0, answer
-    options = unpacker.path / "client/client.cnf"
-    assert options.stat().st_mode & 0o777 == 0o600
-    lines = options.read_text().splitlines()
-    assert 'password="a\\"b\\\\c"' in lines
-    assert ("ssl-verify-server-cert" in lines) == (tls == "verified")
-    assert ("skip-ssl-verify-server-cert" in lines) == (tls == "unverified")
-    assert (f'ssl-ca="{unpacker.path}/client/ca.pem"' in lines) == (tls == "verified")
-    assert (unpacker.path / "client/ca.pem").read_text() == "CERTIFICATE"
+    answer = unpacker.ask("extract", paths=["a"])
+    assert answer["code"] == 1  # a directory has the name of the link
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_link_is_extracted_as_one(unpacker: Unpacker) -> None:
+    unpacker.archive(member("a/link", tarfile.SYMTYPE, "/etc/passwd"))
+    unpacker.extract("a")
+    assert (unpacker.work / "a/link").readlink() == Path("/etc/passwd")
+    assert (unpacker.work / "a/link").lstat().st_uid == 1000
+
+
+def test_a_hard_link_becomes_a_file_of_its_own(unpacker: Unpacker) -> None:
+    unpacker.archive(member("a/1"), member("a/2", tarfile.LNKTYPE, "a/1"))
+    unpacker.extract("a")
+    assert unpacker.content() == {"a/1": "a/1", "a/2": "a/1"}
+    assert (unpacker.work / "a/2").stat().st_nlink == 1
+
+
+def test_a_hard_link_to_a_symlink_reads_nothing(unpacker: Unpacker) -> None:
+    unpacker.archive(
+        member("a/1", tarfile.SYMTYPE, "/etc/passwd"), member("a/2", tarfile.LNKTYPE, "a/1")
+    )
+    assert unpacker.extract("a")["warnings"] == ["skipped, a link to a skipped file: a/2"]
+    assert unpacker.content() == {}
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_devices_and_pipes_are_skipped(unpacker: Unpacker, kind: bytes) -> None:
+    unpacker.archive(member("a/odd", kind), member("a/file"))
+    answer = unpacker.extract("a")
+    assert answer["warnings"] == ["skipped, a device, a pipe or a sparse file: a/odd"]
+    assert unpacker.content() == {"a/file": "a/file"}
+
+
+def test_a_path_that_leads_up_is_refused(unpacker: Unpacker) -> None:
+    unpacker.archive(member("a/../../x"))
+    assert "a path with '..'" in unpacker.ask("extract", paths=["a"])["reason"]
+
+
+def test_the_last_member_of_a_name_counts(unpacker: Unpacker) -> None:
+    unpacker.archive(member("a/1", tarfile.SYMTYPE, "/etc/passwd"), member("a/1"))
+    unpacker.extract("a")
+    assert unpacker.content() == {"a/1": "a/1"}
+
+
+def test_names_of_any_length_are_extracted(unpacker: Unpacker) -> None:
+    long = f"a/{LONG}"
+    deep = "/".join(["a", *[DEEP] * 30, "f"])  # longer than a system call takes
+    unpacker.archive(member(long), member(deep))
+    unpacker.extract("a")
+    assert (unpacker.work / long).read_text() == long
+    found = subprocess.run(
+        ["find", unpacker.work, "-type", "f", "-name", "f"], capture_output=True, check=True
+    )
+    assert found.stdout.count(DEEP.encode()) == 30
+
+
+def test_what_is_too_deep_is_skipped(unpacker: Unpacker) -> None:
+    unpacker.archive(member("a/" + "d/" * 255 + "f"), member("a/" + "d/" * 254 + "f"))
+    (warning,) = unpacker.extract("a")["warnings"]
+    assert warning.startswith("skipped, more than 256 levels: a/d/")
+    assert sum(1 for path in unpacker.work.rglob("f") if path.is_file()) == 1
+
+
+def test_what_is_no_archive_is_refused(unpacker: Unpacker) -> None:
+    unpacker.backup("c.tar.gz", b"x" * 2000)
+    assert "is not a readable archive" in unpacker.ask("extract", paths=[])["reason"]

@@ -39,7 +39,6 @@ def test_a_marker_is_read_as_it_was_written_and_in_the_older_format(tool: Module
     [
         {"format": 3},
         {"format": True},
-        {"format": 1},
         {"tracker": "--help"},
         {"action": "rm"},
         {"opened": "$(touch x)"},
@@ -55,10 +54,10 @@ def test_a_marker_is_read_as_it_was_written_and_in_the_older_format(tool: Module
 def test_a_marker_that_is_not_as_expected_is_refused(
     tool: ModuleType, change: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match=r"its|unknown"):
+    with pytest.raises(tool.documents.BadDocument, match=r"is damaged: |is of format 3"):
         tool.window.Marker.decode(json.dumps(FIELDS | change))
-    for key in change.keys() & FIELDS.keys():
-        with pytest.raises(ValueError, match="its"):
+    for key in change.keys() & FIELDS.keys() - {"format"}:
+        with pytest.raises(tool.documents.BadDocument, match=f"{key} is missing"):
             tool.window.Marker.decode(json.dumps({k: v for k, v in FIELDS.items() if k != key}))
 
 
@@ -66,11 +65,10 @@ def test_a_marker_that_is_not_as_expected_is_refused(
 def test_a_damaged_marker_says_what_to_do(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    marker = tmp_path / "window"
-    marker.write_bytes(content)
-    monkeypatch.setattr(tool.window, "MARKER", marker)
+    (tmp_path / "window").write_bytes(content)
+    monkeypatch.setattr(tool.documents, "STATE", tmp_path)
     with pytest.raises(tool.host.Refused, match=r"is damaged.*then remove it") as refused:
-        tool.window.Marker.read()
+        tool.window.recover()
     assert refused.value.code == 4
     assert not tool.window.is_overdue()
 
@@ -82,11 +80,11 @@ def stream(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, script: str) -> An
     """Events of a Docker that is this script."""
     start = tool.docker.start
     monkeypatch.setattr(
-        tool.window, "start", lambda _command, **more: start(["sh", "-c", script], **more)
+        tool.tracker, "start", lambda _command, **more: start(["sh", "-c", script], **more)
     )
-    monkeypatch.setattr(tool.window, "EVENT_SECONDS", 0.5)
-    monkeypatch.setattr(tool.window, "QUIET_SECONDS", 0.1)
-    return tool.window.Events("7e57", time.time())
+    monkeypatch.setattr(tool.tracker, "EVENT_SECONDS", 0.5)
+    monkeypatch.setattr(tool.tracker, "QUIET_SECONDS", 0.1)
+    return tool.tracker.Events("7e57", time.time())
 
 
 @pytest.mark.parametrize(
@@ -125,11 +123,11 @@ def test_events_are_waited_for_only_if_the_state_shows_no_change(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, status: str, started: str, waits: bool
 ) -> None:
     asked: list[bool] = []
-    tracker = tool.window.Tracker("7e57", "running", "before", "0")
+    tracker = tool.tracker.Tracker("7e57", "running", "before", "0", "")
     host = SimpleNamespace(window_timeout=30)
     window = tool.window.Window(host, FIELDS["run"], "stop", tracker, 0, None)
-    window.found = tool.window.Tracker("7e57", status, started, "0")
-    window.started = True
+    found = tool.tracker.Tracker("7e57", status, started, "0", "")
+    window.outage, window.closed = SimpleNamespace(found=found, started=True), True
     window.events = SimpleNamespace(process=None, until=lambda _, own: asked.append(own))
     monkeypatch.setattr(tool.window, "end", lambda _process: None)
     window.leave(None)
@@ -245,5 +243,5 @@ def test_a_host_without_free_processes_is_no_answer_of_docker(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(tool.docker.subprocess, "Popen", refuse)
-    assert not tool.window.answers("unpause", "7e57")
-    assert tool.window.look("7e57") is None
+    assert not tool.tracker.answers("unpause", "7e57")
+    assert tool.tracker.look("7e57") is None

@@ -3,18 +3,19 @@
 A module imports only from those before it in this list:
 
     host, log, files, state, cron     this host, how anything is written there, the lock
-    fault_points, signals             places at which the test suite, or a signal, stops a run
+    fault_points, signals, detach     places at which the test suite, or a signal, stops a run
     protocol, writeback               what the roles in containers answer
     documents                         what is written as JSON and read again
     runs, docker                      run manifests and their files; calls of Docker
-    jobs                              programs in containers, and one job of a role
     publish, roles, tables, stack     finished files, the containers of a run, what they have
-    workshop, drivers                 a backup is unpacked; what a driver captures and imports
+    jobs                              programs in containers, and one job of a role
+    trees, workshop, drivers          a backup is unpacked; what a driver captures and imports
     deployment, destination, secrets  what belongs to this deployment, as installed
     retention, repository, remote     what is removed; the restic repository and its copies
-    verify                            proves that a backup can be restored
-    fetch, restore                    and back
-    window, reach, run                the time in which the tracker is down, and the whole run
-    sidecar, status                   the container that stays up; what the operator asks
+    swap, undo_older                  what a restore replaces changes places, and back
+    verify, extract                   proves that a backup can be restored; one file out of it
+    fetch, beside, restore            and back, in place or beside what runs
+    tracker, window, reach, run       the time in which the tracker is down, and the whole run
+    sidecar, doctor, status           the container that stays up; what the operator asks
     install, main, core               the bundle put into its places; the commands; the sidecar
 """

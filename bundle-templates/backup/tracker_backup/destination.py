@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from .documents import DestinationIdentity
-from .files import make_directory, write_durably
+from .files import change, make_directory, write_durably
 from .host import ROOT, Host, Refused
-from .log import say
 from .publish import SUBDIRECTORIES
 
 IDENTITY = ".tracker-backup.json"
@@ -55,14 +54,14 @@ def claim_destination(host: Host, take_over: bool) -> None:
             "install again",
             2,
         )
-    identity = host.destination / IDENTITY
-    if identity.exists() and take_over and check_restorable(host).machine_id != machine_id():
-        say(f"changed: {identity} (taken over from another machine)")
-        identity.unlink()
+    identity, note = host.destination / IDENTITY, ""
     if identity.exists():
-        check_destination(host)
-    else:
-        write_durably(identity, DestinationIdentity(host.environment, machine_id()).encode())
-        say(f"changed: {identity}")
+        if not take_over:
+            check_destination(host)
+        if check_restorable(host).machine_id != machine_id():
+            note = " (taken over from another machine)"
+    if note or not identity.exists():
+        owner = DestinationIdentity(host.environment, machine_id())
+        change(f"{identity}{note}", lambda: write_durably(identity, owner.encode()))
     for name in SUBDIRECTORIES:
         make_directory(host.destination / name, 0o700)

@@ -8,10 +8,12 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from .files import change
 from .host import STATE, Host, Refused
 from .log import say
 from .signals import signals
@@ -23,6 +25,7 @@ BUILD_SECONDS = 1800
 WORK_SECONDS = 43200  # for what works through a whole backup
 END_SECONDS = 5  # for a program to end after SIGTERM
 RUN_LABEL, SIDECAR_LABEL = "tracker-backup.run", "tracker-backup.sidecar"
+IMAGE_LABEL, BUILT = "tracker-backup.image", "gen-backup-bundle/backup"
 STACK_LABEL = "com.docker.compose.project.working_dir"
 FILES_LABEL = "com.docker.compose.project.config_files"
 # In the order in which Compose looks for them.
@@ -201,6 +204,10 @@ def stack_ids(host: Host, *filters: str) -> list[str]:
     return [one for one, _, place in pairs if Path(place).resolve() == directory]
 
 
+def project_of(found: Mapping[str, Any]) -> str:
+    return str(found["Config"]["Labels"]["com.docker.compose.project"])
+
+
 def service_of(found: Mapping[str, Any]) -> str:
     return str(found["Config"]["Labels"]["com.docker.compose.service"])
 
@@ -221,26 +228,39 @@ def container(
     try:
         yield name
     finally:
-        docker(*words("rm --force --volumes"), name)
+        remove_container(name)
 
 
-def remove_dead_containers() -> None:
+def remove_container(name: str) -> None:
+    """One that is gone already is no failure. A signal between the calls would leave it."""
+    with signals.held():
+        # With cgroup v1, a frozen process does not die of SIGKILL.
+        with contextlib.suppress(Refused):
+            docker("unpause", name)
+        try:
+            docker(*words("rm --force --volumes"), name)
+        except Refused as error:
+            if "no such container" not in str(error).lower():
+                raise
+
+
+def remove_dead_containers(warn: Callable[[str], None] = lambda _: None) -> None:
     """Those of dead runs, verifications and restores, which may go on working; under the lock,
     where nobody else has one.
     """
     for left in docker(*words("ps --all --quiet --filter"), f"label={RUN_LABEL}").split():
-        docker(*words("rm --force --volumes"), left)
+        warn(f"removing the container of a dead run: {left}")
+        remove_container(left)
 
 
 def make_image(host: Host, context: Path, rebuild: bool) -> None:
     """Builds or pulls the image when it is not there, or again when asked to."""
+    pull = ["pull", host.image]
+    again = ["--no-cache"] if rebuild else []
+    build = ["build", *again, "--tag", host.image, str(context)]
     if rebuild or not has_image(host.image):
-        if host.image_source == "pull":
-            docker("pull", host.image, seconds=BUILD_SECONDS)
-        else:
-            again = ["--no-cache"] if rebuild else []
-            docker("build", *again, "--tag", host.image, str(context), seconds=BUILD_SECONDS)
-        say(f"changed: image {host.image}")
+        words = pull if host.image_source == "pull" else build
+        change(f"image {host.image}", lambda: docker(*words, seconds=BUILD_SECONDS))
 
 
 def image_id(image: str) -> str:
@@ -257,15 +277,39 @@ def has_image(image: str) -> bool:
     return bool(image_id(image))
 
 
-def remove_images(keep: str) -> None:
-    """Removes the images that bundles were built into, but one. An image in use stays, with a
-    warning.
+def remove_images(keep: str = "", *pulled: str) -> None:
+    """Removes the images that were built here or pulled for a bundle, but one, and what is left of
+    builds that were repeated. An image in use stays, with a warning.
     """
     kept = image_id(keep) if keep else ""
-    for image in docker(*words("images --format {{.Repository}}:{{.Tag}}")).split():
-        if image.startswith("gen-backup-bundle/backup:") and image_id(image) != kept:
-            try:
-                docker("image", "rm", image)
-                say(f"changed: image {image} (removed)")
-            except Refused as error:
-                say(f"warning: {error}")
+    listing = words("images --no-trunc --format {{.ID}}#{{.Repository}}:{{.Tag}}")
+    labelled = docker(*listing, "--filter", f"label={IMAGE_LABEL}").split()
+    named = [one for one in docker(*listing).split() if f"#{BUILT}:" in one]
+    found = dict(one.split("#") for one in [*labelled, *named])
+    found |= {image_id(one): one for one in pulled if has_image(one)}
+    for image, name in found.items():
+        if image != kept:
+            with reported():
+                change(
+                    f"image {name} (removed)", partial(docker, *words("image rm --force"), image)
+                )
+
+
+def remove_networks(host: Host) -> None:
+    """Removes our network of the stack's project, also when no container of the stack is left."""
+    label = "label=com.docker.compose."
+    project = next((project_of(one) for one in stack_containers(host)), "")
+    project = project or re.sub(r"[^a-z0-9_-]", "", host.deploy_dir.name.lower())
+    filters = (f"{label}network=backup_network", f"{label}project={project}")
+    listing = words("network ls --format {{.Name}}")
+    for name in docker(*listing, *(x for one in filters for x in ("--filter", one))).split():
+        change(f"network {name} (removed)", partial(docker, "network", "rm", name))
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """What Docker refuses is a warning."""
+    try:
+        yield
+    except Refused as error:
+        say(f"warning: {error}")

@@ -339,12 +339,14 @@ class RetentionState(StateDocument):
 
 @dataclass(frozen=True)
 class VerificationState(StateDocument):
+    FORMAT = 2  # 2 has impossible
     FILE = "verified.json"
     REMEDY = "`tracker-backup verify` writes it anew"
 
     run: RunId
     at: Time
     problems: list[Reason]
+    impossible: Reason = ""  # why nothing could be said of the run
 
 
 @dataclass(frozen=True)
@@ -386,9 +388,20 @@ class RemoteState(StateDocument):
 
 
 @dataclass(frozen=True)
+class Move(Record):
+    """One path that a restore replaces. Paths are below the deploy directory."""
+
+    path: FilePath
+    room: FilePath  # on the same mount: the old one goes to room/old/PATH, from room/new/PATH
+    existed: bool  # before the restore
+    brings: bool  # the backup has it; otherwise it only moves away
+
+
+@dataclass(frozen=True)
 class RestoreJournal(StateDocument):
     """What a restore has begun, durable before each step, so that a dead one can be undone."""
 
+    FORMAT = 2  # 2 has moves and made; of an older one, files in `work` say what is to be undone
     FILE = "restore.json"
     REMEDY = "put the files back by hand (docs/restore.md), then remove it"
 
@@ -399,6 +412,9 @@ class RestoreJournal(StateDocument):
     running: list[Annotated[str, shaped("[0-9a-f]{1,64}")]]  # ids of containers to run in the end
     importing: bool = False  # the database may be gone; work/before.sql holds it as it was, whole
     undone: bool = False  # rolled back but for what is to be started
+    moves: list[Move] = field(default_factory=list)
+    made: list[FilePath] = field(default_factory=list)  # directories that were missing, in order
+    compose_files: list[FilePath] = field(default_factory=list)  # of the run that is restored
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ def secret_files(host: Host, given: Mapping[str, str]) -> Iterator[Path]:
     """restic's secrets, as given or as the host has them, for as long as the block lasts."""
     names = restic_secrets(host)
     require_secrets(host, names, given)
-    directory, own = STATE / "restic-secrets", host.deploy_dir / "backup/secrets"
+    own = host.deploy_dir / "backup/secrets"
+    directory = (STATE if STATE.exists() else Path("/run")) / "restic-secrets"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
     try:
@@ -70,15 +71,16 @@ def show_run(host: Host, repo: Repository, snapshot: Snapshot) -> RunManifest:
 
 
 def find_run(
-    host: Host, wanted: str, given: Mapping[str, str], *, may_make_image: bool
+    host: Host, wanted: str, given: Mapping[str, str], *, touching: bool
 ) -> tuple[Snapshot, RunManifest]:
-    """The run's snapshot and its run manifest; nothing of the host is touched but for the image
-    that restic comes in.
+    """The run's snapshot and its run manifest. Unless `touching`, the image that restic comes in is
+    not made, and nothing is remembered.
     """
     if not uses_restic(host):
         raise Refused("there is no restic repository to restore from: backup.restic is absent", 2)
-    with lock(), secret_files(host, given) as secrets:
-        if may_make_image:
+    held = lock() if touching else contextlib.nullcontext()
+    with held, secret_files(host, given) as secrets:
+        if touching:
             make_image(host, host.configuration, rebuild=False)
         with repository(host, secrets=secrets) as repo:
             snapshots = find_snapshots(repo, wanted)
@@ -88,6 +90,7 @@ def find_run(
                     break
             else:
                 raise Refused("the restic repository holds no successful backup: name a run")
+    if touching:
         state = remembered()
         replace(state, sequence=max(state.sequence, snapshots[0].sequence)).store()
     warn_of_missing(run)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from .host import Refused
 from .log import complain, say
+
+PRIVATE = 0o600  # the mode of a file whose content is never shown
+checking = False  # report changes, and make none
+showing = False  # show how the content of each file changes
+
+
+def change(what: str, action: Callable[[], object]) -> None:
+    """Makes a change on this host and reports it. While `checking`, it is reported alone."""
+    if not checking:
+        action()
+    say(f"changed: {what}")
 
 
 def write_durably(path: Path, content: str | bytes, mode: int = 0o600) -> None:
@@ -52,21 +65,38 @@ def is_ours(path: Path, mode: int) -> bool:
 
 def make_directory(path: Path, mode: int) -> None:
     """One directory of root's with exactly this mode; its parent must be there."""
-    if not path.is_dir():
-        path.mkdir(mode=mode)
-    elif is_ours(path.resolve(), mode):
-        return
-    os.chown(path, os.geteuid(), os.getegid())
-    path.chmod(mode)
-    say(f"changed: {path}")
+
+    def make() -> None:
+        path.mkdir(mode=mode, exist_ok=True)
+        os.chown(path, os.geteuid(), os.getegid())
+        path.chmod(mode)
+
+    if not (path.is_dir() and is_ours(path.resolve(), mode)):
+        change(str(path), make)
 
 
 def put(path: Path, content: bytes, mode: int) -> None:
     """A file of root's with exactly this content and mode, replaced by rename when it differs."""
-    plain = path.is_file() and not path.is_symlink()
-    if not (plain and is_ours(path, mode) and path.read_bytes() == content):
-        write_durably(path, content, mode)
-        say(f"changed: {path}")
+    old = path.read_bytes() if path.is_file() and not path.is_symlink() else None
+    if old == content and is_ours(path, mode):
+        return
+    change(str(path), lambda: write_durably(path, content, mode))
+    if showing:
+        show_difference(path, old, content, mode)
+
+
+def show_difference(path: Path, old: bytes | None, new: bytes, mode: int) -> None:
+    if old == new:
+        say(f"{path}: owner or mode; it becomes root's with {mode:04o}")
+    elif old is None:
+        say(f"{path}: a new file")
+    elif mode == PRIVATE:
+        say(f"{path}: other content, which is not shown")
+    else:
+        texts = (content.decode(errors="backslashreplace").splitlines() for content in (old, new))
+        names = (f"{path} (on the host)", f"{path} (in the bundle)")
+        for line in difflib.unified_diff(*texts, *names, lineterm=""):
+            say(line)
 
 
 def remove_tree(path: Path) -> None:
@@ -82,9 +112,6 @@ def remove_tree(path: Path) -> None:
 
 def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        remove_tree(path)
+        change(f"{path} (removed)", lambda: remove_tree(path))
     elif path.exists() or path.is_symlink():
-        path.unlink()
-    else:
-        return
-    say(f"changed: {path} (removed)")
+        change(f"{path} (removed)", path.unlink)

@@ -20,7 +20,8 @@ REQUIRED = (
     *("WINDOW_TIMEOUT_SECONDS", "SCHEDULE", "LONGEST_INTERVAL_SECONDS", "CALENDAR"),
     *("IMAGE", "IMAGE_SOURCE"),
 )
-BUNDLE = Path(__file__).resolve().parents[2]  # the upload, when a command is run from it
+BUNDLE = Path(__file__).resolve().parents[2]  # when a command is run from it
+RECORD = STATE / "bundle"  # a copy of the bundle that was installed last
 
 
 def utc_now() -> str:
@@ -100,6 +101,7 @@ class Host:
     calendar: str
     image: str
     image_source: str
+    verify_interval: int = 0  # the longest time between two verifications; 0 without a schedule
     restic_directory: Path | None = None  # the repository, when it is a directory of this host
     database_ca_file: Path | None = None  # of an external MySQL server
 
@@ -127,6 +129,9 @@ class Host:
                 calendar=settings["CALENDAR"],
                 image=settings["IMAGE"],
                 image_source=settings["IMAGE_SOURCE"],
+                verify_interval=whole_seconds(settings, "VERIFY_INTERVAL_SECONDS")
+                if "VERIFY_INTERVAL_SECONDS" in settings
+                else 0,
                 restic_directory=Path(settings["RESTIC_DIRECTORY"])
                 if "RESTIC_DIRECTORY" in settings
                 else None,

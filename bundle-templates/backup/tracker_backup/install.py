@@ -6,14 +6,25 @@ import argparse
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from . import files
 from .cron import MISSING, REMEDY, cron_runs
 from .destination import claim_destination
-from .docker import check_docker, docker, make_image, remove_images, stack_containers
-from .files import make_directory, put, remove
-from .host import BUNDLE, CONFIG, ROOT, STATE, Host, Refused, config_path
+from .docker import (
+    WORK_SECONDS,
+    check_docker,
+    make_image,
+    remove_images,
+    remove_networks,
+    reported,
+)
+from .files import make_directory, put, remove, remove_tree
+from .host import BUNDLE, CONFIG, RECORD, ROOT, STATE, Host, Refused, read_settings
 from .log import LOG, say
 from .runs import newest_success, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets, require_secrets
@@ -21,115 +32,176 @@ from .sidecar import bring_up_sidecar, remove_sidecar
 from .state import lock
 
 WINDOW_ONLY = "host/maintenance-backup.sh"
+BIN = ROOT / "usr/local/bin"
 LIBRARY = ROOT / "usr/local/lib/tracker-backup"
 PACKAGE = "backup/tracker_backup/"
+FORMER = ("lib.sh", "restic.sh", "restore.sh")  # of older bundles, in the image's context
+PATH_OF_CRON = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PYTHON_TEST = "import sys; sys.exit(sys.version_info < (3, 10))"
+UNFINISHED = {  # by file of the state: who finishes what died
+    "window": ("maintenance-backup.sh", "--recover"),
+    "restore.json": ("tracker-backup", "rollback"),
+}
+AGAIN = "upload the bundle again; if that does not help, generate it again"
 
 
 def read_bundle(bundle: Path) -> dict[str, bytes]:
-    """Every file of the bundle, checked against its manifest; a torn upload is refused, strays are
-    removed.
-    """
+    """Every file of the bundle, compared with its manifest; one that is torn is refused."""
+    manifest = bundle / "manifest.json"
     try:
-        listed = json.loads((bundle / "manifest.json").read_bytes())["files"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused(f"{bundle}/manifest.json cannot be read: upload the bundle again") from error
-    files = {}
-    for name, facts in listed:
-        content = (bundle / name).read_bytes() if (bundle / name).is_file() else b""
-        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-            raise Refused(f"{bundle / name} is not as manifest.json says: upload the bundle again")
-        files[name] = content
-    for stray in [
-        path
-        for path in bundle.rglob("*")
-        if path.is_file() and str(path.relative_to(bundle)) not in {*files, "manifest.json"}
-    ]:
-        stray.unlink()
-        say(f"changed: {stray} (removed)")
-    return files
+        content = manifest.read_bytes()
+        listed = {name: facts["sha256"] for name, facts in json.loads(content)["files"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise Refused(f"{manifest} cannot be read: {AGAIN}") from error
+    found = {}
+    for name, digest in listed.items():
+        found[name] = (bundle / name).read_bytes() if (bundle / name).is_file() else b""
+        if hashlib.sha256(found[name]).hexdigest() != digest:
+            raise Refused(f"{bundle / name} is not as manifest.json says: {AGAIN}")
+    return found | {manifest.name: content}
 
 
-def placed(host: Host, names: Iterable[str]) -> list[tuple[str, Path, int]]:
-    """(file of the bundle, path on the host, mode), in the order in which they are put there.
+def version(bundle: Path) -> tuple[int, ...]:
+    """Of the generator that wrote the bundle; empty if the bundle does not say."""
+    try:
+        told = str(json.loads((bundle / "manifest.json").read_bytes())["generator"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return ()
+    numbers = re.fullmatch(r"gen-backup-bundle (\d{1,9})\.(\d{1,9})\.(\d{1,9})\D?.*", told)
+    return tuple(map(int, numbers.groups())) if numbers else ()
+
+
+def installed_settings() -> dict[str, str]:
+    """The configuration of the host; of the bundle that was installed last, if the former is
+    missing or damaged.
+    """
+    for path in (CONFIG, RECORD / "host/tracker-backup.conf"):
+        with contextlib.suppress(Refused):
+            return read_settings(path)
+    return {}
+
+
+def refuse_other_installation(host: Host) -> None:
+    """A bundle goes over an installation of its own environment and deploy directory, and over no
+    newer one.
+    """
+    old = installed_settings()
+    there = (old.get("ENVIRONMENT", host.environment), old.get("DEPLOY_DIR", host.deploy_dir))
+    if (there[0], Path(there[1]).resolve()) != (host.environment, host.deploy_dir.resolve()):
+        raise Refused(
+            f"this host has the backup of the environment {there[0]!r} in {there[1]}, and the "
+            f"bundle is for {host.environment!r} in {host.deploy_dir}; nothing was changed. To go "
+            "over to this one, run `tracker-backup uninstall` on the host, which leaves the "
+            "backups, then install again"
+        )
+    new, installed = version(BUNDLE), version(RECORD)
+    if new and new < installed:
+        names = (".".join(map(str, numbers)) for numbers in (installed, new))
+        raise Refused(
+            "gen-backup-bundle {} wrote what is installed here, and {} wrote this bundle, which "
+            "may not read what the newer one wrote; nothing was changed. Generate the bundle with "
+            "the newer version, then install again".format(*names)
+        )
+
+
+def places(host: Host, names: Iterable[str]) -> dict[Path, tuple[str, int]]:
+    """(file of the bundle, mode) by path on the host, in the order in which they are put there.
 
     The schedule comes last: nothing runs before everything is in its place. Of `names`, the
     bundle's files, those of the package are taken. The package goes to two places: the host's
     program and the image are made of it.
     """
-    package = [name for name in names if name.startswith(PACKAGE)]
-    return [
-        *((name, host.deploy_dir / name, 0o644) for name in package),
-        *((name, LIBRARY / name.removeprefix("backup/"), 0o644) for name in package),
-        *((name, path, mode) for name, (path, mode) in fixed_places(host).items()),
-    ]
-
-
-def fixed_places(host: Host) -> dict[str, tuple[Path, int]]:
-    """(path on the host, mode) of each file of the bundle that is not in the package."""
-    deploy = host.deploy_dir
+    deploy, package = host.deploy_dir, [name for name in names if name.startswith(PACKAGE)]
+    context = ("Dockerfile", ".dockerignore", "backup.py", "backup.conf", "backup-paths.txt")
     return {
-        "docker-compose.backup.yml": (deploy / "docker-compose.backup.yml", 0o644),
-        "backup/Dockerfile": (deploy / "backup/Dockerfile", 0o644),
-        "backup/.dockerignore": (deploy / "backup/.dockerignore", 0o644),
-        "backup/backup.sh": (deploy / "backup/backup.sh", 0o755),
-        "backup/backup.py": (deploy / "backup/backup.py", 0o644),
-        "backup/backup.conf": (deploy / "backup/backup.conf", 0o644),
-        "backup/backup-paths.txt": (deploy / "backup/backup-paths.txt", 0o644),
-        "host/tracker-backup.conf": (CONFIG, 0o644),
-        "host/tracker-backup": (ROOT / "usr/local/bin/tracker-backup", 0o755),
-        "host/maintenance-backup.sh": (ROOT / "usr/local/bin/maintenance-backup.sh", 0o755),
-        "host/tracker-backup.logrotate": (ROOT / "etc/logrotate.d/tracker-backup", 0o644),
-        "host/tracker-backup.cron": (ROOT / "etc/cron.d/tracker-backup", 0o644),
+        **{deploy / name: (name, 0o644) for name in package},
+        **{LIBRARY / name.removeprefix("backup/"): (name, 0o644) for name in package},
+        deploy / "docker-compose.backup.yml": ("docker-compose.backup.yml", 0o644),
+        **{deploy / "backup" / name: (f"backup/{name}", 0o644) for name in context},
+        deploy / "backup/backup.sh": ("backup/backup.sh", 0o755),
+        CONFIG: ("host/tracker-backup.conf", 0o644),
+        BIN / "tracker-backup": ("host/tracker-backup", 0o755),
+        BIN / "maintenance-backup.sh": (WINDOW_ONLY, 0o755),
+        ROOT / "etc/logrotate.d/tracker-backup": ("host/tracker-backup.logrotate", 0o644),
+        ROOT / "etc/cron.d/tracker-backup": ("host/tracker-backup.cron", 0o644),
     }
+
+
+def check_host(host: Host, wanted: Iterable[Path]) -> None:
+    """What the backup needs of the host, beside Docker."""
+    if not cron_runs():
+        raise Refused(f"{MISSING}: {REMEDY}, then install again; nothing was changed")
+    try:
+        command = ["python3", "-c", PYTHON_TEST]
+        fits = subprocess.run(command, env={"PATH": PATH_OF_CRON}, check=False).returncode == 0
+    except OSError:
+        fits = False
+    if not fits:
+        raise Refused(
+            f"cron and sudo find no python3 of version 3.10 or newer in {PATH_OF_CRON}: "
+            "apt-get install python3, then install again; nothing was changed"
+        )
+    ours = (LIBRARY, host.deploy_dir)
+    for path in sorted({path.parent for path in wanted}):
+        directory = next(one for one in (path, *path.parents) if one.exists())
+        if path != directory and not any(path.is_relative_to(one) for one in ours):
+            raise Refused(f"there is no directory {path}: make it; nothing was changed", 2)
+        if not os.access(directory, os.W_OK):
+            raise Refused(
+                f"{directory} cannot be written, is its file system mounted read-only? Make it "
+                "writable, also for later installations; nothing was changed"
+            )
+
+
+def finish_dead_work() -> None:
+    """Lets the installed program undo what it left when it died: it knows its own files. Whatever
+    it cannot undo, the lock refuses.
+    """
+    for name, (program, word) in UNFINISHED.items():
+        if (STATE / name).exists() and (BIN / program).exists():
+            say(f"info: {STATE / name} is there, so the installed {program} {word} comes first")
+            subprocess.run([BIN / program, word], timeout=WORK_SECONDS, check=False)
+
+
+def keep_bundle(bundle: dict[str, bytes]) -> None:
+    """A copy of the bundle says what is installed here, also if the installation dies."""
+    kept = {
+        str(path.relative_to(RECORD)): path.read_bytes()
+        for path in RECORD.rglob("*")
+        if path.is_file()
+    }
+    if RECORD.is_symlink() or kept != bundle:
+        partial = RECORD.with_name("bundle.partial")
+        for old in (partial, RECORD):
+            remove_tree(old)
+        for name, content in bundle.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)
+        partial.rename(RECORD)
 
 
 def command_install(arguments: argparse.Namespace) -> int:
     """Puts the bundle that this program lies in into its places; again, when it is there, changes
-    nothing.
+    nothing. With --check it only says what it would change.
     """
-    files = read_bundle(BUNDLE)
+    files.checking, files.showing = arguments.check, arguments.diff
+    bundle = read_bundle(BUNDLE)
     host = Host.read(BUNDLE / "host/tracker-backup.conf")
+    wanted = places(host, bundle)
+    if missing := [name for name, _mode in wanted.values() if name not in bundle]:
+        raise Refused(f"{BUNDLE}/manifest.json does not name {', '.join(missing)}: {AGAIN}")
+    refuse_other_installation(host)
     secrets = read_secrets()
-    needed = named_secrets(BUNDLE / "backup/backup.conf")
-    require_secrets(host, needed, secrets)
+    require_secrets(host, named_secrets(BUNDLE / "backup/backup.conf"), secrets)
     check_docker(host, BUNDLE / "docker-compose.backup.yml")
-    if not cron_runs():
-        raise Refused(f"{MISSING}: {REMEDY}, then install again; nothing was changed")
-    places = placed(host, files)
-    others = {WINDOW_ONLY} if host.strategy == "sidecar" else set()
+    check_host(host, wanted)
+    if arguments.check:
+        put_everything(host, bundle, secrets, arguments)
+        return 0
+    finish_dead_work()
     with lock():
-        foreign = not CONFIG.exists()
-        make_image(host, BUNDLE / "backup", arguments.rebuild_image)
-        claim_destination(host, arguments.take_over_destination)
-        make_directory(host.staging, 0o700)
-        make_directory(host.deploy_dir / "backup", 0o755)
-        packages = [LIBRARY / "tracker_backup", host.deploy_dir / "backup/tracker_backup"]
-        make_directory(LIBRARY, 0o755)
-        folders = [package / name for package in packages for name in ("", "drivers", "worker")]
-        for folder in folders:
-            make_directory(folder, 0o755)
-        if host.strategy != "sidecar":
-            remove_sidecar(host)
-        for name, path, mode in places:
-            if name in others:
-                continue
-            if name == "host/tracker-backup.conf":
-                put_secrets(host, needed, secrets)
-            if foreign and path.exists():
-                say(f"info: {path} was there before and is replaced")
-            put(path, files[name], mode)
-        ours = {path for name, path, _mode in places if name not in others}
-        there = {path for _name, path, _mode in places} | {
-            path for package in packages for path in package.rglob("*")
-        }
-        there |= set(LIBRARY.glob("*.sh"))  # of an older bundle
-        for stray in sorted(there - ours - set(folders)):
-            remove(stray)
-        if host.strategy == "sidecar":
-            bring_up_sidecar(host)
-        if not LOG.exists():
-            put(LOG, b"", 0o640)
-        remove_images(keep=host.image)
+        keep_bundle(bundle)
+        put_everything(host, bundle, secrets, arguments)
     old = host.deploy_dir / "storage/backup/etc/backup.conf"
     if old.exists():
         say(
@@ -141,37 +213,100 @@ def command_install(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def put_everything(
+    host: Host, bundle: dict[str, bytes], secrets: dict[str, str], arguments: argparse.Namespace
+) -> None:
+    wanted = places(host, bundle)
+    if host.strategy == "sidecar":
+        wanted = {path: what for path, what in wanted.items() if what[0] != WINDOW_ONLY}
+    foreign = not CONFIG.exists()
+    before = [image for key, image in installed_settings().items() if key == "IMAGE"]
+    make_image(host, BUNDLE / "backup", arguments.rebuild_image)
+    claim_destination(host, arguments.take_over_destination)
+    make_directory(host.staging, 0o700)
+    for directory in folders(host):
+        make_directory(directory, 0o755)
+    if host.strategy != "sidecar":
+        remove_sidecar(host)
+    put_secrets(host, named_secrets(BUNDLE / "backup/backup.conf"), secrets)
+    for path, (name, mode) in wanted.items():
+        if foreign and path.exists():
+            say(f"info: {path} was there before and is replaced")
+        put(path, bundle[name], mode)
+    for stray in strays(host, wanted):
+        remove(stray)
+    if host.strategy == "sidecar" and not arguments.check:
+        bring_up_sidecar(host)
+    if not LOG.exists():
+        put(LOG, b"", 0o640)
+    remove_images(host.image, *before)
+
+
+def folders(host: Host) -> list[Path]:
+    """The directories of the image's context and of the host's program; the first is not ours
+    alone.
+    """
+    packages = (LIBRARY / "tracker_backup", host.deploy_dir / "backup/tracker_backup")
+    inside = (package / name for package in packages for name in ("", "drivers", "worker"))
+    return [host.deploy_dir / "backup", LIBRARY, *inside]
+
+
+def strays(host: Host, wanted: Iterable[Path]) -> Iterator[Path]:
+    """What other bundles have put here."""
+    shared, *ours = folders(host)
+    kept = {*wanted, *ours}
+    for directory in ours:
+        yield from sorted({*(directory.iterdir() if directory.is_dir() else ())} - kept)
+    yield from (shared / name for name in FORMER)
+    if (script := BIN / "maintenance-backup.sh") not in kept:
+        yield script
+
+
 def command_uninstall(_: argparse.Namespace) -> int:
     """Removes everything of ours but the backups; also after an installation that ended early."""
-    host = Host.read(config_path())
+    files.checking = files.showing = False
+    hosts = installed_hosts()
     with lock():
-        if host.strategy == "sidecar":
-            remove_sidecar(host)
-        for _name, path, _mode in reversed(placed(host, ())):
-            remove(path)
-        package = host.deploy_dir / "backup/tracker_backup"
-        for directory in (LIBRARY, package, host.deploy_dir / "backup/secrets", host.staging):
-            remove(directory)
-        with contextlib.suppress(OSError):  # not empty: somebody else's files
-            (host.deploy_dir / "backup").rmdir()
+        for host in hosts:
+            for path in reversed(places(host, ())):  # the schedule first
+                remove(path)
+            with reported():
+                remove_sidecar(host)
+            shared, *ours = folders(host)
+            names = ("secrets", "sidecar.env", *FORMER)
+            for path in (*ours, host.staging, *(shared / name for name in names)):
+                remove(path)
+            with contextlib.suppress(OSError):  # not empty: somebody else's files
+                shared.rmdir()
+            with reported():
+                remove_networks(host)
         for path in LOG.parent.glob(LOG.name + "*"):
             remove(path)
-        try:
-            remove_images(keep="")
-            for project in {
-                found["Config"]["Labels"]["com.docker.compose.project"]
-                for found in stack_containers(host)
-            }:
-                ours = (
-                    "label=com.docker.compose.network=backup_network",
-                    f"label=com.docker.compose.project={project}",
-                )
-                for network in docker(
-                    "network", "ls", "--quiet", "--filter", ours[0], "--filter", ours[1]
-                ).split():
-                    docker("network", "rm", network)
-        except Refused as error:
-            say(f"warning: {error}")
+        with reported():
+            remove_images("", *(host.image for host in hosts))
         remove(STATE)
-    say(f"info: the backups in {host.destination} were left alone")
+    for host in hosts:
+        say(f"info: the backups in {host.destination} were left alone")
     return 0
+
+
+def installed_hosts() -> list[Host]:
+    """What is installed here, by deploy directory: from the configuration, and from the bundle that
+    was installed last. Without both, this program's own bundle says it.
+    """
+    own = BUNDLE / "host/tracker-backup.conf"
+    if own.exists():
+        refuse_other_installation(Host.read(own))
+    hosts = {}
+    for path in (CONFIG, RECORD / "host/tracker-backup.conf", own):
+        if path != own or not hosts:
+            with contextlib.suppress(Refused):  # damaged, or not there
+                host = Host.read(path)
+                hosts[host.deploy_dir] = host
+    if not hosts:
+        raise Refused(
+            f"nothing says which deploy directory the backup is installed in: neither {CONFIG} nor "
+            f"{RECORD}. Run uninstall-backup.yml of the bundle, which says it",
+            2,
+        )
+    return list(hosts.values())

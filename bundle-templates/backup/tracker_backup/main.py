@@ -1,7 +1,7 @@
 """Lists the backups of a Torrust Tracker, tells how they are, and installs or removes the backup
 itself.
 
-For operators:      run, list, status, verify, restore, acknowledge, push
+For operators:      run, list, status, doctor, verify, restore, extract, acknowledge, push
 For the playbooks:  install, uninstall
 For the scripts:    window, in-sidecar, rollback, check (maintenance-backup.sh, backup.sh, Compose)
 For cron:           sidecar
@@ -21,6 +21,9 @@ import sys
 from typing import Any
 
 from . import log
+from .detach import detached
+from .extract import command_extract
+from .doctor import command_doctor
 from .host import Refused
 from .install import command_install, command_uninstall
 from .remote import command_push
@@ -52,6 +55,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     add(
         "status", command_status, "last run, age, space; fails when backups are too old"
     ).add_argument("--json", action="store_true")
+    add(
+        "doctor",
+        command_doctor,
+        "whether all is there that backup, recovery, verify and restore need; changes nothing",
+    ).add_argument("--json", action="store_true")
     install = add(
         "install",
         command_install,
@@ -67,6 +75,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         action="store_true",
         help="build or pull the image again, for security updates",
     )
+    install.add_argument("--check", action="store_true", help="say what would change, no more")
+    install.add_argument("--diff", action="store_true", help="show how the files' content changes")
     verifying = add(
         "verify",
         command_verify,
@@ -90,8 +100,30 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--from", dest="source", choices=["restic"], help="fetch it from the repository first"
     )
     restoring.add_argument("--only", choices=["database", "config"])
+    restoring.add_argument(
+        "--to", metavar="DIR", default="", help="make a copy there, beside what runs"
+    )
+    restoring.add_argument(
+        "--name", metavar="NAME", default="", help="of the copy's Compose project; with --to"
+    )
+    restoring.add_argument(
+        "--images",
+        choices=["recorded", "current"],
+        default="recorded",
+        help="onto an empty machine: the images that the stack had, or what their tags mean today",
+    )
     restoring.add_argument("--dry-run", action="store_true", help="say what would be done")
     restoring.add_argument("--confirm", action="store_true", help="what is there now is replaced")
+    extracting = add(
+        "extract", command_extract, "copy a file, a directory or the database out of a backup"
+    )
+    extracting.add_argument("run", metavar="RUN", help="a run's id, or latest")
+    extracting.add_argument(
+        "path", metavar="PATH", help="below the deploy directory, as .env; or the word database"
+    )
+    extracting.add_argument(
+        "--output", "-o", required=True, metavar="DIR", help="where to; nothing is replaced there"
+    )
     add(
         "rollback",
         command_rollback,
@@ -128,7 +160,14 @@ def main(words: list[str] | None = None) -> int:
     log.copying = arguments.command in (
         "restore",
         "verify",
+        "extract",
     )  # the rest shows, or is part of a run, whose output is there already
+    if arguments.command == "restore" and arguments.confirm:
+        return detached(lambda: carry_out(arguments))
+    return carry_out(arguments)
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
     try:
         return int(arguments.call(arguments))
     except Refused as error:

@@ -20,6 +20,7 @@ PATH_CHARACTERS = 4096
 SUFFIX = {"gzip": ".gz", "zstd": ".zst"}  # of a compressed file
 ITEMS = 10000  # of one list or table
 LARGEST = 2**63 - 1
+FULL = 20  # the code of an answer: there is not enough space
 
 
 class BadAnswer(Exception):

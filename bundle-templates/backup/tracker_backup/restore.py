@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from .beside import planned, restore_beside
 from .deployment import make_deploy_directory
 from .destination import IDENTITY, check_restorable, claim_destination
 from .docker import (
     BUILD_SECONDS,
-    bind,
+    compose_files,
     docker,
     make_image,
     remove_dead_containers,
@@ -21,25 +23,25 @@ from .docker import (
     words,
 )
 from .documents import RestoreJournal, RunManifest
-from .drivers import SERVICES, driver_of, driver_of_run
+from .drivers import driver_of, driver_of_run
+from .fault_points import fault_point
 from .fetch import fetch, find_run
-from .files import make_directory, remove_tree
+from .files import make_directory
 from .host import STATE, Host, Refused, config_path
+from .jobs import ready_image
 from .log import say
-from .runs import check_files, choose_run, read_runs
+from .runs import choose_run, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets
+from .signals import signals
+from .stack import use_recorded_images
 from .state import LockHeld, lock
-from .workshop import Workshop, workshop
+from .swap import keep_old, listed, look, make_directories, prepare, remove_rooms, swap, undo
+from .undo_older import entries, undo_older
+from .verify import ready_to_swap
+from .workshop import Unrestorable, dumps, workshop
 
-COMPOSE_FILE = "docker-compose.yml"
-
-
-@contextlib.contextmanager
-def swapper(host: Host, purpose: str, work: Path) -> Iterator[Workshop]:
-    """A workshop that may write to the deployment."""
-    owners = words("--cap-add CHOWN --cap-add FOWNER --cap-add FSETID")
-    with workshop(host, purpose, *owners, *bind(host.deploy_dir, "/data"), work=work) as shop:
-        yield shop
+INSPECT_TRIES = STOP_TRIES = 3
+UP = ("up", "--detach", "--pull", "missing")  # what the tags mean here now, whatever a file says
 
 
 def rollback(host: Host, journal: RestoreJournal) -> None:
@@ -49,7 +51,7 @@ def rollback(host: Host, journal: RestoreJournal) -> None:
     work = host.staging / journal.work
     if not journal.undone:
         say(f"rolling back the restore of {journal.run}")
-        needed = [work / "targets"]
+        needed = [work]
         if journal.importing:
             needed.append(work / driver_of(host).SAVED)
         if gone := [str(path) for path in needed if not path.exists()]:
@@ -58,21 +60,19 @@ def rollback(host: Host, journal: RestoreJournal) -> None:
                 f"(docs/restore.md), then remove {STATE}/restore.json"
             )
         remove_dead_containers()
-        make_image(host, host.configuration, rebuild=False)
         if not journal.fresh:
             # What runs now, too: a dead restore's last call may still be under way in Docker, and
             # somebody may have started something.
-            ids = list(dict.fromkeys([*journal.running, *running(host)]))
+            ids = list(dict.fromkeys([*journal.running, *running(host, moved(work, journal))]))
             journal = replace(journal, running=ids)
             journal.store()
-            stop(users(host, config=journal.config))
-        if journal.fresh:
+            stop_users(host, moved(work, journal))
+            undo_both(host, journal)
+        else:
             # The server runs by the compose files that go away with the rest.
             undo_import(host, journal)
-            take_down(host)
+            take_down(host, journal)
             undo_swap(host, journal)
-        else:
-            undo_both(host, journal)
         journal = replace(journal, importing=False, undone=True)
         journal.store()
         say("rolled back: files and database are as they were before the restore")
@@ -83,17 +83,24 @@ def rollback(host: Host, journal: RestoreJournal) -> None:
             + "; ".join(failures)
         )
     journal.end()
-    remove_tree(work)
+    remove_rooms(host, work, journal.moves)
     if failures:
         raise Refused("rolled back, but not everything started again: " + "; ".join(failures))
+
+
+def moved(work: Path, journal: RestoreJournal) -> list[str]:
+    """The paths that a restore replaces; also one of an older version."""
+    if journal.moves or not (work / "targets").exists():
+        return [move.path for move in journal.moves]
+    return entries(work, "targets")
 
 
 def undo_both(host: Host, journal: RestoreJournal) -> None:
     """A failure of the one does not keep the other from being rolled back."""
     failures = []
-    for name, undo in (("the files", undo_swap), ("the database", undo_import)):
+    for name, back in (("the files", undo_swap), ("the database", undo_import)):
         try:
-            undo(host, journal)
+            back(host, journal)
         except Refused as error:
             failures.append(f"{name} cannot be rolled back: {error}")
     if failures:
@@ -101,34 +108,72 @@ def undo_both(host: Host, journal: RestoreJournal) -> None:
 
 
 def undo_swap(host: Host, journal: RestoreJournal) -> None:
-    with swapper(host, "rollback", host.staging / journal.work) as shop:
-        shop.step("rollback", work=journal.work)
+    undo(host, journal.moves, journal.made)
+    undo_older(host, host.staging / journal.work)
 
 
 def undo_import(host: Host, journal: RestoreJournal) -> None:
     if journal.importing:
         driver = driver_of(host)
-        raise_service(host, driver.service(host), fresh=journal.fresh)
+        if not driver.service(host):  # the client of an external server is in it
+            make_image(host, host.configuration, rebuild=False)
+        raise_service(host, driver.service(host), journal)
         driver.undo(host, host.staging / journal.work)
         replace(journal, importing=False).store()
 
 
-def running(host: Host) -> list[str]:
-    """Ids of the stack's containers that run, of the tracker first, to come back first."""
-    return [
-        one["Id"]
-        for one in sorted(stack_containers(host), key=lambda one: service_of(one) != "tracker")
-        if one["State"]["Running"]
-    ]
+# ---------------------------------------------------------------- who uses what is replaced
 
 
-def users(host: Host, *, config: bool) -> list[str]:
-    """Ids of the containers, of running ones and of others, that use what a restore replaces."""
-    return [
-        one["Id"]
-        for one in stack_containers(host)
-        if service_of(one) == "tracker" or (config and service_of(one) not in {*SERVICES, "backup"})
-    ]
+def containers() -> list[dict[str, Any]]:
+    """What `docker inspect` says of every container of this host."""
+    for left in reversed(range(INSPECT_TRIES)):
+        try:
+            ids = docker(*words("ps --all --quiet --no-trunc")).split()
+            found = docker(*words("inspect --type container"), *ids) if ids else "[]"
+            return list(json.loads(found))
+        except Refused as error:  # a stranger's container can vanish between the calls
+            if not left or "no such container" not in str(error).lower():
+                raise
+    return []
+
+
+def users(host: Host, paths: list[str]) -> list[dict[str, Any]]:
+    """The containers, running ones and others, that mount one of the paths, or something above or
+    below it: they would go on with what was renamed away. The tracker is always one of them.
+    """
+    base = host.deploy_dir.resolve()
+    places = [base / path for path in paths]
+    trackers = {one["Id"] for one in stack_containers(host) if service_of(one) == "tracker"}
+
+    def uses(found: dict[str, Any]) -> bool:
+        sources = [Path(one["Source"]).resolve() for one in found["Mounts"] if one.get("Source")]
+        return found["Id"] in trackers or any(
+            place.is_relative_to(source) or source.is_relative_to(place)
+            for source in sources
+            for place in places
+        )
+
+    return [found for found in containers() if uses(found)]
+
+
+def running(host: Host, paths: list[str]) -> list[str]:
+    """Ids of what runs of the stack, the tracker first, to come back first; and of other containers
+    that use one of the paths.
+    """
+    stack = sorted(stack_containers(host), key=lambda one: service_of(one) != "tracker")
+    found = [*stack, *users(host, paths)]
+    return list(dict.fromkeys(one["Id"] for one in found if one["State"]["Running"]))
+
+
+def stop_users(host: Host, paths: list[str]) -> None:
+    """Returns when none of them runs any more."""
+    for _ in range(STOP_TRIES):
+        stop([one["Id"] for one in users(host, paths)])
+        left = [one["Name"] for one in users(host, paths) if one["State"]["Running"]]
+        if not left:
+            return
+    raise Refused(f"{', '.join(left)} did not stay stopped: something starts it again")
 
 
 def tracker_is_down(host: Host, ids: list[str]) -> bool:
@@ -163,39 +208,31 @@ def present(ids: list[str]) -> list[str]:
     return [container_id for container_id in ids if container_id in there]
 
 
-def compose(host: Host, *arguments: str) -> None:
-    places = (f"--project-directory={host.deploy_dir}", f"--file={host.deploy_dir}/{COMPOSE_FILE}")
+def compose(host: Host, journal: RestoreJournal, *arguments: str) -> None:
+    """For an empty machine, where the stack's compose files are those that the run has."""
+    names = [host.deploy_dir / name for name in journal.compose_files] or compose_files(host)
+    places = [f"--project-directory={host.deploy_dir}", *(f"--file={name}" for name in names)]
     docker("compose", *places, *arguments, seconds=BUILD_SECONDS)
 
 
-def raise_service(host: Host, service: str, *, fresh: bool) -> None:
+def raise_service(host: Host, service: str, journal: RestoreJournal) -> None:
     """Starts a database server of the stack. An empty machine does not have it yet, and a Docker
     that died has taken it down.
     """
-    if service and fresh:
-        compose(host, "up", "--detach", service)
+    if service and journal.fresh:
+        compose(host, journal, *UP, service)
     found = [one for one in stack_containers(host) if service_of(one) == service]
     start([one["Id"] for one in found if not one["State"]["Running"]])
 
 
-def take_down(host: Host) -> None:
+def take_down(host: Host, journal: RestoreJournal) -> None:
     """What a restore onto an empty machine has started; the restored files may be what keeps
     Compose from it.
     """
     with contextlib.suppress(Refused):
-        compose(host, "down")
+        compose(host, journal, "down")
     for left in stack_containers(host):
         docker("rm", "--force", left["Id"])
-
-
-@contextlib.contextmanager
-def emptying(work: Path) -> Iterator[None]:
-    """Removes the directory if the block fails."""
-    try:
-        yield
-    except BaseException:
-        remove_tree(work)
-        raise
 
 
 def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> None:
@@ -205,54 +242,60 @@ def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> No
     driver = driver_of(host)
     if "database" in kinds and driver_of_run(run) != driver:
         raise Refused(f"{run.id} has no database of the driver {driver.TRACKER_NAME}")
-    target = driver.target(host) if "database" in kinds else ""
-    importing = "database" in kinds and not target
+    importing = "database" in kinds and not driver.target(host)
     service = driver.service(host) if importing else ""
     if importing and not (fresh and service):
         driver.prove_rights(host)
-    problems = check_files(host, run)
-    with workshop(host, "restore", run=run) as shop, emptying(shop.work):
-        work = shop.work
-        if not problems:
-            shop.require_space(run, kinds)
-            problems = shop.unpack(run, kinds)
-        if problems:
-            raise Refused(f"{run.id} is not restored: " + "; ".join(problems))
-    with swapper(host, "swap", work) as shop:
-        with emptying(work):
-            kind = "all" if len(kinds) == 2 else min(kinds)
-            shop.step("prepare", work=work.name, kind=kind, database=target, paths=run.paths)
-        journal = RestoreJournal(run.id, work.name, fresh, "config" in kinds, running(host))
-        journal.store()
+    with workshop(host, "restore") as work:
         try:
-            stop(users(host, config=journal.config))
-            shop.step("apply", work=work.name)
-            if importing:
-                raise_service(host, service, fresh=fresh)
-                begin = replace(journal, importing=True).store
-                driver.replace(host, work, shop.dumps, run, begin)
-            if fresh and "config" in kinds:
-                compose(host, "up", "--detach")
-            failures = start(journal.running)
-            if tracker_is_down(host, journal.running):
-                raise Refused("; ".join(failures))
-            for failure in failures:
-                say(f"warning: {failure}")
-        except BaseException as error:
-            say(f"error: the restore failed: {error}")
-            rollback(host, RestoreJournal.load() or journal)
-            raise
-        journal.end()
-    before = host.staging / "before-restore"
-    remove_tree(before)
-    (work / "old").rename(before)
+            paths = ready_to_swap(host, run, kinds, work)
+        except Unrestorable as error:
+            raise Refused(f"{run.id} is not restored: {error}") from error
+        moves = prepare(host, work, paths)
+        paths = [move.path for move in moves]
+        fault_point("restore-prepared", host)
+        ids = [] if fresh else running(host, paths)
+        config = "config" in kinds
+        journal = RestoreJournal(run.id, work.name, fresh, config, ids)
+        journal = replace(journal, compose_files=run.compose_files if config else [])
+        journal.store()
+    try:
+        fault_point("restore-stopping", host)
+        stop_users(host, paths)
+        fault_point("restore-stopped", host)
+        directories = [path for path, kind in listed(host).items() if kind == "dir"]
+        moves, made = look(host, moves, directories if journal.config else [])
+        journal = replace(journal, moves=moves, made=made)
+        journal.store()
+        fault_point("restore-swapping", host)
+        make_directories(host, work / "new", made)
+        swap(host, moves)
+        fault_point("restore-swapped", host)
+        if importing:
+            raise_service(host, service, journal)
+            begin = replace(journal, importing=True).store
+            driver.replace(host, work, dumps(work), run, begin)
+            fault_point("restore-imported", host)
+        if fresh and journal.config:
+            compose(host, journal, *UP)
+        failures = start(journal.running)
+        fault_point("restore-started", host)
+        if tracker_is_down(host, journal.running):
+            raise Refused("; ".join(failures))
+        for failure in failures:
+            say(f"warning: {failure}")
+    except BaseException as error:
+        signals.ignore()
+        say(f"error: the restore failed: {error}")
+        rollback(host, RestoreJournal.load() or journal)
+        raise
+    journal.end()
     if importing:
-        (work / driver.SAVED).rename(before / driver.SAVED)
-    remove_tree(work)
-    say(
-        f"changed: restored {' and '.join(sorted(kinds))} of {run.id}; what was there "
-        f"before is in {before}, until the next restore"
-    )
+        (work / "old").mkdir(mode=0o700, exist_ok=True)
+        (work / driver.SAVED).rename(work / "old" / driver.SAVED)
+    say(f"changed: restored {' and '.join(sorted(kinds))} of {run.id}")
+    keep_old(host, work, moves)
+    remove_rooms(host, work, moves)
     if not any(
         service_of(one) == "tracker" and one["State"]["Running"] for one in stack_containers(host)
     ):
@@ -268,13 +311,15 @@ def command_restore(arguments: argparse.Namespace) -> int:
         raise Refused(
             "say which backup: latest, or the id of a run that `tracker-backup list` shows", 2
         )
-    stack = host.deploy_dir / COMPOSE_FILE
-    if kinds == {"database"} and driver_of(host).service(host) and not stack.exists():
+    there = bool(compose_files(host))
+    if kinds == {"database"} and driver_of(host).service(host) and not there:
         raise Refused(
-            f"there is no {stack} to start MySQL with: restore the configuration, too, without "
-            "--only",
+            f"there is no compose file in {host.deploy_dir} to start MySQL with: restore "
+            "the configuration, too, without --only",
             2,
         )
+    if bool(arguments.to) != bool(arguments.name) or (arguments.to and arguments.source):
+        raise Refused("--to and --name go together, and with a run of the destination", 2)
     if arguments.confirm and not arguments.dry_run:
         # Of a restore that died before: an empty machine has no line in cron for it.
         command_rollback(arguments)
@@ -282,37 +327,47 @@ def command_restore(arguments: argparse.Namespace) -> int:
         check_restorable(host)
     if arguments.source:
         snapshot, run = find_run(
-            host, arguments.run or "latest", secrets, may_make_image=arguments.confirm
+            host,
+            arguments.run or "latest",
+            secrets,
+            touching=arguments.confirm and not arguments.dry_run,
         )
     else:
         run = choose_run(read_runs(host), arguments.run)
     say(
         f"restore of {run.id} ({run.started}, {run.scope}): "
-        f"{' and '.join(sorted(kinds))} into {host.deploy_dir}"
+        f"{' and '.join(sorted(kinds))} into {arguments.to or host.deploy_dir}"
     )
     for name, rows in run.tables.items() if "database" in kinds else ():
         say(f"  table {name}: {rows} rows")
+    copy = planned(host, run, kinds, arguments.to, arguments.name) if arguments.to else None
     if arguments.dry_run:
         say("dry run: nothing was done")
         return 0
     if not arguments.confirm:
         raise Refused(
-            "nothing was done: what is there now would be replaced. Confirm: --confirm (-e "
-            "confirm_restore=yes)",
+            f"nothing was done: {'' if copy else 'what is there now would be replaced. '}"
+            "Confirm: --confirm (-e confirm_restore=yes)",
             2,
         )
+    if copy:
+        restore_beside(host, copy, run, kinds)
+        return 0
     with lock():
-        there = stack.exists()
+        there = bool(compose_files(host))
         if not there:  # an empty machine, whatever was made there for the destination
             make_deploy_directory(host, run.directories)
         make_directory(host.staging, 0o700)
         claim_destination(host, take_over=True)
         make_directory(host.deploy_dir / "backup", 0o755)
         put_secrets(host, named_secrets(host.configuration / "backup.conf"), secrets)
-        make_image(host, host.configuration, rebuild=False)
+        ready_image(host)
         if snapshot:
             fetch(host, snapshot, run)
-        restore(host, run, kinds, fresh=not there and not stack_containers(host))
+        fresh = not there and not stack_containers(host)
+        if fresh and arguments.images == "recorded":
+            use_recorded_images(run.releases)
+        restore(host, run, kinds, fresh=fresh)
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import datetime
 from collections.abc import Collection
 from dataclasses import replace
+from itertools import pairwise
 
 from .documents import (
     BadDocument,
@@ -19,7 +20,7 @@ from .fault_points import fault_point
 from .host import CONFIG, IN_SIDECAR, Host
 from .log import say
 from .publish import remove_backup, remove_old_leftovers
-from .runs import newest_backup, newest_success, read_runs
+from .runs import newest_success, read_runs
 from .state import lock
 
 ACKNOWLEDGED = 10_000  # keys of reasons that are remembered
@@ -84,22 +85,33 @@ def suspicions(
                 f"the run {run.id} lies in the future: the clock was or is wrong"
             )
     good = [run for run in runs if run.published]
-    for index, newest in enumerate(good[1:], 1):  # a run after a suspicious one does not hide it
-        pause = (run_time(newest.id) - run_time(good[index - 1].id)).total_seconds()
+    for before, newest in pairwise(good):  # a run after a suspicious one does not hide it
+        pause = (run_time(newest.id) - run_time(before.id)).total_seconds()
         if pause > max(days * 86400, 2 * longest_interval):
             found[f"pause {newest.id}"] = (
                 f"{newest.id} came {pause / 86400:.0f} days after the success before it: "
                 "the clock jumped, or backups paused"
             )
-        same = newest_backup(good[:index], scope=newest.scope, driver=newest.driver)
-        if same and newest.driver:
-            told = 0
-            for table, rows in same.tables.items():
-                if reason := table_suspicion(table, rows, same.id, newest):
-                    told += 1
-                    found[f"rows {newest.id} {table}"] = reason
-                if told == TABLES:
-                    break
+    return found | lost_rows(good)
+
+
+def lost_rows(good: list[RunManifest]) -> dict[str, str]:
+    """The tables that lost rows, against the largest since they last did: a table that loses a few
+    rows in each run loses many in the end. Only runs of the same driver and scope are compared.
+    """
+    found = {}
+    largest: dict[tuple[str, str], dict[str, tuple[int, str]]] = {}  # (rows, run) by table
+    for run in (run for run in good if run.driver):
+        known, told = largest.setdefault((run.driver, run.scope), {}), 0
+        for table, (rows, before) in list(known.items()):
+            if reason := table_suspicion(table, rows, before, run):
+                del known[table]
+                told += 1
+                if told <= TABLES:
+                    found[f"rows {run.id} {table}"] = reason
+        for table, rows in run.tables.items():
+            if rows >= known.get(table, (0, ""))[0]:
+                known[table] = rows, run.id
     return found
 
 
@@ -159,8 +171,9 @@ def command_acknowledge(_: argparse.Namespace) -> int:
         except BadDocument:
             state = RetentionState([], {})
         reasons |= expired(runs, host.retention_days, state.acknowledged)[2]
+        # In the order in which they were acknowledged. The oldest are forgotten first.
         known = [key for key in state.acknowledged if key not in reasons][-ACKNOWLEDGED:]
-        RetentionState(sorted({*known, *lasting(reasons)}), {}).store()
+        RetentionState([*known, *lasting(reasons)], {}).store()
         left = suspended(host, runs)
     for key, reason in reasons.items():
         if key not in left:
@@ -177,9 +190,13 @@ def prune(host: Host) -> None:
     fault_point("removing-old-backups", host)
     runs, days = read_runs(host), host.retention_days
     reasons = remember_suspension(host, runs)
-    for reason in reasons.values():
-        say(f"warning: retention is suspended, nothing is removed: {reason}")
     if reasons:
+        more = f" (and {len(reasons) - 1} more reasons)" if len(reasons) > 1 else ""
+        first = next(iter(reasons.values()))
+        say(
+            f"warning: retention is suspended, nothing is removed: {first}{more}; "
+            "`tracker-backup status` shows why"
+        )
         return
     state = RetentionState.load()
     files, ids, kept = expired(runs, days, state.acknowledged if state else ())

@@ -18,7 +18,6 @@ from . import log
 from .deployment import check_deployment, stack_facts
 from .destination import IDENTITY, check_destination
 from .docker import (
-    BUILD_SECONDS,
     RUN_LABEL,
     WORK_SECONDS,
     check_docker,
@@ -26,6 +25,8 @@ from .docker import (
     docker,
     end,
     has_image,
+    make_image,
+    remove_dead_containers,
     start,
     words,
 )
@@ -48,7 +49,8 @@ from .secrets import named_secrets, require_secrets
 from .signals import Ended, signals
 from .state import LockHeld, refuse_while_unfinished
 from .tables import compare_tables
-from .window import MARKER, Stack, Tracker, Window, is_overdue, look, tracker_ids
+from .tracker import Stack, Tracker, look, tracker_ids
+from .window import MARKER, Window, is_overdue, recover
 
 HOLD, RESTORE = STATE / "hold", STATE / "restore.json"
 LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
@@ -112,8 +114,8 @@ class Run:
 def back_up(run: Run) -> None:
     """The strategy maintenance-window."""
     host = run.host
-    with Stack(host) as stack:
-        begin(run)
+    begin(run)
+    with Stack(host, restarts=not run.dry_run) as stack:
         remove_leftover_containers(run)
         remove_leftover_files(run)
         require_docker(host)
@@ -185,8 +187,7 @@ def command_window(arguments: argparse.Namespace) -> int:
             refuse_while_unfinished()
         if RESTORE.exists():
             raise Refused(f"a restore died and is still to be rolled back: {RESTORE}", 4)
-        if MARKER.exists() and (dead := Window.load()):
-            dead.recover()
+        recover()
         if arguments.recover:
             return
         run.host = host = Host.read(CONFIG)
@@ -217,7 +218,7 @@ def supervise(name: str, run: Run, work: Callable[[Run], None]) -> int:
     """Does the work, cleans up after it, and logs the reason of a failure once."""
     log.name = name
     signals.catch()
-    with log.LogFile():
+    with contextlib.nullcontext() if run.dry_run else log.LogFile():
         code, reason = 0, ""
         try:
             try:
@@ -230,7 +231,8 @@ def supervise(name: str, run: Run, work: Callable[[Run], None]) -> int:
             code, reason = 1, str(failure)
         except Exception as failure:
             code, reason = 1, f"unexpected {failure!r}; where is in the lines above"
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                log.log(line)
         end_run(run, code, " ".join(reason.split("\n")))
     return code
 
@@ -350,20 +352,8 @@ def attempt(directory: Path, *command: str) -> str:
 
 def remove_leftover_containers(run: Run) -> None:
     fault_point("looking-for-what-dead-runs-left", run.host)
-    if run.dry_run:
-        return
-    command = f"ps --all --filter label={RUN_LABEL} --format"
-    for line in docker(*words(command), "{{.ID}} {{.State}}").splitlines():
-        leftover, _, state = line.partition(" ")
-        run.warn(f"removing the container of a dead run: {leftover}")
-        remove_container(leftover, paused=state == "paused")
-
-
-def remove_container(name: str, paused: bool) -> None:
-    if paused:  # with cgroup v1, a frozen process does not die of SIGKILL
-        with contextlib.suppress(Refused):
-            docker("unpause", name)
-    docker("rm", "--force", name)
+    if not run.dry_run:
+        remove_dead_containers(run.warn)
 
 
 def remove_leftover_files(run: Run) -> None:
@@ -425,8 +415,8 @@ def same_reach(run: Run, tracker: Tracker | None) -> contextlib.AbstractContextM
 
 def note_stop(run: Run, window: Window) -> None:
     """How long the tracker took to stop, and whether Docker had to kill it."""
-    if run.quiesce == "stop" and window.found:
-        run.killed = window.found.exit_code == "137"
+    if run.quiesce == "stop" and window.outage and window.outage.found:
+        run.killed = window.outage.found.exit_code == "137"
         run.found.milliseconds["stop"] = round(window.stopping * 1000)
 
 
@@ -440,12 +430,8 @@ def require_image(run: Run) -> bool:
         log.log(f"the image {host.image} is missing and would be made; stopping here")
         return False
     run.warn(f"the image {host.image} is missing; {host.image_source}, before the window")
-    build = ["build", "--tag", host.image, str(host.deploy_dir / "backup")]
     try:
-        docker(
-            *(build if host.image_source == "build" else ["pull", host.image]),
-            seconds=BUILD_SECONDS,
-        )
+        make_image(host, host.deploy_dir / "backup", rebuild=False)
     except Refused as error:
         raise Refused(f"the image {host.image} could not be made: {error}") from error
     return True

@@ -7,12 +7,14 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from .files import make_directory, put
+from .files import PRIVATE, make_directory, put, remove
 from .host import BUNDLE, Host, Refused, read_settings
-from .log import say
 
 SECRET_FILE = re.compile(r"/run/secrets/([a-z_]+)")
+SECRET_NAME = re.compile(r"[a-z_]+")
+ONE_LINE = ("password", "repository")  # names of secrets of one line end so
 
 
 def put_secrets(host: Host, needed: list[str], given: Mapping[str, str]) -> None:
@@ -23,26 +25,46 @@ def put_secrets(host: Host, needed: list[str], given: Mapping[str, str]) -> None
     make_directory(directory, 0o700)
     for name in needed:
         if name in given:
-            put(directory / name, given[name].encode(), 0o600)
-    for stray in directory.iterdir():
+            put(directory / name, given[name].encode(), PRIVATE)
+    for stray in directory.iterdir() if directory.is_dir() else ():
         if stray.name not in needed:
-            stray.unlink()
-            say(f"changed: {stray} (removed)")
+            remove(stray)
 
 
 def read_secrets() -> dict[str, str]:
     """The secrets that came as a JSON object on standard input, as the playbooks send them; none
     from a terminal.
 
-    Where somebody copied a bundle by hand, with its `secrets/`, those count too.
+    If somebody copied a bundle by hand, with its `secrets/`, those count too.
     """
-    files = (path for path in (BUNDLE / "secrets").glob("*") if path.is_file())
-    beside = {path.name: path.read_text(encoding="utf-8") for path in files}
+    files = (path for path in (BUNDLE / "secrets").glob("*") if SECRET_NAME.fullmatch(path.name))
+    given: dict[str, Any] = {path.name: path.read_bytes() for path in files if path.is_file()}
     try:
-        text = "" if sys.stdin.isatty() else sys.stdin.read().strip()
-        return beside | dict(json.loads(text or "{}"))
-    except (ValueError, TypeError):
+        text = b"" if sys.stdin.isatty() else sys.stdin.buffer.read().strip()
+        given |= dict(json.loads(text or b"{}"))
+    except (ValueError, TypeError, RecursionError):
         raise Refused("the secrets on standard input are not a JSON object", 2) from None
+    return {name: secret_text(name, value) for name, value in given.items()}
+
+
+def secret_text(name: str, value: object) -> str:
+    """The text of a secret. A password or an address loses one line end, which editors, `echo` and
+    YAML's blocks add.
+    """
+    try:
+        text = (value if isinstance(value, bytes) else str(value).encode()).decode()
+        if not isinstance(value, (str, bytes)) or "\0" in text:
+            raise ValueError
+    except ValueError:
+        raise Refused(
+            f"the secret {name} is not UTF-8 text: correct it, then try again", 2
+        ) from None
+    return without_line_end(text) if name.endswith(ONE_LINE) else text
+
+
+def without_line_end(text: str) -> str:
+    """Without one line end, if there is one."""
+    return text[: -len(end[0])] if (end := re.search(r"\r?\n\Z", text)) else text
 
 
 def named_secrets(conf: Path) -> list[str]:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .docker import (
     stack_containers,
 )
 from .documents import RestoreJournal, StackFacts
-from .files import put, remove
+from .files import change, put, remove
 from .host import CONFIG, ROOT, STATE, Host, Refused
 from .log import say
 from .remote import push_what_is_new
@@ -131,8 +132,8 @@ def started(found: dict[str, Any] | None) -> tuple[str, str] | None:
 def remove_sidecar(host: Host) -> None:
     """And what it was told."""
     for found in deployed_containers(host, SIDECAR_LABEL):
-        docker("rm", "--force", "--volumes", found["Id"])
-        say(f"changed: sidecar {found['Name'].lstrip('/')} (removed)")
+        command = ("rm", "--force", "--volumes", found["Id"])
+        change(f"sidecar {found['Name'].lstrip('/')} (removed)", partial(docker, *command))
     for path in (host.deploy_dir / "backup/sidecar.env", STATE / StackFacts.FILE):
         remove(path)
 

@@ -3,36 +3,53 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from .destination import check_destination
 from .docker import remove_dead_containers
 from .documents import RunManifest, VerificationState
-from .drivers import driver_of_run
+from .drivers import driver_of, driver_of_run
 from .files import remove_tree
-from .host import CONFIG, Host, utc_now
+from .host import CONFIG, Host, Refused, utc_now
+from .jobs import ready_image
 from .log import say
 from .remote import check_repository
 from .retention import remember_suspension
-from .runs import check_files, choose_run, read_runs
+from .runs import choose_run, read_runs
 from .state import lock
-from .workshop import workshop
+from .swap import check, targets
+from .workshop import Unrestorable, dumps, place_database, unpack_run, workshop
+
+EVERYTHING = {"database", "config"}
+
+
+def ready_to_swap(host: Host, run: RunManifest, kinds: set[str], work: Path) -> list[str]:
+    """A restore as far as nothing is touched: what it replaces lies checked below work/new.
+    Returns the paths. Raises Unrestorable with what is wrong.
+    """
+    unpack_run(host, run, kinds, work)
+    driver = driver_of_run(run) if "database" in kinds else None
+    database = driver.target(host) if driver and driver == driver_of(host) else ""
+    if database:
+        place_database(host, work, database)
+    paths = targets(host, run, kinds, database)
+    check(host, work, paths)
+    return paths
 
 
 def verify(host: Host, run: RunManifest, image: str) -> list[str]:
-    """Everything that can be proved of one run without touching the deployment; returns the
-    problems found.
+    """What restore does up to the swap; for a server up to the import, into one that is thrown
+    away. Returns the problems found.
     """
-    if problems := check_files(host, run):
-        return problems
-    with workshop(host, "verify", run=run) as shop:
+    with workshop(host, "verify") as work:
         try:
-            shop.require_space(run, {"database", "config"})
-            problems = shop.unpack(run, {"database", "config"})
-            if not problems and (driver := driver_of_run(run)):
-                problems = driver.verify(host, run, shop.dumps, image)
+            ready_to_swap(host, run, EVERYTHING, work)
+            driver = driver_of_run(run)
+            return driver.verify(host, run, dumps(work), image) if driver else []
+        except Unrestorable as error:
+            return [str(error)]
         finally:
-            remove_tree(shop.work)
-    return problems
+            remove_tree(work)
 
 
 def command_verify(arguments: argparse.Namespace) -> int:
@@ -41,7 +58,12 @@ def command_verify(arguments: argparse.Namespace) -> int:
         remove_dead_containers()
         check_destination(host)
         run = choose_run(read_runs(host), arguments.run)
-        problems = verify(host, run, arguments.image)
+        try:
+            ready_image(host)
+            problems = verify(host, run, arguments.image)
+        except Refused as error:
+            VerificationState(run.id, utc_now(), [], impossible=str(error)).store()
+            raise
         VerificationState(run.id, utc_now(), problems).store()
         remember_suspension(host, read_runs(host))
         remote = check_repository(host) if arguments.run == "latest" else ""

@@ -50,6 +50,9 @@ class Driver:
         """The file below the deploy directory that a restore swaps; empty if it imports."""
         return ""
 
+    def prove_login(self, host: Host) -> None:
+        """Refuses if a restore could not log in. Nothing is changed."""
+
     def prove_rights(self, host: Host) -> None:
         """Refuses if an import would fail for want of a right. Nothing is changed."""
 

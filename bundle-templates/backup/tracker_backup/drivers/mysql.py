@@ -21,7 +21,7 @@ from ..docker import (
 from ..documents import RunManifest
 from ..files import require_space, sync_directory
 from ..host import IN_SIDECAR, Host, Refused
-from ..jobs import CONFINED, ask
+from ..jobs import CONFINED, THROW_AWAY, ask, docker_root, require_memory, watching
 from ..workshop import compare_rows
 from .driver import Driver
 from .mysql_server import Server, option_file
@@ -32,6 +32,11 @@ DUMP = ("mysqldump",)
 DUMPED = words(
     "--set-gtid-purged=OFF --single-transaction --no-tablespaces --routines --triggers --events "
     "--hex-blob --"
+)
+# of a throw-away server, beside production's: no binary log, little memory
+SMALL = (
+    *("--skip-log-bin", "--performance-schema=OFF", "--max-connections=10"),
+    *("--innodb-buffer-pool-size=64M", "--innodb-redo-log-capacity=64M"),
 )
 CLIENT = words(
     "--user 64101:64101 --network bridge --tmpfs /tmp:size=16m "
@@ -84,6 +89,10 @@ class MySQL(Driver):
     def service(self, host: Host) -> str:
         return self.SERVICE if host.backup_settings["DB_HOST"] == self.SERVICE else ""
 
+    def prove_login(self, host: Host) -> None:
+        with tracker_server(host):
+            pass
+
     def prove_rights(self, host: Host) -> None:
         with tracker_server(host) as server:
             server.prove_rights()
@@ -117,13 +126,14 @@ class MySQL(Driver):
                 "--image (-e verify_image=...)"
             )
         require_image(image)
-        root = Path(docker("info", "--format", "{{.DockerRootDir}}").strip())
+        require_memory()
+        root = docker_root()
         # rows, indexes, and what the server writes beside them
         require_space(root, 3 * sum(dump.lstat().st_size for dump in dumps))
-        options = words("--network none --log-driver none --env MYSQL_ALLOW_EMPTY_PASSWORD=yes")
+        options = [*THROW_AWAY, "--env", "MYSQL_ALLOW_EMPTY_PASSWORD=yes"]
         local = ("--user=root", "--protocol=tcp", "--host=127.0.0.1")
         name = f"tracker-backup-server-{run.id}"
-        with container(name, image, *options, command=("--skip-log-bin",)):
+        with watching(root), container(name, image, *options, command=SMALL):
             database = host.backup_settings.get("DB_NAME", "tracker")
             server = Server(name, ("mysql", *local), (), database)
             server.wait()
@@ -202,7 +212,7 @@ def external_server(host: Host) -> Iterator[Server]:
     with container("tracker-backup-client", host.image, *CONFINED, *CLIENT) as name:
         answer = ask(
             name,
-            "unpacker",
+            "client",
             "connect",
             60,
             host=settings["DB_HOST"],

@@ -10,6 +10,7 @@ from typing import Any
 from ..protocol import Answer
 from . import mysql
 from .examiner import DRIVERS
+from .mysql import CLIENT, client_options
 from .service import WORK, StepFailed
 
 
@@ -27,12 +28,24 @@ def capture(arguments: dict[str, Any], answer: Answer) -> None:
     DRIVERS[arguments["driver"]].capture(WORK, arguments, answer)
 
 
+def connect(arguments: dict[str, Any], _: Answer) -> None:
+    """For a restore: writes the options of the client program, and `ca`, a certificate or empty.
+
+    The password goes into a 0600 file in memory, never into an argument.
+    """
+    CLIENT.mkdir(mode=0o700, exist_ok=True)
+    authority = CLIENT / "ca.pem"
+    authority.write_text(arguments["ca"])
+    ca_file = str(authority) if arguments["ca"] else ""
+    (CLIENT / "client.cnf").write_text(client_options({**arguments, "ca_file": ca_file}))
+
+
 def dump() -> int:
-    """Prints a dump of the database that standard input names, by the options that the unpacker's
-    job `connect` made. So an external server's database is saved before a restore.
+    """Prints a dump of the database that standard input names, by the options that `connect` wrote.
+    So an external server's database is saved before a restore.
     """
     try:
-        options = f"--defaults-file={mysql.CLIENT}/client.cnf"
+        options = f"--defaults-file={CLIENT}/client.cnf"
         mysql.dump(options, sys.stdin.read(), sys.stdout.buffer, b"", *mysql.WHOLE)
         sys.stdout.flush()
     except StepFailed as failure:
@@ -41,4 +54,4 @@ def dump() -> int:
     return 0
 
 
-JOBS = {"preflight": preflight, "capture": capture}
+JOBS = {"preflight": preflight, "capture": capture, "connect": connect}
