@@ -71,6 +71,7 @@ WHOLE: dict[str, dict[str, Any]] = {
             {"path": ".env", "room": "storage/x", "existed": True, "brings": True},
         ],
         "made": ["storage"],
+        "compose_files": ["compose.yaml"],
     },
     "DestinationIdentity": {"format": 1, "environment": "production", "machine_id": "5ca1ab1e"},
 }
@@ -88,7 +89,7 @@ OPTIONAL = {
     },
     "StackFacts": {"releases", "compose_files"},
     "RemoteState": {"checked", "error", "tried", "sequence"},
-    "RestoreJournal": {"importing", "undone", "moves", "made"},
+    "RestoreJournal": {"importing", "undone", "moves", "made", "compose_files"},
 }
 NO_DOCUMENT: dict[str, bytes] = {
     "empty": b"",

@@ -369,15 +369,13 @@ CREATE TABLE `o``dd` (
   `a` text,
   `g` int GENERATED ALWAYS AS (1) VIRTUAL
 ) ENGINE=InnoDB;
-INSERT INTO `o``dd` (`a`, `g`, `b`, `h`) VALUES
-('it\\'s, (a) \\\\',7,0x00FF,NULL),
+INSERT INTO `o``dd` (`a`, `g`, `b`, `h`) VALUES ('it\\'s, (a) \\\\',7,0x00FF,NULL),
 (NULL,8,'',''''),
 ('x',9,_binary '\\n,',-1.5e3);
 CREATE TABLE `plain` (
   `a` int
 ) ENGINE=InnoDB;
-INSERT INTO `plain` (`a`) VALUES
-(1);
+INSERT INTO `plain` (`a`) VALUES (') VALUES (');
 DELIMITER ;;
 CREATE PROCEDURE p() BEGIN
 INSERT INTO `o``dd` (`a`, `g`, `b`, `h`) VALUES
@@ -527,6 +525,15 @@ def test_names_with_line_ends_and_quotes_are_tables(server: Server) -> None:
         "a`b": 1,
         "雪" * 64: 0,
     }
+
+
+def test_p22_with_named_columns_the_first_row_is_on_the_same_line(server: Server) -> None:
+    """mariadb-dump names them where a table has an invisible column."""
+    stream = dump_of(
+        "CREATE TABLE `i` (\n);\nINSERT INTO `i` (`a`, `b)`) VALUES (1,') VALUES\\n'),",
+        "(2,3);\nINSERT INTO `i` (`a`, `b)`) VALUES (1,2);",
+    )
+    assert server.module("dumps").digest(stream) == {"i": 3}
 
 
 def test_long_rows_are_counted_once(server: Server) -> None:

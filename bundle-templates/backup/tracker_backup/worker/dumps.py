@@ -1,7 +1,8 @@
 """Dumps of MySQL, as mariadb-dump writes them: written so that MySQL imports them, and counted.
 
-mariadb-dump writes each row on its own line and no raw line end inside a value. The text of
-triggers, routines and events is between two lines that set the delimiter. A dump comes from a
+mariadb-dump writes each row on its own line and no raw line end inside a value. If it names the
+columns, the first row follows them on the same line. The text of triggers, routines and events is
+between two lines that set the delimiter. A dump comes from a
 server that nobody trusts, so lines of any length and tables of any name are expected.
 """
 
@@ -23,7 +24,9 @@ LAST_LINE = b"-- Dump completed"
 
 # ---------------------------------------------------------------- writing
 
-INSERT = re.compile(rb"INSERT INTO `((?:[^`]|``)+)` (?:\(.*\) )?VALUES\n", re.DOTALL)
+NAME = rb"`(?:[^`]|``){1,600}`"
+COLUMNS = rb"\(" + NAME + rb"(?:, " + NAME + rb"){0,5000}\)"
+INSERT = re.compile(rb"INSERT INTO (" + NAME + rb") (?:" + COLUMNS + rb" )?VALUES[ \n]")
 BODY, BODY_ENDS = b"DELIMITER ;;\n", b"DELIMITER ;\n"
 # What matters in a row: an escaped byte, the begin or end of a text, the end of a value.
 TOKEN = re.compile(rb"\\.|[',]", re.DOTALL)
@@ -44,12 +47,13 @@ def write_dump(
     while line := stream.readline(ROW_BYTES):
         if begins:
             in_body = line == BODY or (in_body and line != BODY_ENDS)
-            if columns and line.startswith(b"("):
-                line = with_defaults(line, columns)
-            elif found := None if in_body else INSERT.match(line):
-                columns = generated.get(found[1].replace(b"``", b"`"), ())
-            else:
-                columns = ()
+            head = 0
+            if not line.startswith(b"("):
+                found = None if in_body else INSERT.match(line)
+                name = found[1][1:-1].replace(b"``", b"`") if found else b""
+                columns, head = generated.get(name, ()), found.end() if found else 0
+            if columns and line.startswith(b"(", head):
+                line = line[:head] + with_defaults(line[head:], columns)
         begins = line.endswith(b"\n")
         output.write(line)
     return None
@@ -76,8 +80,8 @@ def with_defaults(line: bytes, columns: Collection[int]) -> bytes:
 # ---------------------------------------------------------------- counting
 
 STATEMENT = re.compile(
-    rb"\n(?:(?:CREATE TABLE|INSERT INTO) `((?:[^`]|``){1,600})`"
-    rb"(?: \(|(?: \([^\n]{1,400000}\))? (VALUES))|DELIMITER ;;)(?=\n)"
+    rb"\n(?:(?:CREATE TABLE|INSERT INTO) (" + NAME + rb")(?: \((?=\n)|"
+    rb"(?: " + COLUMNS + rb")? (VALUES)(?: (?=(\())|(?=\n)))|DELIMITER ;;(?=\n))"
 )
 ROWS_END = b");\n"
 
@@ -104,7 +108,7 @@ def digest(stream: IO[bytes]) -> dict[str, int]:
                 done, table = match.end(), match[1] if match[2] else b""
                 end = ROWS_END if table else b"" if match[1] else b"\n" + BODY_ENDS
                 if match[1]:
-                    rows.setdefault(match[1], 0)
+                    rows[match[1]] = rows.get(match[1], 0) + bool(match[3])
             else:
                 done = max(done, len(text) - HEADER_BYTES)
                 break
@@ -115,6 +119,6 @@ def digest(stream: IO[bytes]) -> dict[str, int]:
         raise StepFailed("the dump is cut off: it does not end with '-- Dump completed'")
     by_name: dict[str, int] = {}
     for quoted, count in rows.items():
-        name = table_name(quoted.decode(errors="replace").replace("``", "`"))
+        name = table_name(quoted[1:-1].decode(errors="replace").replace("``", "`"))
         by_name[name] = by_name.get(name, 0) + count
     return by_name
