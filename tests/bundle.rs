@@ -387,11 +387,7 @@ fn the_reader_sees_the_deployment_but_no_secret_no_staging_and_no_backup() {
         expected.sort_unstable();
         assert_eq!(found, expected, "{case}");
         assert_eq!(mounts["/data"], (".".to_owned(), true));
-        let mut seen = vec![
-            "/data",
-            "/etc/backup/backup-paths.txt",
-            "/etc/backup/backup.conf",
-        ];
+        let mut seen = vec!["/data", "/etc/backup/backup-paths.txt"];
         seen.extend(masks);
         seen.sort_unstable();
         assert_eq!(targets(reader, true), seen, "{case}");

@@ -207,8 +207,12 @@ def test_the_log_rotates_and_goes_on(deployment: Deployment) -> None:
     deployment.host.run("logrotate", "--force", "/etc/logrotate.d/tracker-backup")
     assert deployment.host.stat(LOG) == "root:root 640"
     assert deployment.host.exists(f"{LOG}.1")
-    assert deployment.run("--dry-run").code == 0
-    assert "dry run" in deployment.host.read(LOG)
+    deployment.host.run("touch", "/var/lib/tracker-backup/hold")
+    try:
+        assert deployment.run().code == 3
+    finally:
+        deployment.host.run("rm", "/var/lib/tracker-backup/hold")
+    assert "held: nothing is done" in deployment.host.read(LOG)
 
 
 def test_the_playbooks_for_operators(deployment: Deployment) -> None:

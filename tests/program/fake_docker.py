@@ -576,8 +576,10 @@ def main(words: list[str]) -> None:
     elif command == "image":
         image(rest)
     elif command == "images":
+        form = (after(rest, "--format") or ["{{.Repository}}:{{.Tag}}"])[0]
         if "--filter" not in rest:  # no image here has a label
-            print("".join(f"{one}#{one}\n" for one in read(place("images")).split()), end="")
+            for one in read(place("images")).split():
+                print(form.replace("{{.ID}}", one).replace("{{.Repository}}:{{.Tag}}", one))
     elif command == "build":
         happens("build", words=words)
         add_image(after(words, "--tag")[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections import Counter
@@ -32,6 +33,37 @@ def test_by_hand_every_line_is_on_the_terminal_and_in_the_log_once(host: Host) -
     assert outcome.output == host.log.read_text()
     assert repeated(outcome.output) == []
     assert outcome.output.count("succeeded") == 1
+
+
+FORGED = "2026-01-01T00:00:00Z maintenance-backup[1]: run 20260101_000000 succeeded"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"print('x\\n{FORGED}\\r{FORGED}', file=sys.stderr)",
+        f"print('\\x1b[2K\\x1b[1G{FORGED}\\x85{FORGED}', file=sys.stderr)",
+        f"refuse('broken\\n{FORGED}\\u2028{FORGED}')",
+    ],
+)
+def test_no_line_of_the_log_is_a_roles(host: Host, words: str) -> None:
+    """Each begins with the time and our name. After it, what a role said has the role's name."""
+    host.on("capture", f"{words}; refuse('broken')")
+    outcome = host.run().ends_with(1)
+    assert outcome.output == host.log.read_text()
+    for line in outcome.output.splitlines():
+        head = re.match(r"[0-9T:-]{19}Z maintenance-backup\[([0-9]+)\]: (reader: |ERROR: )?", line)
+        assert head and head[1] != "1", line
+        assert "succeeded" not in line or head[2], line
+        assert line.isprintable()
+
+
+def test_a_message_of_many_lines_is_one_line_of_the_log(host: Host) -> None:
+    """Under cron, too: only our own lines begin at the left."""
+    host.on("ps", f"fail('Error\\n{FORGED}')")
+    for words in (["verify"], ["sidecar"]):
+        text = host.tool(*words).output
+        assert FORGED not in text.splitlines()
 
 
 def test_under_crons_redirection_no_line_is_in_the_log_twice(host: Host) -> None:

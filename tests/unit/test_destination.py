@@ -20,10 +20,29 @@ def own(host: Sandbox, **facts: str) -> None:
 
 def test_the_destination_that_was_installed_is_ours(host: Sandbox) -> None:
     assert json.loads((host.destination / ".tracker-backup.json").read_text()) == {
-        "format": 1,
-        "environment": "production",
+        "format": 2,
+        "environment": "production (written by a newer gen-backup-bundle: generate the bundle "
+        "with that)",
         "machine_id": "5ca1ab1e",
     }
+    assert host.call("check", "destination").code == 0
+
+
+def test_a_destination_behind_a_link_below_the_deploy_directory_is_refused(host: Sandbox) -> None:
+    """The reader would see it, because its mask covers the name of the configuration alone."""
+    real = host.deploy / "storage/elsewhere"
+    host.destination.rename(real)
+    host.destination.symlink_to(real)
+    outcome = host.call("check", "destination")
+    assert outcome.code == 2
+    assert f"{host.destination} leads through a symbolic link to {real}" in outcome.err
+    assert host.install().code == 2
+
+
+def test_a_link_out_of_the_deploy_directory_is_no_matter(host: Sandbox) -> None:
+    real = host.path / "disk"
+    host.destination.rename(real)
+    host.destination.symlink_to(real)
     assert host.call("check", "destination").code == 0
 
 
@@ -54,9 +73,9 @@ def test_an_identity_that_cannot_be_read_is_refused(host: Sandbox, content: byte
 
 def test_an_identity_of_a_newer_format_is_refused_by_name(host: Sandbox) -> None:
     path = host.destination / ".tracker-backup.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
     assert (
-        f"{path} is of format 2, this program knows 1: install a newer bundle"
+        f"{path} is of format 3, this program knows 2: install a newer bundle"
         in host.call("check", "destination").err
     )
     path.write_text('{"environment": "production", "machine_id": "5ca1ab1e"}')  # an older format

@@ -26,6 +26,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "directories": {".": OWNER},
         "warnings": ["a warning"],
         "durations": {"check": 0.25},
+        "database_bytes": 4096,
         "tools": {"sqlite3": "3.46.1"},
         "releases": {"tracker": RELEASE},
         "compose_files": ["docker-compose.yml", "compose/override.yml"],
@@ -33,10 +34,12 @@ WHOLE: dict[str, dict[str, Any]] = {
     },
     "RetentionState": {"format": 1, "acknowledged": ["a"], "pending": {"b": "reason"}},
     "VerificationState": {
-        "format": 1,
+        "format": 2,
         "run": RUN,
         "at": "2026-01-01T03:00:00Z",
         "problems": ["damage"],
+        "succeeded": "2025-12-25T03:00:00Z",
+        "seconds": 1.5,
     },
     "StackFacts": {
         "format": 1,
@@ -49,7 +52,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "compose_files": ["compose.yaml"],
     },
     "RemoteState": {
-        "format": 1,
+        "format": 2,
         "address": "5a" * 32,
         "repository": "1d",
         "pushed": [RUN],
@@ -57,6 +60,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "error": "down",
         "tried": RUN,
         "sequence": 9,
+        "succeeded": "2025-12-25T03:00:00Z",
     },
     "RestoreJournal": {
         "format": 2,
@@ -73,7 +77,12 @@ WHOLE: dict[str, dict[str, Any]] = {
         "made": ["storage"],
         "compose_files": ["compose.yaml"],
     },
-    "DestinationIdentity": {"format": 1, "environment": "production", "machine_id": "5ca1ab1e"},
+    "DestinationIdentity": {
+        "format": 2,
+        "environment": "production (written by a newer gen-backup-bundle: generate the bundle "
+        "with that)",
+        "machine_id": "5ca1ab1e",
+    },
 }
 STATES = {
     "RetentionState": "retention.json",
@@ -85,10 +94,11 @@ STATES = {
 OPTIONAL = {
     "RunManifest": {
         *("finished", "strategy", "quiesce", "driver", "missing", "durations", "tools"),
-        *("releases", "compose_files", "killed"),
+        *("database_bytes", "releases", "compose_files", "killed"),
     },
     "StackFacts": {"releases", "compose_files"},
-    "RemoteState": {"checked", "error", "tried", "sequence"},
+    "VerificationState": {"succeeded", "seconds", "impossible"},
+    "RemoteState": {"checked", "error", "tried", "sequence", "succeeded"},
     "RestoreJournal": {"importing", "undone", "moves", "made", "compose_files"},
 }
 NO_DOCUMENT: dict[str, bytes] = {
@@ -185,6 +195,7 @@ def test_each_member_is_checked(tool: ModuleType, name: str, hostile: Any) -> No
         assert type(hostile) is type(good) or (member, hostile) in (
             ("checked", None),
             ("window_seconds", hostile),
+            ("seconds", hostile),
         )
         assert 0 <= hostile < 2**63 if isinstance(hostile, (int, float)) else True
         assert getattr(document, member) == hostile

@@ -16,7 +16,7 @@ import pytest
 
 from unit.sandbox import Sandbox, mode
 
-POINTS = 16  # spread over all calls of an installation
+POINTS = 10  # spread over all calls of an installation
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.chmod", "os.chown", "subprocess.Popen")
 HOOK = f"""
 import atexit, os, sys

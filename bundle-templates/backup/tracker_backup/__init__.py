@@ -2,9 +2,10 @@
 
 A module imports only from those before it in this list:
 
-    host, log, files, state, cron     this host, how anything is written there, the lock
-    fault_points, signals, detach     places at which the test suite, or a signal, stops a run
     protocol, writeback               what the roles in containers answer
+    settings, host, space             configuration files; this host, and how much is free there
+    log, files, state, cron           how anything is written there, the lock
+    fault_points, signals, detach     places at which the test suite, or a signal, stops a run
     documents                         what is written as JSON and read again
     runs, docker                      run manifests and their files; calls of Docker
     publish, roles, tables, stack     finished files, the containers of a run, what they have
@@ -15,7 +16,10 @@ A module imports only from those before it in this list:
     swap, undo_older                  what a restore replaces changes places, and back
     verify, extract                   proves that a backup can be restored; one file out of it
     fetch, beside, restore            and back, in place or beside what runs
-    tracker, window, reach, run       the time in which the tracker is down, and the whole run
-    sidecar, doctor, status           the container that stays up; what the operator asks
+    tracker, window, reach            the time in which the tracker is down
+    sidecar                           the container that stays up
+    outbox, notify, doctor, status    who is told how a run ended; what the operator asks
+    planted, metrics, report          what Prometheus reads; what is reported after a run
+    run                               the whole run
     install, main, core               the bundle put into its places; the commands; the sidecar
 """

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from .documents import DestinationIdentity
+from .documents import SUBDIRECTORIES, DestinationIdentity
 from .files import change, make_directory, write_durably
 from .host import ROOT, Host, Refused
-from .publish import SUBDIRECTORIES
 
 IDENTITY = ".tracker-backup.json"
 
@@ -35,7 +34,8 @@ def check_restorable(host: Host) -> DestinationIdentity:
 
 
 def check_destination(host: Host) -> None:
-    """The same, and it is this machine's."""
+    """The same, and it is this machine's, and hidden from the reader."""
+    host.require_masked()
     if check_restorable(host).machine_id != machine_id():
         raise Refused(
             f"{host.destination} belongs to another machine of this environment; when that "
@@ -46,6 +46,7 @@ def check_destination(host: Host) -> None:
 
 def claim_destination(host: Host, take_over: bool) -> None:
     """Makes the destination's directories and its identity; refuses one that is somebody else's."""
+    host.require_masked()
     if host.destination.resolve() == (host.deploy_dir / "storage/backup").resolve():
         make_directory(host.destination, 0o700)
     elif not host.destination.is_dir():
@@ -60,8 +61,8 @@ def claim_destination(host: Host, take_over: bool) -> None:
             check_destination(host)
         if check_restorable(host).machine_id != machine_id():
             note = " (taken over from another machine)"
-    if note or not identity.exists():
-        owner = DestinationIdentity(host.environment, machine_id())
-        change(f"{identity}{note}", lambda: write_durably(identity, owner.encode()))
+    owner = DestinationIdentity(host.environment, machine_id()).encode()
+    if note or not identity.exists() or identity.read_text(encoding="utf-8") != owner:
+        change(f"{identity}{note}", lambda: write_durably(identity, owner))
     for name in SUBDIRECTORIES:
         make_directory(host.destination / name, 0o700)

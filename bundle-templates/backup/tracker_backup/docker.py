@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .files import change
-from .host import STATE, Host, Refused
+from .host import ROOT, STATE, Host, Refused
 from .log import say
 from .signals import signals
 
@@ -229,6 +229,28 @@ def container(
         yield name
     finally:
         remove_container(name)
+
+
+def read_only_mounts(host: Host) -> tuple[str, ...]:
+    """Options of `docker compose run` for the reader: what is mounted below the deploy directory is
+    mounted again, read-only. Before Docker 25, a read-only mount leaves it writable.
+    """
+    table, deploy_dir = ROOT / "proc/self/mountinfo", host.deploy_dir.resolve()
+    options: list[str] = []
+    for line in table.read_bytes().splitlines() if table.exists() else ():
+        octal = line.split()[4]  # a space in a path is written as \040
+        raw = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), octal)
+        place = Path(os.fsdecode(raw))
+        if deploy_dir not in place.parents or any(
+            place.is_relative_to(masked.resolve()) for masked in host.masked
+        ):
+            continue
+        if ":" in str(place):
+            raise Refused(
+                f"{place} is mounted below the deploy directory: rename it without a colon"
+            )
+        options += ["--volume", f"{place}:/data/{place.relative_to(deploy_dir)}:ro"]
+    return tuple(options)
 
 
 def remove_container(name: str) -> None:

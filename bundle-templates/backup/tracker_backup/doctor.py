@@ -28,12 +28,12 @@ from .host import CONFIG, ROOT, STATE, Host, Refused
 from .log import LOG, say
 from .remote import remembered
 from .repository import NO_REPOSITORY, RepositoryFailure, repository, uses_restic
-from .roles import require_reserve
 from .run import HOLD, Run, back_up, require_destination, take_lock
 from .runs import newest_success, scan_runs
 from .secrets import named_secrets
 from .sidecar import find_sidecar, sidecar_state
 from .signals import Ended, signals
+from .space import require_reserve
 from .state import refuse_while_unfinished
 from .window import capture_seconds
 
@@ -271,12 +271,13 @@ def images(case: Case) -> Iterator[str]:
     if last and (wanted := last.images.get(service)) and not has_image(wanted):
         yield f"verify needs the image {wanted}, which is gone: `tracker-backup run`, then verify"
     for found in stack_containers(case.host):
-        name, command = found["Config"]["Image"], words("image inspect --format")
-        digests = docker(*command, "{{json .RepoDigests}}", found["Image"]).strip()
-        if digests in ("[]", "null"):
+        digests, template = "", "{{json .RepoDigests}}"
+        with contextlib.suppress(Refused):
+            digests = docker("image", "inspect", "--format", template, found["Image"]).strip()
+        if digests in ("", "[]", "null"):
             yield Advice(
-                f"no registry is known for the image {name}: keep a copy of it "
-                "(docker save), which a restore onto an empty machine needs"
+                f"no registry is known for the image {found['Config']['Image']}: keep a copy of "
+                "it (docker save), which a restore onto an empty machine needs"
             )
 
 
@@ -348,7 +349,7 @@ def command_doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         findings = [asdict(one) for one in case.findings]
         told = {"ok": not problems, "checks": len(CHECKS), "findings": findings}
-        say(json.dumps(told, indent=2, ensure_ascii=False))
+        print(json.dumps(told, indent=2))
     else:
         show_findings(case)
         say(f"{len(CHECKS)} checks, {len(problems)} problems")

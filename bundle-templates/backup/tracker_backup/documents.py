@@ -25,11 +25,16 @@ DOCUMENT_BYTES = 16 << 20
 ITEMS = 100_000  # of one list or object
 SEQUENCES = 10**12  # a larger number of a run is damage
 RUN_ID = re.compile(r"[0-9]{8}_[0-9]{6}")
-# A backup file below the destination; groups: its directory, the run's id.
-BACKUP_FILE = re.compile(
-    r"(sqlite(?=.*\.db\.)|mysql(?=.*\.sql\.)|config(?=.*\.tar\.))/\1_([0-9]{8}_[0-9]{6})"
-    r"\.(?:db|sql|torrents\.sql|tar)\.(?:gz|zst)"
+# What is below the destination: a directory for each driver, and the endings of its files.
+ENDINGS = {"sqlite": ("db",), "mysql": ("sql", "torrents.sql"), "config": ("tar",)}
+DRIVER_NAMES = tuple(name for name in ENDINGS if name != "config")
+SUBDIRECTORIES = (*ENDINGS, "runs")
+KINDS = "|".join(
+    f"{name}(?=[^.]+\\.(?:{'|'.join(map(re.escape, endings))})\\.[a-z]+$)"
+    for name, endings in ENDINGS.items()
 )
+# A backup file; groups: its directory, the run's id.
+BACKUP_FILE = re.compile(rf"({KINDS})/\1_({RUN_ID.pattern})\.[a-z.]+\.(?:gz|zst)")
 
 D = TypeVar("D", bound="Document")
 S = TypeVar("S", bound="StateDocument")
@@ -78,6 +83,7 @@ Time = Annotated[str, shaped("[0-9TZ:-]{20}", parse_time)]
 RunId = Annotated[str, shaped(RUN_ID.pattern, run_time)]
 Hex = Annotated[str, shaped("[0-9a-f]{0,64}")]
 Sha256 = Annotated[str, shaped("[0-9a-f]{64}")]
+DriverName = Annotated[str, shaped("|".join(("", *DRIVER_NAMES)))]
 Mode = Annotated[str, shaped("[0-7]{4}")]
 
 
@@ -292,9 +298,10 @@ class RunManifest(Document):
     finished: Name = ""
     strategy: Name = ""
     quiesce: Name = ""
-    driver: Literal["", "sqlite", "mysql"] = ""  # empty: nothing says which
+    driver: DriverName = ""  # empty: nothing says which
     missing: list[FilePath] = field(default_factory=list)  # required, and could not be archived
     durations: dict[Name, float] = field(default_factory=dict)  # seconds by step
+    database_bytes: int = 0  # of the database itself; 0 if nobody measured it
     tools: dict[Name, Name] = field(default_factory=dict)  # versions by program
     releases: dict[Name, Release] = field(default_factory=dict)  # by service
     compose_files: list[FilePath] = field(default_factory=list)  # below the deploy directory
@@ -339,13 +346,15 @@ class RetentionState(StateDocument):
 
 @dataclass(frozen=True)
 class VerificationState(StateDocument):
-    FORMAT = 2  # 2 has impossible
+    FORMAT = 2  # 2 has succeeded, seconds and impossible
     FILE = "verified.json"
     REMEDY = "`tracker-backup verify` writes it anew"
 
     run: RunId
     at: Time
     problems: list[Reason]
+    succeeded: Name = ""  # when one succeeded
+    seconds: float = 0.0  # how long it took
     impossible: Reason = ""  # why nothing could be said of the run
 
 
@@ -374,6 +383,7 @@ class RepositoryCheck(Record):
 
 @dataclass(frozen=True)
 class RemoteState(StateDocument):
+    FORMAT = 2  # 2 has succeeded
     FILE = "remote.json"
     REMEDY = "remove it: the next copy asks the repository again what it holds"
 
@@ -385,6 +395,7 @@ class RemoteState(StateDocument):
     error: Reason = ""  # why the last push failed
     tried: Name = ""  # the newest run at the last push
     sequence: int = 0  # the highest of any run in it
+    succeeded: Name = ""  # when a push succeeded
 
 
 @dataclass(frozen=True)
@@ -419,9 +430,22 @@ class RestoreJournal(StateDocument):
 
 @dataclass(frozen=True)
 class DestinationIdentity(Document):
-    """Whose backups the destination holds."""
+    """Whose backups the destination holds.
 
+    Programs that wrote format 1 compare `environment` and look at no format. So format 2 has it
+    with NEWER, and such a program refuses it, with these words.
+    """
+
+    FORMAT = 2
     REMEDY = "restore it from another copy, or remove it and install again"
+    NEWER: ClassVar[str] = " (written by a newer gen-backup-bundle: generate the bundle with that)"
 
     environment: Name
     machine_id: Name
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "environment", self.environment.removesuffix(self.NEWER))
+
+    def as_object(self) -> dict[str, Any]:
+        return super().as_object() | {"environment": self.environment + self.NEWER}

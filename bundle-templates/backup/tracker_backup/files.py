@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from .host import Refused
 from .log import complain, say
 
 PRIVATE = 0o600  # the mode of a file whose content is never shown
@@ -49,13 +47,6 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def require_space(directory: Path, needed: int) -> None:
-    """Refuses when the directory's file system has not so many bytes, and a little more, left."""
-    needed += 16 << 20
-    if (free := shutil.disk_usage(directory).free) < needed:
-        raise Refused(f"not enough space in {directory}: {needed} bytes needed, {free} free")
-
-
 def is_ours(path: Path, mode: int) -> bool:
     """Whether it is root's with exactly this mode."""
     facts = path.lstat()
@@ -93,9 +84,11 @@ def show_difference(path: Path, old: bytes | None, new: bytes, mode: int) -> Non
     elif mode == PRIVATE:
         say(f"{path}: other content, which is not shown")
     else:
-        texts = (content.decode(errors="backslashreplace").splitlines() for content in (old, new))
+        was, is_now = (
+            content.decode(errors="backslashreplace").splitlines() for content in (old, new)
+        )
         names = (f"{path} (on the host)", f"{path} (in the bundle)")
-        for line in difflib.unified_diff(*texts, *names, lineterm=""):
+        for line in difflib.unified_diff(was, is_now, *names, lineterm=""):
             say(line)
 
 

@@ -297,7 +297,7 @@ def installed_hosts() -> list[Host]:
     own = BUNDLE / "host/tracker-backup.conf"
     if own.exists():
         refuse_other_installation(Host.read(own))
-    hosts = {}
+    hosts = dict[Path, Host]()
     for path in (CONFIG, RECORD / "host/tracker-backup.conf", own):
         if path != own or not hosts:
             with contextlib.suppress(Refused):  # damaged, or not there

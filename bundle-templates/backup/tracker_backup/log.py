@@ -1,6 +1,7 @@
 """What the commands say: on their streams and, for what an operator starts by hand, in the log.
 
-A run writes to both by itself: see `LogFile`.
+A run writes to both by itself: see `LogFile`. Whatever others have said in a text, each line of the
+log begins with the time and our name, and no terminal obeys a character of it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 from .host import IN_SIDECAR, ROOT, utc_now
+from .protocol import escaped
 
 LOG = Path(
     os.environ.get("TRACKER_BACKUP_LOG")
@@ -26,7 +28,16 @@ name = "tracker-backup"  # of the program, in the lines of the log
 def log(text: str) -> None:
     """A line of a run."""
     with contextlib.suppress(OSError):
-        print(f"{utc_now()} {name}[{os.getpid()}]: {text}", file=sys.stderr, flush=True)
+        print(line_of(name, text), file=sys.stderr, flush=True)
+
+
+def line_of(program: str, text: str) -> str:
+    return f"{utc_now()} {program}[{os.getpid()}]: {escaped(text)}"
+
+
+def shown(text: str) -> str:
+    """The text for a terminal, or for the log under cron: its first line alone is at the left."""
+    return "\n  ".join(map(escaped, text.split("\n")))
 
 
 class LogFile:
@@ -60,12 +71,12 @@ class LogFile:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    print(shown(text), flush=True)
     copy(text, 1)
 
 
 def complain(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)
     copy(text, 2)
 
 
@@ -85,4 +96,4 @@ def copy(text: str, descriptor: int) -> None:
         ) as log,
     ):
         if not os.path.sameopenfile(log.fileno(), descriptor):
-            log.write(f"{utc_now()} tracker-backup[{os.getpid()}]: {text}\n")
+            log.write(line_of("tracker-backup", text) + "\n")

@@ -22,11 +22,12 @@ from typing import Any
 
 from . import log
 from .detach import detached
-from .extract import command_extract
 from .doctor import command_doctor
+from .extract import command_extract
 from .host import Refused
 from .install import command_install, command_uninstall
 from .remote import command_push
+from .report import report_command
 from .restore import command_restore, command_rollback
 from .retention import command_acknowledge
 from .run import command_check, command_in_sidecar, command_window
@@ -168,11 +169,13 @@ def main(words: list[str] | None = None) -> int:
 
 
 def carry_out(arguments: argparse.Namespace) -> int:
+    code = 1
     try:
-        return int(arguments.call(arguments))
+        code = int(arguments.call(arguments))
     except Refused as error:
         log.complain(f"error: {error}")
-        return error.code
+        code = error.code
     except OSError as error:
         log.complain(f"error: {error}")
-        return 1
+    report_command(arguments.command, code)
+    return code

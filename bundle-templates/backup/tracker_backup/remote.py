@@ -11,7 +11,7 @@ from typing import Any
 
 from .docker import bind
 from .documents import SEQUENCES, RemoteState, RepositoryCheck, RunManifest
-from .files import require_space, write_durably
+from .files import write_durably
 from .host import CONFIG, STATE, Host, Refused, utc_now
 from .log import complain, say
 from .repository import (
@@ -24,6 +24,7 @@ from .repository import (
 )
 from .retention import suspended
 from .runs import check_files, newest_backup, read_runs
+from .space import require_space
 from .state import LockHeld, lock
 
 NOTHING = RemoteState(address="", repository="", pushed=[])
@@ -140,7 +141,7 @@ def push_or_tell(host: Host) -> None:
             f"copying to the restic repository failed, {len(waiting)} to be made up for by "
             f"the next run: {failure}"
         ) from failure
-    replace(remembered(), error="").store()
+    replace(remembered(), error="", succeeded=utc_now()).store()
 
 
 def push_what_is_new(host: Host) -> None:

@@ -22,6 +22,7 @@ from .docker import DOCKER_SECONDS, RUN_LABEL, remove_container
 from .host import Refused
 from .protocol import ANSWER_BYTES, LARGEST, REASON_CHARACTERS, Answer, BadAnswer, printable
 from .publish import DIRECTORY, names, opened, remove_in_steps, take
+from .space import require_reserve
 
 SERVICES = {"reader": "backup", "examiner": "backup-examiner", "client": "backup-client"}
 UIDS = {"reader": 0, "examiner": 64001, "client": 64101}
@@ -35,7 +36,6 @@ EXIT_SECONDS = 2  # for a client whose role has closed its output
 KILLED = (137, -signal.SIGKILL, -signal.SIGTERM)
 FAILED = "the {0} step failed with exit code {1}; its message is in the log"
 OVER = "the {0} step was not over after its time limit of {2} s, or its container was killed"
-RESERVE_BYTES, RESERVE_INODES = 512 << 20, 10_000
 
 T = TypeVar("T")
 
@@ -331,19 +331,3 @@ def hand_over(
                 os.fchmod(descriptor, 0o600)
             finally:
                 os.close(descriptor)
-
-
-def require_reserve(directories: Iterable[Path]) -> None:
-    """Raises Refused if a file system of these directories has less free than its reserve."""
-    for directory in directories:
-        facts = os.statvfs(directory)
-        free, inodes = facts.f_bavail * facts.f_frsize, facts.f_favail
-        if free < (kept := reserve(facts)):
-            raise Refused(f"only {free} bytes are left in {directory}; {kept} are kept in reserve")
-        if inodes < (kept := min(RESERVE_INODES, facts.f_files // 50)):
-            raise Refused(f"only {inodes} inodes are left in {directory}; {kept} are kept")
-
-
-def reserve(facts: os.statvfs_result) -> int:
-    """Bytes that stay free while a role works: 2 % of the file system, at most RESERVE_BYTES."""
-    return min(RESERVE_BYTES, facts.f_blocks * facts.f_frsize // 50)

@@ -26,27 +26,32 @@ from .docker import (
     end,
     has_image,
     make_image,
+    read_only_mounts,
     remove_dead_containers,
     start,
     words,
 )
-from .documents import BackupFile, RunManifest, StackFacts
-from .drivers import driver_of
+from .documents import SUBDIRECTORIES, BackupFile, RunManifest, StackFacts
+from .drivers import DRIVERS, driver_of
 from .drivers.driver import Driver
 from .fault_points import fault_point
 from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
-from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable
-from .publish import SUBDIRECTORIES, Source, backup_path, clear_leftovers, publish, remove_in_steps
+from .jobs import docker_root
+from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable, shown
+from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
 from .reach import unchanged_reach
 from .remote import next_sequence, push_or_tell
+from .report import report_run, report_start
 from .repository import uses_restic
 from .restore import command_rollback
 from .retention import prune
-from .roles import Role, RoleSettings, hand_over, reserve
+from .roles import MEMBERS, Role, RoleSettings, hand_over
 from .runs import newest_backup, read_runs, too_old
 from .secrets import named_secrets, require_secrets
+from .settings import Line, read_path_list
 from .signals import Ended, signals
+from .space import Space, require_space
 from .state import LockHeld, refuse_while_unfinished
 from .tables import compare_tables
 from .tracker import Stack, Tracker, look, tracker_ids
@@ -57,13 +62,24 @@ LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
 PROBE_SECONDS = float(os.environ.get("TRACKER_BACKUP_PROBE_SECONDS", "60"))
 PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "300"))
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
+RUN_SECONDS = float(os.environ.get("TRACKER_BACKUP_RUN_SECONDS", str(WORK_SECONDS)))
 MEMBER_SECONDS = 900  # for one database of another service
+BYTES_PER_SECOND = 1 << 20  # that a role works through at least, after the first MEMBER_SECONDS
 STALL_LIMIT_SECONDS = 5  # drivers of SQLite commonly give up after this time
 SPARE_BYTES = 16 << 20
 PROBE = ".probe-{}"  # and the run's id: what is written to see whether it can be
 SIZES = ("database_bytes", "config_disk_bytes")  # that the reader has to answer
 SPARSE_BYTES = 1 << 30  # that holes may add to the archive
 DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
+RESULTS = {0: "success", 3: "skipped"}  # by exit code
+RULES = {
+    "BACKUP_MODE": "single",
+    "BACKUP_COMPRESSION": "gzip zstd",
+    "BACKUP_SCOPE": "full exclude-statistics",
+    "BACKUP_ALLOW_WRITER_STALL": "true false",
+    "BACKUP_PATHS_FILE": "",
+    "DB_TYPE": " ".join(DRIVERS),
+}
 MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
 
 
@@ -81,6 +97,7 @@ class Run:
         self.warnings: list[str] = []
         self.found = Answer()  # what the roles found, put together
         self.files: list[BackupFile] = []
+        self.arguments: dict[str, Any] = {}  # of the driver, for the role that captures
         # From the moment when the destination is known to be ours until a run manifest is written.
         self.unrecorded = False
         self.killed = False  # Docker had to kill the tracker
@@ -136,12 +153,12 @@ def back_up(run: Run) -> None:
                 )
                 return
             if source is reader and run.quiesce in ("stop", "pause"):
-                reader.ask("preallocate", PREFLIGHT_SECONDS)
+                reader.ask("preallocate", PREFLIGHT_SECONDS, **run.arguments)
             if not run.quiesce.startswith("left-"):  # making the image can take half an hour
                 tracker, looked_at = find_tracker(run)
             run.window = Window(host, run.id, run.quiesce, tracker, looked_at, stack)
             with same_reach(run, tracker), run.window as window:
-                limit = window.remaining(WORK_SECONDS)
+                limit = window.remaining(work_seconds(sizes["database_bytes"]))
                 fault_point("beginning-the-capture", host)
                 captured = capture(run, source, method, sizes, limit)
             window.require_unchanged()
@@ -165,7 +182,8 @@ def back_up_in_sidecar(run: Run) -> None:
                 f"{run.host.destination}"
             )
             return
-        captured = capture(run, source, "online", sizes, WORK_SECONDS)
+        seconds = work_seconds(sizes["database_bytes"])
+        captured = capture(run, source, "online", sizes, seconds)
         finish(run, reader, source, sizes, captured)
     record_success(run)
     require_complete(run)
@@ -256,10 +274,16 @@ def end_run(run: Run, code: int, reason: str) -> None:
     if code == 3:
         log.log(f"WARNING: {reason}")
     elif code:
-        how = "is incomplete" if run.incomplete and not run.unrecorded else "failed"
+        how = "failed"
+        if run.files and not run.unrecorded:
+            how = "is incomplete" if run.incomplete else "was published, and then failed"
         log.log(f"ERROR: {f'run {run.id} {how}, ' if run.id else ''}exit code {code}: {reason}")
     elif run.id and not run.dry_run:
         log.log(f"run {run.id} succeeded")
+    if not run.dry_run and (run.id or code):
+        incomplete = bool(run.incomplete) and not run.unrecorded
+        result = "incomplete" if incomplete else RESULTS.get(code, "failed")
+        report_run(run.id, result, code, reason)
 
 
 # ---------------------------------------------------------------- before the run
@@ -313,6 +337,8 @@ def require_settings(host: Host, strategy: str, quiesces: Sequence[str]) -> None
     if host.quiesce not in quiesces:
         allowed = " ".join(quiesces)
         raise Refused(f"{CONFIG}: QUIESCE='{host.quiesce}'; allowed: {allowed}", 2)
+    host.backup_settings.require(RULES)
+    host.backup_settings.require(driver_of(host).SETTINGS)
 
 
 # ---------------------------------------------------------------- before the window
@@ -327,6 +353,8 @@ def begin(run: Run) -> None:
         run.id = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
     run.started, run.unrecorded = utc_now(), not run.dry_run
     log.log(f"run {run.id} begins: {host.strategy}, quiesce {run.quiesce}")
+    if not run.dry_run:
+        report_start(host, run.id)
 
 
 def require_destination(host: Host) -> None:
@@ -463,15 +491,15 @@ def capturing(run: Run, project: str = "") -> Iterator[tuple[Role, Role]]:
         except Refused as error:
             raise Refused(f"the backup container could not be started: {error}") from error
 
-    watched = [host.staging]  # not the destination: one that hangs would hold up the window
-    if not IN_SIDECAR:
-        watched.append(Path(docker(*words("info --format {{.DockerRootDir}}")).strip()))
     settings = RoleSettings(
         run.id,
         host.staging,
         log.log,
         None if IN_SIDECAR else start_container,
-        tuple(path for path in watched if path.is_dir()),
+        # not the destination: one that hangs would hold up the window
+        tuple(path for path in (host.staging, engine_root()) if path.is_dir()),
+        () if IN_SIDECAR else read_only_mounts(host),
+        time.monotonic() + RUN_SECONDS,
     )
     fault_point("starting-the-container", host)
     with Role(settings, "reader") as reader, contextlib.ExitStack() as stack:
@@ -527,22 +555,24 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
     fault_point("preflight", host)
     may_stall = host.backup_settings["BACKUP_ALLOW_WRITER_STALL"] == "true"
     stall = 0 if may_stall else STALL_LIMIT_SECONDS
+    run.arguments = arguments = driver.arguments(host)
     found = reader.ask(
         "preflight",
         PREFLIGHT_SECONDS,
         method=method,
         stall_limit=stall,
         compose=run.facts.compose_files,
+        **(arguments if source is reader else {}),
     )
-    sizes = dict.fromkeys(SIZES, 0) | found.numbers
+    sizes = {name: found.numbers.get(name, 0) for name in SIZES}
     if source is not reader:
-        arguments = driver.arguments(host)
         answer = source.ask("preflight", PREFLIGHT_SECONDS, **arguments)
         where = f"database {arguments['name']}, as user {arguments['user']} sees it,"
         # The warnings about tables come again with what was captured.
         for warning in compare_tables(run.last.tables if run.last else (), answer.tables, where):
             log.log(f"WARNING: {warning}")
         sizes["database_bytes"] = run.note(answer).numbers.get("database_bytes", 0)
+    run.found.numbers = sizes
     for path in found.missing:
         log.log(f"WARNING: {path} is missing or cannot be read: the backup will be incomplete")
     check_space(run, sizes["database_bytes"], sizes["config_disk_bytes"])
@@ -552,7 +582,8 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
 def check_space(run: Run, database: int, config: int) -> None:
     """Staging gets the database, the excerpt made from it, and the compressed files. The
     destination gets the compressed files, when the database is not in staging any more. Before the
-    first run nobody knows how well they compress, so their full size is needed.
+    first run nobody knows how well they compress, so their full size is needed. `publish` looks
+    again when it knows.
     """
     host = run.host
     log.log(f"database {database >> 20} MiB, configuration {config >> 20} MiB")
@@ -564,14 +595,18 @@ def check_space(run: Run, database: int, config: int) -> None:
     needed = {host.staging: captured + published + SPARE_BYTES, host.destination: published}
     if host.staging.stat().st_dev == host.destination.stat().st_dev:
         needed[host.destination] = published + max(captured, published)
-    for directory, least in needed.items():
-        facts = os.statvfs(directory)
-        least += reserve(facts)  # otherwise a role would be ended in the middle of its work
-        if (available := facts.f_bavail * facts.f_frsize) <= least:
-            raise Refused(
-                f"not enough space in {directory}: {least} bytes needed, {available} available"
-            )
+    busy = {host.deploy_dir, host.staging, Path("/"), STATE, engine_root()}
+    devices = {path.stat().st_dev for path in busy if path.is_dir()}
+    for directory in (*needed, *filter(Path.is_dir, busy - needed.keys())):
+        kept = Space.of(directory).head_room(directory.stat().st_dev not in devices)
+        require_space(directory, needed.get(directory, 0), kept)
+    for directory in needed:
         probe_write(directory, run.id)
+
+
+def engine_root() -> Path:
+    """Where Docker has its containers. The sidecar cannot ask."""
+    return STATE if IN_SIDECAR else docker_root()
 
 
 def probe_write(directory: Path, run_id: str) -> None:
@@ -581,15 +616,21 @@ def probe_write(directory: Path, run_id: str) -> None:
 
 
 def capture(run: Run, source: Role, method: str, sizes: dict[str, int], seconds: float) -> Answer:
-    host, driver = run.host, driver_of(run.host)
-    fault_point("capturing-the-database", host)
+    fault_point("capturing-the-database", run.host)
     return source.ask(
         "capture",
         seconds,
         method=method,
         limit_bytes=8 * sizes["database_bytes"] + DUMP_SPARE_BYTES,
-        **driver.arguments(host),
+        **run.arguments,
     )
+
+
+def work_seconds(size: int) -> float:
+    """The time limit of a role that works through so many bytes. One that somebody took over cannot
+    hold a lock, or the run, for longer.
+    """
+    return min(WORK_SECONDS, MEMBER_SECONDS + size / BYTES_PER_SECOND)
 
 
 # ---------------------------------------------------------------- after the window
@@ -601,7 +642,8 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
     fault_point("beginning-to-finish", host)
     run.note(captured)
     if source is reader:
-        reader.ask("settle", WORK_SECONDS, shared=captured.numbers.get("shared", 1))
+        seconds = work_seconds(sizes["database_bytes"])
+        reader.ask("settle", seconds, shared=captured.numbers.get("shared", 1))
     with Role(reader.settings, "examiner") as examiner:
         hand_over(source, {name: name for name in driver.CAPTURED}, examiner)
         if source is not reader:
@@ -615,7 +657,7 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
         sources = [
             Source(
                 "database",
-                backup_path(driver_name(host), run.id, name + ending),
+                backup_path(driver.NAME, run.id, name + ending),
                 examiner.directory,
                 file + ending,
                 examiner.uid,
@@ -634,11 +676,13 @@ def archive(run: Run, reader: Role, sizes: dict[str, int]) -> list[Source]:
     # Holes count in an archive, so sparse files could fill it.
     limit = 4 * sizes["config_disk_bytes"] + SPARSE_BYTES
     try:
-        checked = examine_members(run, reader, limit)
+        lines = read_path_list(run.host.configuration / "backup-paths.txt")
+        checked = examine_members(run, reader, lines, limit)
         fault_point("archiving-the-configuration", run.host)
+        seconds = work_seconds(limit)
         answer = reader.ask(
             "archive",
-            WORK_SECONDS,
+            seconds,
             compression=compression,
             limit_bytes=limit,
             members=checked,
@@ -648,10 +692,22 @@ def archive(run: Run, reader: Role, sizes: dict[str, int]) -> list[Source]:
         run.warn(f"the configuration could not be archived: {error}")
         run.found.missing = ["the whole configuration"]
         return []
-    run.found.paths, run.found.missing = run.note(answer).paths, answer.missing
+    run.note(answer)
+    run.found.paths, run.found.missing = listed_paths(lines, answer)
     ending = f"tar{SUFFIX[compression]}"
     path = backup_path("config", run.id, ending)
     return [Source("config", path, reader.directory, f"config.{ending}", reader.uid, 2 * limit)]
+
+
+def listed_paths(lines: Sequence[Line], answer: Answer) -> tuple[list[str], list[str]]:
+    """The lines that are in the archive, and those that it lacks. What the reader says counts only
+    for paths that are in the path list.
+    """
+    names = {shown(line.path): line.optional for line in lines}
+    archived = [name for name in answer.paths if name in names]
+    required = {name for name, optional in names.items() if not optional}
+    lacking = {*answer.missing} | (required - {*archived})
+    return archived, [name for name in names if name in lacking]
 
 
 def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
@@ -659,31 +715,33 @@ def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
     host = run.host
     fault_point("checking-the-database", host)
     limit = 2 * size_of(examiner, driver.CAPTURED) + SPARE_BYTES
-    name = driver_name(host)
-    answer = examiner.ask("examine", WORK_SECONDS, driver=name, scope=host.scope, limit_bytes=limit)
+    seconds = work_seconds(limit)
+    answer = examiner.ask(
+        "examine", seconds, driver=driver.NAME, scope=host.scope, limit_bytes=limit
+    )
     expected = run.last.tables if run.last else ()
     for warning in compare_tables(expected, answer.tables, "the captured database"):
         run.warn(warning)
     run.found.tables = run.note(answer).tables
     fault_point("compressing-the-database", host)
     compression = host.backup_settings["BACKUP_COMPRESSION"]
-    answer = examiner.ask(
-        "compress", WORK_SECONDS, files=files, compression=compression, limit_bytes=limit
+    run.note(
+        examiner.ask("compress", seconds, files=files, compression=compression, limit_bytes=limit)
     )
-    run.note(answer)
     examiner.end()
     for name in driver.CAPTURED:
         remove_in_steps(examiner.directory, name, lambda _: None)
 
 
-def examine_members(run: Run, reader: Role, limit_bytes: int) -> list[int]:
+def examine_members(run: Run, reader: Role, lines: Sequence[Line], limit_bytes: int) -> list[int]:
     """Other services' databases, each in an examiner of its own. Returns those that are whole. One
     that is not never stops the tracker's own from being published.
     """
-    listed = (run.host.configuration / "backup-paths.txt").read_text(encoding="utf-8").splitlines()
-    count = sum(line.removeprefix("?").startswith("sqlite:") for line in listed)
+    count = sum(line.kind == "sqlite" for line in lines)
+    if count > MEMBERS:
+        run.warn(f"{count} databases are in the path list; only the first {MEMBERS} are backed up")
     checked = []
-    for index in range(count):
+    for index in range(min(count, MEMBERS)):
         try:
             captured = reader.ask(
                 "capture_member", MEMBER_SECONDS, index=index, limit_bytes=limit_bytes
@@ -741,13 +799,14 @@ def record(run: Run, result: Any, code: int, reason: str) -> None:
         strategy=host.strategy,
         quiesce=run.quiesce,
         scope=host.scope,
-        driver="" if not published else driver_name(host),
+        driver=driver_of(host).NAME if published else "",
         files=run.files if published else [],
         paths=found.paths,
         missing=found.missing if published else [],
         tables=found.tables,
         window_seconds=run.window.seconds if run.window else 0.0,
         durations={name: value / 1000 for name, value in found.milliseconds.items()},
+        database_bytes=found.numbers.get("database_bytes", 0),
         directories=run.facts.directories,
         images=run.facts.images,
         warnings=run.warnings,
@@ -758,11 +817,6 @@ def record(run: Run, result: Any, code: int, reason: str) -> None:
     )
     fault_point("writing-the-run-manifest", host)
     write_durably(host.destination / f"runs/{run.id}.json", manifest.encode())
-
-
-def driver_name(host: Host) -> Any:
-    """Also the name of its directory in the destination."""
-    return host.backup_settings["DB_TYPE"]
 
 
 def require_complete(run: Run) -> None:

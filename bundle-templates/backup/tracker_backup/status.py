@@ -23,6 +23,7 @@ from .documents import (
 )
 from .host import CONFIG, STATE, Host, Refused, parse_time
 from .log import say
+from .notify import unsent_problems
 from .remote import remote_status
 from .retention import expired, lasting, suspended
 from .runs import newest_success, read_runs, too_old
@@ -36,7 +37,7 @@ SHOWN = 10  # reasons of one kind
 def command_list(arguments: argparse.Namespace) -> int:
     runs = read_runs(Host.read(CONFIG))
     if arguments.json:
-        say(json.dumps([run.as_object() for run in runs], indent=2, ensure_ascii=False))
+        print(json.dumps([run.as_object() for run in runs], indent=2))
         return 0
     for run in runs:
         what = f"{run.bytes:>14,} bytes  window {run.window_seconds:.1f} s  {run.scope}"
@@ -50,8 +51,17 @@ def command_list(arguments: argparse.Namespace) -> int:
 
 
 def command_status(arguments: argparse.Namespace) -> int:
-    """How the backups are; docs/operations.md describes the JSON object."""
     host = Host.read(CONFIG)
+    status = look(host)
+    if arguments.json:
+        print(json.dumps(status, indent=2))
+    else:
+        show_status(host, status)
+    return 0 if status["ok"] else 1
+
+
+def look(host: Host) -> dict[str, Any]:
+    """How the backups are; docs/operations.md describes the JSON object."""
     case = examine(host, quick=True)
     runs, problems = case.runs, case.texts()
     last, success = (runs[-1] if runs else None), newest_success(runs)
@@ -70,7 +80,8 @@ def command_status(arguments: argparse.Namespace) -> int:
         kept = expired(runs, host.retention_days, retention.acknowledged)[2]
     if lasting(reasons):
         problems.append("retention is suspended until `tracker-backup acknowledge`")
-    status = {
+    problems += unsent_problems(problems)
+    return {
         "environment": host.environment,
         "ok": not problems,
         "problems": problems,
@@ -95,11 +106,6 @@ def command_status(arguments: argparse.Namespace) -> int:
         "retention_keeps": list(kept.values()),
         "drift": case.texts(advice=True, check="deployment"),
     }
-    if arguments.json:
-        say(json.dumps(status, indent=2, ensure_ascii=False))
-    else:
-        show_status(host, status)
-    return 1 if problems else 0
 
 
 # ---------------------------------------------------------------- what is wrong

@@ -21,9 +21,10 @@ from secrets import token_hex
 
 from .documents import Move, RunManifest
 from .fault_points import fault_point
-from .files import remove_tree, require_space
+from .files import remove_tree
 from .host import Host, Refused
 from .log import say
+from .space import require_space
 from .trees import below, facts_of, make_plain, parent, shown, walk
 from .workshop import Unrestorable
 

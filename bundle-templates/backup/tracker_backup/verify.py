@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from .destination import check_destination
@@ -58,13 +59,17 @@ def command_verify(arguments: argparse.Namespace) -> int:
         remove_dead_containers()
         check_destination(host)
         run = choose_run(read_runs(host), arguments.run)
+        before, began = VerificationState.peek([]), time.monotonic()
+        earlier = before.succeeded if before else ""
         try:
             ready_image(host)
             problems = verify(host, run, arguments.image)
         except Refused as error:
-            VerificationState(run.id, utc_now(), [], impossible=str(error)).store()
+            state = VerificationState(run.id, utc_now(), [], earlier, impossible=str(error))
+            state.store()
             raise
-        VerificationState(run.id, utc_now(), problems).store()
+        at, took = utc_now(), time.monotonic() - began
+        VerificationState(run.id, at, problems, earlier if problems else at, took).store()
         remember_suspension(host, read_runs(host))
         remote = check_repository(host) if arguments.run == "latest" else ""
     for problem in problems:

@@ -10,7 +10,7 @@ from .driver import Driver
 from .mysql import MySQL
 from .sqlite import SQLite
 
-DRIVERS: dict[str, Driver] = {"sqlite": SQLite(), "mysql": MySQL()}
+DRIVERS: dict[str, Driver] = {driver.NAME: driver for driver in (SQLite(), MySQL())}
 SERVICES = {driver.SERVICE for driver in DRIVERS.values() if driver.SERVICE}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..documents import RunManifest
 from ..host import Host
@@ -15,6 +15,10 @@ class Driver:
     What is here is right for a file.
     """
 
+    NAME: str  # DB_TYPE of backup.conf, and its directory in the destination
+    SETTINGS: ClassVar[
+        Mapping[str, str]
+    ]  # its keys of backup.conf, with the values that are allowed
     TRACKER_NAME: str  # in the tracker's own configuration
     SERVICE = ""  # the stack's service with the server; a restore leaves it running
     SAVED = ""  # the file in a restore's directory that `undo` needs

@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from ..docker import (
@@ -19,9 +19,10 @@ from ..docker import (
     words,
 )
 from ..documents import RunManifest
-from ..files import require_space, sync_directory
+from ..files import sync_directory
 from ..host import IN_SIDECAR, Host, Refused
 from ..jobs import CONFINED, THROW_AWAY, ask, docker_root, require_memory, watching
+from ..space import require_space
 from ..workshop import compare_rows
 from .driver import Driver
 from .mysql_server import Server, option_file
@@ -45,7 +46,9 @@ CLIENT = words(
 
 
 class MySQL(Driver):
-    TRACKER_NAME = SERVICE = "mysql"
+    NAME = TRACKER_NAME = SERVICE = "mysql"
+    KEYS = ("DB_HOST", "DB_PORT", "DB_USER", "DB_NAME", "DB_PASSWORD_FILE")
+    SETTINGS: ClassVar = {**dict.fromkeys(KEYS, ""), "DB_TLS": "unverified verified"}
     SAVED = "before.sql"
     SOURCE = "client"
     CAPTURED = ("database.sql", "torrents.sql")
@@ -62,7 +65,7 @@ class MySQL(Driver):
         keys = ("host", "port", "user", "name", "tls")
         return {
             **{key: settings[f"DB_{key.upper()}"] for key in keys},
-            "driver": "mysql",
+            "driver": self.NAME,
             "password": password,
             "ca_file": settings.get("DB_TLS_CA_FILE", ""),
             "scope": host.scope,

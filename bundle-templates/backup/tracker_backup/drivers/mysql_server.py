@@ -225,7 +225,7 @@ class Server:
         if not self.add_importer(user, password):
             yield self
             return
-        trusting = self.ask(f"SELECT {trust}") == ["0"]
+        trusting = self.tell(f"SELECT {trust}").output == b"0\n"
         try:
             if trusting:  # otherwise only an administrator may import a trigger
                 self.ask(f"SET {trust} = 1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 from ..host import Host, Refused
 from .driver import Driver
@@ -12,8 +13,12 @@ LIBRARY = "/var/lib/torrust/tracker"  # where the tracker has its database
 
 
 class SQLite(Driver):
-    TRACKER_NAME = "sqlite3"
+    NAME, TRACKER_NAME = "sqlite", "sqlite3"
+    SETTINGS: ClassVar = {"DB_PATH": ""}
     CAPTURED = ("database.db", "database.db-journal", "database.db-wal")
+
+    def arguments(self, host: Host) -> dict[str, Any]:
+        return {"database": host.backup_settings["DB_PATH"]}
 
     def files(self, scope: str) -> dict[str, str]:
         return {"database.db": "db"}

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from typing import IO
 
-from ..protocol import ITEMS, table_name
+from ..protocol import MOST_TABLES, table_name
 from .service import StepFailed
 
 BLOCK_BYTES = 1 << 20
@@ -112,8 +112,8 @@ def digest(stream: IO[bytes]) -> dict[str, int]:
             else:
                 done = max(done, len(text) - HEADER_BYTES)
                 break
-        if len(rows) > ITEMS:
-            raise StepFailed(f"the dump has more than {ITEMS} tables")
+        if len(rows) > MOST_TABLES:
+            raise StepFailed(f"the dump has more than {MOST_TABLES} tables")
     last = text.removesuffix(b"\n").rpartition(b"\n")[2]
     if end or not last.startswith(LAST_LINE):
         raise StepFailed("the dump is cut off: it does not end with '-- Dump completed'")

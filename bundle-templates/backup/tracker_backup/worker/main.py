@@ -7,10 +7,13 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
-from .service import serve
+from .confine import confine
+from .service import WORK, serve
 
 IDLE_SECONDS = 86400
+WRITABLE = (WORK, *map(Path, ("/dev", "/run", "/tmp")))
 ROLES = ("reader", "examiner", "client", "courier", "unpacker")  # each a module of its own
 
 
@@ -28,6 +31,9 @@ def main(words: list[str]) -> int:
         programs = " | ".join(("idle", "dump", "sidecar", "now", "healthy", *ROLES))
         print(f"usage: backup.sh {programs}", file=sys.stderr)
         return 2
+    if role != "courier":  # restic, ssh and rclone are trusted with what they see
+        # To put files in their places, the unpacker writes to others, too.
+        confine(role == "client", () if role == "unpacker" else WRITABLE)
     return serve(importlib.import_module(f".{role}", __package__).JOBS)
 
 

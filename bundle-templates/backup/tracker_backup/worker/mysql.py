@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Thread, Timer
 from typing import IO, Any
 
-from ..protocol import ITEMS, LARGEST, REASON_CHARACTERS, Answer, printable, table_name
+from ..protocol import LARGEST, MOST_TABLES, REASON_CHARACTERS, Answer, printable, table_name
 from .dumps import digest, write_dump
 from .service import StepFailed, file_size_limit, log
 
@@ -78,6 +78,7 @@ UNSEEN = (
 
 def preflight(work: Path, arguments: dict[str, Any], answer: Answer) -> None:
     user, name = arguments["user"], arguments["name"]
+    answer.tools["mariadb-dump"] = printed(["mariadb-dump", "--version"]).strip()
     with option_file(arguments) as options:
         answer.tables = {table_name(table): 0 for table in tables(options, name)}
         for what, everywhere, here in UNSEEN:
@@ -104,7 +105,6 @@ def capture(work: Path, arguments: dict[str, Any], answer: Answer) -> None:
     trigger must not exist before the rows are there.
     """
     name = arguments["name"]
-    answer.tools["mariadb-dump"] = printed(["mariadb-dump", "--version"]).strip()
     with option_file(arguments) as options:
 
         def take(file: str, header: bytes, *words: str) -> None:
@@ -190,8 +190,8 @@ def option_value(value: str) -> str:
 def tables(options: str, database: str) -> list[str]:
     """Names of the tables that the user sees."""
     lines = ask(options, database, TABLES).split()
-    if len(lines) > ITEMS:
-        raise StepFailed(f"the database has more than {ITEMS} tables")
+    if len(lines) > MOST_TABLES:
+        raise StepFailed(f"the database has more than {MOST_TABLES} tables")
     return [from_hex(line) for line in lines]
 
 

@@ -1,7 +1,8 @@
 """The role that reads the deployment: copies databases as bytes, and makes the archive.
 
-The host checks and compresses the databases in other roles. Each job reads the settings and the
-path list again. Odd or broken files of a service never end a job; the answer names them.
+The host checks and compresses the databases in other roles. Each job reads the path list again.
+Odd or broken files of a service never end a job; the answer names them. The argument `database` is
+the path of the tracker's own database, as the container sees it.
 """
 
 from __future__ import annotations
@@ -15,20 +16,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..protocol import LARGEST, SUFFIX, Answer
+from ..settings import Line, read_path_list, relative
 from . import copies, service
 from .archive import Archive, Entry, Findings, Walk, archived_bytes
 from .compress import compressor, read_back
 from .locks import Busy, copy_live
 from .paths import (
-    Line,
     Unusable,
     held,
     open_directory,
     open_path,
     open_regular,
-    read_path_list,
-    read_settings,
-    relative,
     shown,
 )
 from .service import Job, StepFailed, log, timed
@@ -46,9 +44,10 @@ COMPOSE_FILE = "docker-compose.yml"  # in the path list
 
 def preflight(arguments: dict[str, Any], answer: Answer) -> None:
     """numbers: database_bytes, config_bytes (of the archive), config_disk_bytes (without holes),
-    entries, members, wal. `archive` gives the warnings. Argument: compose, as `archive` has it.
+    entries, members, wal. `archive` gives the warnings. Arguments: method, stall_limit in seconds,
+    compose as `archive` has it, and database, unless a server has it.
     """
-    settings, lines = read_settings(), read_lines(arguments)
+    lines = read_lines(arguments)
     findings = Findings(Answer())
     walk = Walk(findings)
     numbers = dict.fromkeys(("config_bytes", "config_disk_bytes", "database_bytes", "wal"), 0)
@@ -59,8 +58,8 @@ def preflight(arguments: dict[str, Any], answer: Answer) -> None:
             numbers["config_disk_bytes"] += entry.facts.st_blocks * 512
     answer.missing = findings.answer.missing
     numbers["entries"], numbers["members"] = walk.entries, len(members(lines))
-    if settings["DB_TYPE"] == "sqlite":
-        with database(settings) as (directory, name):
+    if "database" in arguments:
+        with database(arguments) as (directory, name):
             survey_database(directory, name, arguments, numbers)
     answer.numbers = {key: min(value, LARGEST) for key, value in numbers.items()}
 
@@ -113,16 +112,15 @@ def refuse_writer_stall(descriptor: int, limit: int) -> None:
 # ---------------------------------------------------------------- databases
 
 
-def preallocate(_arguments: dict[str, Any], _answer: Answer) -> None:
+def preallocate(arguments: dict[str, Any], _answer: Answer) -> None:
     """A first copy of the database, for `capture` to write over; none if it does not pay."""
-    with database(read_settings()) as place, held(open_regular(*place)) as descriptor:
+    with database(arguments) as place, held(open_regular(*place)) as descriptor:
         copies.preallocate(descriptor)
 
 
 def capture(arguments: dict[str, Any], answer: Answer) -> None:
     """numbers: shared. Method "copy" is for a database to which nobody writes."""
-    settings = read_settings()
-    with database(settings) as (directory, name):
+    with database(arguments) as (directory, name):
         capture_set(directory, name, "database.db", arguments["method"] == "online", answer)
 
 
@@ -213,9 +211,9 @@ def located(path: str) -> Iterator[tuple[int, str]]:
         raise StepFailed(f"cannot read {where}: somebody holds a lease on it") from error
 
 
-def database(settings: dict[str, str]) -> AbstractContextManager[tuple[int, str]]:
+def database(arguments: dict[str, Any]) -> AbstractContextManager[tuple[int, str]]:
     """The tracker's own; see `located`."""
-    return located(relative(settings["DB_PATH"], service.CONFIG))
+    return located(relative(arguments["database"], service.DATA, Path("backup.conf")))
 
 
 # ---------------------------------------------------------------- the archive
@@ -223,7 +221,7 @@ def database(settings: dict[str, str]) -> AbstractContextManager[tuple[int, str]
 
 def read_lines(arguments: dict[str, Any]) -> list[Line]:
     """The path list, with the stack's compose files as the host knows them."""
-    lines = read_path_list(Path(read_settings()["BACKUP_PATHS_FILE"]))
+    lines = read_path_list(service.PATHS, service.DATA)
     if files := arguments.get("compose"):
         lines = [line for line in lines if line.path != COMPOSE_FILE]
         lines += [Line("path", file, False) for file in files]

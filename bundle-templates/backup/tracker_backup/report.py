@@ -1,0 +1,71 @@
+"""What others are told after a run or a command: metrics and notifications. It fails nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from . import metrics
+from .documents import RemoteState, VerificationState
+from .host import CONFIG, IN_SIDECAR, Host
+from .log import complain
+from .notify import UNVERIFIED, Event, Notices, own_log, started, tell
+from .runs import read_runs
+
+AFTER = ("acknowledge", "push", "restore", "rollback", "sidecar", "verify")  # these commands
+AT_ONCE = 3  # the newest runs of the sidecar that are reported at one time
+OTHERS = 75  # the exit code when another run holds the lock: that one is reported
+
+
+@contextmanager
+def never_failing() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever it is, the backup is more important
+        complain(f"warning: metrics or notifications failed: {error!r}")
+
+
+def report_start(host: Host, run: str) -> None:
+    if not IN_SIDECAR:
+        with never_failing():
+            started(host, run)
+
+
+def report_run(run: str, result: str, code: int, reason: str) -> None:
+    """How a run on the host ended; without an id, before it really began."""
+    if not IN_SIDECAR and code != OTHERS:
+        with never_failing():
+            host = Host.read(CONFIG)
+            tell(host, Event(run, result, code, reason, own_log()))
+            metrics.write(host)
+
+
+def report_command(command: str, code: int) -> None:
+    """After one that is no run. Cron calls `sidecar` each minute, which reports its new runs."""
+    if command not in AFTER or IN_SIDECAR or not CONFIG.exists():
+        return
+    with never_failing():
+        host = Host.read(CONFIG)
+        if command == "sidecar":
+            if not tell_new_runs(host):
+                return
+        elif command == "verify" and code == 1 and (verified := VerificationState.peek([])):
+            reason = "; ".join(verified.problems) or "the verification was not possible"
+            tell(host, Event(verified.run, UNVERIFIED, code, reason, own_log()))
+        metrics.write(host)
+
+
+def tell_new_runs(host: Host) -> bool:
+    """Tells run manifests that the sidecar wrote since the last time. Returns whether there were
+    any.
+    """
+    before, remote = Notices.peek([]), RemoteState.peek([])
+    runs = read_runs(host)
+    told = before.sequence if before else 0
+    new = [run for run in runs[-AT_ONCE:] if run.sequence > told]
+    for run in new:
+        lost = remote.error if remote and remote.tried == run.id else ""
+        result = "failed" if lost and run.result == "success" else run.result
+        reason, said = run.reason or lost, "\n".join(run.warnings)
+        tell(host, Event(run.id, result, run.exit_code, reason, said, run.sequence))
+    return bool(new)
