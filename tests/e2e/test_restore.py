@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -654,6 +655,23 @@ def test_a_lost_connection_does_not_end_a_restore_half_way(
         ),
         30,
     )
+    as_backed_up(deployment, good)
+
+
+@pytest.mark.only("sqlite3")
+def test_ctrl_c_at_the_playbook_does_not_end_a_restore_half_way(
+    deployment: Deployment, good: Good
+) -> None:
+    host, bundle, journal = deployment.host, deployment.bundle, f"{faults.STATE}/restore.json"
+    deployment.query(SPOIL)
+    options = ("-e", f"backup_run={good.id}", "-e", "confirm_restore=yes")
+    with bundle.begun("restore-backup", *options) as playbook:
+        wait_until("the restore to stop the stack", lambda: host.exists(journal), 300)
+        os.killpg(playbook.pid, signal.SIGINT)
+        host.run("pkill", "-KILL", "-f", "^sshd.*: torrust", check=False)
+    assert playbook.returncode != 0
+    assert host.exists(journal), "the restore was over before Ansible was ended"
+    wait_until("the restore to end", lambda: not host.exists(journal), 120)
     as_backed_up(deployment, good)
 
 
