@@ -16,7 +16,7 @@ import re
 import stat
 import subprocess
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from secrets import token_hex
 
 from .documents import Move, RunManifest
@@ -208,9 +208,8 @@ def look(host: Host, moves: list[Move], directories: list[str]) -> tuple[list[Mo
         for one in moves
     ]
     wanted = {*directories}
-    for move in moves:
-        parts = move.path.split("/")
-        wanted |= {"/".join(parts[:length]) for length in range(1, len(parts))}
+    for path in (*directories, *(move.path for move in moves)):
+        wanted |= {str(above) for above in PurePosixPath(path).parents[:-1]}
     missing = [one for one in sorted(wanted) if facts_of(host.deploy_dir, one) is None]
     return seen, missing
 
