@@ -155,7 +155,9 @@ def test_the_marker_of_a_window_has_its_seven_words(old: Old) -> None:
         container, started, action, opened, deadline, grace, run = words
         assert (len(container), action, started[-1]) == (64, quiesce, "Z")
         assert int(opened) < int(deadline) and int(grace) > 0
-        assert old.package.runs.RUN_ID.fullmatch(run)
+        old.put(f"state/window-{quiesce}", "window")
+        marker = old.package.window.Marker.load()
+        assert (marker.tracker, marker.deadline, marker.run) == (container, int(deadline), run)
 
 
 def test_the_state_of_the_repository_is_read(old: Old) -> None:
