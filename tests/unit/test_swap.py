@@ -229,11 +229,21 @@ def test_only_paths_of_our_own_list_are_replaced(
         "sqlite:/data/storage/grafana/data/grafana.db\n",
     )
     paths = [".env", "storage/mysql", "storage/grafana/data/grafana.db", "backup/secrets", "../x"]
-    run = SimpleNamespace(paths=paths)
+    run = SimpleNamespace(paths=paths, compose_files=[])
     found = swapper.tool.swap.targets(swapper.host, run, {"config", "database"}, DATABASE)
     assert found == [".env", "storage/grafana/data/grafana.db", DATABASE]
     assert "backup/secrets is in the backup, but not in the path list" in capsys.readouterr().out
     assert swapper.tool.swap.targets(swapper.host, run, {"database"}, DATABASE) == [DATABASE]
+
+
+def test_the_compose_files_of_the_run_are_replaced_and_nothing_in_their_disguise(
+    swapper: Swapper,
+) -> None:
+    swapper.put(swapper.deploy / "backup/backup-paths.txt", "/data/.env\n")
+    good = ["docker-compose.yml", "docker-compose.override.yml", "compose/extra.yaml"]
+    bad = ["backup/x.yml", "storage/tracker/x.yml", "docker-compose.backup.yml", "secrets"]
+    run = SimpleNamespace(paths=[*good, *bad], compose_files=[*good, *bad])
+    assert swapper.tool.swap.targets(swapper.host, run, {"config"}, "") == good
 
 
 # ---------------------------------------------------------------- mounts

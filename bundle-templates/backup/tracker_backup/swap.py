@@ -33,6 +33,7 @@ MOUNTS = Path("/proc/self/mountinfo")
 ROOM = ".tracker-backup-restore"  # in another mount than staging's
 BEFORE = ".tracker-backup-before-restore"
 SQLITE_HEADER = b"SQLite format 3\0"
+COMPOSE_FILE = re.compile(r"(?!backup/|storage/|docker-compose\.backup\.)[^\0]*\.ya?ml")
 JOURNALS = ("-journal", "-wal", "-shm")
 NAMED = 20  # of the files that the backup does not have
 
@@ -44,11 +45,14 @@ def listed(host: Host) -> dict[str, str]:
 
 
 def targets(host: Host, run: RunManifest, kinds: set[str], database: str) -> list[str]:
-    """What a restore of this run replaces: the database file, and what both the run and the present
-    path list have. A path that only the run has could be anybody's by now.
+    """What a restore of this run replaces: the database file, the compose files of the run, and
+    what both the run and the present path list have. Another path that only the run has could be
+    anybody's by now.
     """
     config = "config" in kinds
-    lines = listed(host)
+    lines = listed(host) | {
+        path: "path" for path in run.compose_files if COMPOSE_FILE.fullmatch(path)
+    }
     found = [path for path in run.paths if lines.get(path, "dir") != "dir"] if config else []
     for path in run.paths if config else ():
         if path not in lines:
