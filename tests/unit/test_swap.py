@@ -246,6 +246,12 @@ def test_the_compose_files_of_the_run_are_replaced_and_nothing_in_their_disguise
     assert swapper.tool.swap.targets(swapper.host, run, {"config"}, "") == good
 
 
+@pytest.mark.parametrize("path", ["a/../../x", "..", "./a", "a//b", "/etc"])
+def test_no_path_leads_up(swapper: Swapper, path: str) -> None:
+    with pytest.raises(swapper.tool.host.Refused, match="is no plain path"):
+        swapper.tool.trees.facts_of(swapper.deploy, path)
+
+
 # ---------------------------------------------------------------- mounts
 
 
