@@ -658,6 +658,7 @@ def test_a_lost_connection_does_not_end_a_restore_half_way(
     as_backed_up(deployment, good)
 
 
+@pytest.mark.slow
 @pytest.mark.only("sqlite3")
 def test_ctrl_c_at_the_playbook_does_not_end_a_restore_half_way(
     deployment: Deployment, good: Good
@@ -759,7 +760,9 @@ def spoilt(deployment: Deployment, good: Good) -> Iterator[Good]:
     as_backed_up(deployment, good)
 
 
-@pytest.mark.parametrize("step", range(10))
+@pytest.mark.parametrize(
+    "step", [one if one == 4 else pytest.param(one, marks=pytest.mark.slow) for one in range(10)]
+)
 def test_a_restore_killed_at_any_step_is_rolled_back(
     deployment: Deployment, spoilt: Good, step: int
 ) -> None:
