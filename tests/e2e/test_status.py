@@ -26,7 +26,7 @@ find {DEPLOY_DIR} {DESTINATION} {STATE} /etc /usr/local /var/log/tracker-backup.
     -path '*/storage/*/data' -prune -o -path '{DEPLOY_DIR}/storage/tracker/lib' -prune -o \\
     -path {BEAT} -prune -o -printf '%p %m %U %G %y %l\\n' -type f -exec sha256sum {{}} + | sort
 docker ps --all --no-trunc --format '{{{{.ID}}}} {{{{.Names}}}} {{{{.State}}}}' | sort
-docker images --all --no-trunc --quiet; docker volume ls --quiet; docker network ls --quiet
+docker images --all --no-trunc --quiet | sort; docker volume ls --quiet; docker network ls --quiet
 """
 
 
