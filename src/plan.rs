@@ -280,7 +280,11 @@ impl Timing {
             jitter_seconds: backup.jitter_seconds,
             has_jitter: backup.jitter_seconds.get() > 0,
             verify_schedules: one(backup.verify_schedule.as_ref()),
-            verify_intervals: one(backup.verify_schedule.as_ref().map(|it| it.longest_interval()).as_ref()),
+            verify_intervals: backup
+                .verify_schedule
+                .iter()
+                .map(CronSchedule::longest_interval)
+                .collect(),
             retention_days: backup.retention_days,
         }
     }

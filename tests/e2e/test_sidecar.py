@@ -20,7 +20,7 @@ import pytest
 from e2e import faults
 from e2e.bundle import Bundle, Outcome, ssh_key
 from e2e.conftest import STACKS
-from e2e.deployment import CONFIG, DESTINATION, STAGING, Deployment, Run, place
+from e2e.deployment import CONFIG, DESTINATION, STAGING, Deployment, Run
 from e2e.faults import picture, rows
 from e2e.host import Container, Host, wait_until
 from e2e.stack import (
@@ -94,7 +94,6 @@ def sidecar(
         )
         before = Deployment.inventory(host)
         containers = host.containers()
-        place(host, bundle)
         installed = bundle.playbook("install-backup", "--diff").succeeded()
         assert untouched(containers, others(host))
         yield Deployment(host, stack, bundle, key, before, installed, installed)

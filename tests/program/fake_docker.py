@@ -604,7 +604,7 @@ def main(words: list[str]) -> None:
         (ps if command == "ps" else inspect)(rest)
     elif command == "info":
         print(PLACES["STUB"])
-    elif command in ("version", "network"):
+    elif command in ("version", "network", "system", "builder"):
         happens(command, words=words)
     else:
         fail(f"stub docker: an unknown call: {words}")

@@ -20,6 +20,7 @@ from .docker import (
     WORK_SECONDS,
     check_docker,
     make_image,
+    remove_build_cache,
     remove_images,
     remove_networks,
     reported,
@@ -30,7 +31,7 @@ from .log import LOG, say
 from .monitoring import put_monitoring, remove_monitoring
 from .runs import newest_success, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets, require_secrets
-from .sidecar import bring_up_sidecar, remove_sidecar
+from .sidecar import bring_up_sidecar, prepare_sidecar, remove_sidecar
 from .state import lock
 
 WINDOW_ONLY = "host/maintenance-backup.sh"
@@ -243,8 +244,10 @@ def put_everything(
         put_monitoring(host, bundle)
     elif not arguments.check:
         remove_monitoring(host, old_metrics)
-    if host.strategy == "sidecar" and not arguments.check:
-        bring_up_sidecar(host)
+    if host.strategy == "sidecar":
+        prepare_sidecar(host, bundle["docker-compose.backup.yml"])
+        if not arguments.check:
+            bring_up_sidecar(host)
     if not LOG.exists():
         put(LOG, b"", 0o640)
     remove_images(host.image, *before)
@@ -293,6 +296,7 @@ def command_uninstall(_: argparse.Namespace) -> int:
             remove(path)
         with reported():
             remove_images("", *(host.image for host in hosts))
+            remove_build_cache()
         remove(STATE)
     for host in hosts:
         say(f"info: the backups in {host.destination} were left alone")

@@ -57,11 +57,12 @@ def time_zone() -> str:
     return "UTC"
 
 
-def environment(host: Host) -> list[str]:
+def environment(host: Host, fragment: bytes | None = None) -> list[str]:
     """Of each service, beside what the compose file says; with the file's digest, so that another
     one makes other containers.
     """
-    fragment = (host.deploy_dir / "docker-compose.backup.yml").read_bytes()
+    if fragment is None:
+        fragment = (host.deploy_dir / "docker-compose.backup.yml").read_bytes()
     digest = hashlib.sha256(fragment).hexdigest()
     return [f"TZ={time_zone()}", f"TRACKER_BACKUP_FRAGMENT={digest[:12]}"]
 
@@ -130,17 +131,24 @@ def sidecar_state(host: Host) -> str:
     return str(state["Status"]) + (f", {health}" if health else "")
 
 
+def prepare_sidecar(host: Host, fragment: bytes | None = None) -> None:
+    """Puts there what the services find when they start; for this compose file, or the one that is
+    there.
+    """
+    for role in outside_roles(host):
+        make_directory(host.staging / role, 0o711)
+    lines = "".join(f"{line}\n" for line in environment(host, fragment))
+    put(host.deploy_dir / "backup/sidecar.env", lines.encode(), 0o644)
+
+
 def bring_up_sidecar(host: Host) -> None:
     """Starts or replaces the services that are not as wanted; touches no other container."""
     if not (STATE / StackFacts.FILE).exists():
         look_for_sidecar(host).store()
-    for role in outside_roles(host):
-        make_directory(host.staging / role, 0o711)
+    prepare_sidecar(host)
     before, wanted = find_services(host), wanted_services(host)
     for name in before.keys() - set(wanted):
         remove_service(before[name])
-    lines = "".join(f"{line}\n" for line in environment(host))
-    put(host.deploy_dir / "backup/sidecar.env", lines.encode(), 0o644)
     labels = [found["Config"]["Labels"] for found in stack_containers(host)]
     projects = sorted(one["com.docker.compose.project"] for one in labels)
     arguments = words("up --detach --no-deps --no-build")
