@@ -19,7 +19,7 @@ pytestmark = pytest.mark.only("sqlite3")
 
 CRON = "/etc/cron.d/tracker-backup"
 BEAT = f"{STATE}/cron"
-STATUS_SECONDS = 1.0
+STATUS_SECONDS = 1
 # Content, mode and owner of every file of ours and of the deployment, and all that Docker has.
 EVERYTHING = f"""
 find {DEPLOY_DIR} {DESTINATION} {STATE} /etc /usr/local /var/log/tracker-backup.log \\
@@ -60,12 +60,10 @@ def test_doctor_and_a_dry_run_change_nothing_where_all_is_well(deployment: Deplo
         assert host.sh(EVERYTHING) == before
     finally:
         host.sh(f"rmdir {STAGING}/20260101_000000; rm -f {DESTINATION}/sqlite/x.partial")
-    took = []
-    for _ in range(3):  # the machine may be busy
-        began = time.monotonic()
-        assert problems(host) == []
-        took.append(time.monotonic() - began)
-    assert min(took) < STATUS_SECONDS, took
+    assert problems(host) == []
+    # Of the processor, because other tests use the machine, too.
+    took = "TIMEFORMAT='%U %S'; { time tracker-backup status >/dev/null 2>&1; } 2>&1"
+    assert sum(map(float, host.run("bash", "-c", took).stdout.split())) < STATUS_SECONDS
 
 
 def test_doctor_names_everything_that_is_broken_at_once(deployment: Deployment) -> None:
