@@ -271,7 +271,11 @@ impl Timing {
             catch_up_hours: backup.catch_up_hours(database),
             jitter_seconds: backup.jitter_seconds,
             verify_schedules: one(backup.verify_schedule.as_ref()),
-            verify_intervals: one(backup.verify_schedule.as_ref().map(|it| it.longest_interval()).as_ref()),
+            verify_intervals: one(backup
+                .verify_schedule
+                .as_ref()
+                .map(|it| it.longest_interval())
+                .as_ref()),
             retention_days: backup.retention_days,
         }
     }
