@@ -34,10 +34,10 @@ def make_real(host: Host) -> None:
         f"{host.deploy}/.env\n{host.deploy}/storage/tracker/etc\n"
         f"dir:{host.deploy}/storage/tracker/lib\n?{host.deploy}/storage/caddy/etc\n"
     )
-    host.configure_backup(DB_PATH=str(database(host)), BACKUP_PATHS_FILE=str(paths))
+    host.configure_backup(DB_PATH=str(database(host)))
     host.environment |= {
         "BACKUP_DATA": str(host.deploy),
-        "BACKUP_CONFIG": str(host.deploy / "backup/backup.conf"),
+        "BACKUP_PATHS": str(paths),
         "BACKUP_STAGING": str(host.staging),
         "BACKUP_DESTINATION": str(host.destination),
     }

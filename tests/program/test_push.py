@@ -64,7 +64,8 @@ def test_term_during_the_push_ends_the_run_at_once(copying: Host) -> None:
     copying.on("backup", "hang()")
     process = copying.start_until_hanging()
     process.signal(signal.SIGTERM)
-    process.finish().ends_with(143)
+    end = "was published, and then failed, exit code 143: ended by a signal"
+    process.finish().ends_with(143, end)
     copying.recorded("success", exit_code=0)
     copying.nothing_is_left()
 

@@ -70,7 +70,7 @@ class Deployment:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = path
         self.data, self.work = path / "data", path / "work"
-        self.config, self.list = path / "backup.conf", path / "backup-paths.txt"
+        self.list = path / "backup-paths.txt"
         for directory in ("etc", "lib/database", "log"):
             (self.data / "storage/tracker" / directory).mkdir(parents=True)
         self.work.mkdir()
@@ -80,35 +80,24 @@ class Deployment:
         self.etc = self.data / "storage/tracker/etc"
         (self.etc / "tracker.toml").write_text("[core]\n")
         execute(self.database, TABLES)
-        self.settings = {
-            "BACKUP_MODE": "single",
-            "BACKUP_RETENTION_DAYS": "7",
-            "BACKUP_PATHS_FILE": str(self.list),
-            "BACKUP_COMPRESSION": "gzip",
-            "BACKUP_SCOPE": "full",
-            "BACKUP_ALLOW_WRITER_STALL": "false",
-            "DB_TYPE": "sqlite",
-            "DB_PATH": str(self.database),
-        }
-        self.configure()
         lines = (".env", "docker-compose.yml", "storage/tracker/etc")
         self.list.write_text("# what is in the archive\n")
         self.add(*lines, "dir:storage/tracker/lib", "dir:storage/tracker/log")
         monkeypatch.setattr(service, "DATA", self.data)
         monkeypatch.setattr(service, "WORK", self.work)
-        monkeypatch.setattr(service, "CONFIG", self.config)
+        monkeypatch.setattr(service, "PATHS", self.list)
         monkeypatch.setattr(reader, "LOCK_SECONDS", 0)
         monkeypatch.setattr(copies, "MEMORY", path / "memory")
         self.memory(1000000)
 
+    @property
+    def its_database(self) -> dict[str, str]:
+        """The argument of the jobs that read it."""
+        return {"database": str(self.database)}
+
     def memory(self, kibibytes: int) -> None:
         text = f"MemTotal:       16000000 kB\nMemAvailable: {kibibytes:8} kB\n"
         (self.path / "memory").write_text(text)
-
-    def configure(self, **settings: str) -> None:
-        self.settings |= settings
-        quoted = {key: value.replace("'", "'\\''") for key, value in self.settings.items()}
-        self.config.write_text("".join(f"{key}='{value}'\n" for key, value in quoted.items()))
 
     def add(self, *lines: str) -> None:
         """Lines of the path list, with paths relative to the deployment."""
@@ -125,11 +114,12 @@ class Deployment:
         return decode_answer(encode_answer(answer))
 
     def preflight(self, method: str = "copy", stall_limit: int = 5) -> Answer:
-        return self.job("preflight", method=method, stall_limit=stall_limit)
+        limits = {"method": method, "stall_limit": stall_limit}
+        return self.job("preflight", **limits, **self.its_database)
 
     def capture(self, method: str = "copy") -> Path:
         """The captured set; opening it recovers it."""
-        self.job("capture", method=method)
+        self.job("capture", method=method, **self.its_database)
         return self.work / "database.db"
 
     def member(self, index: int, limit: int = 1 << 30) -> Answer:

@@ -53,7 +53,20 @@ def test_no_final_newline_and_crlf_are_read_right(tool: ModuleType, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "line", ["KEY='a' 'b'", "KEY=", "KEY", "KEY='open", 'KEY="open', "KEY='a\\", "KEY=a\\"]
+    "line",
+    [
+        "KEY='a' 'b'",
+        "KEY=",
+        "KEY",
+        "KEY='open",
+        'KEY="open',
+        "KEY='a\\",
+        "KEY=a\\",
+        "KEY=a",
+        "KEY='it's'",
+        "export A='1'",
+        "A='1' # x",
+    ],
 )
 def test_a_line_that_is_no_assignment_is_named(host: Sandbox, line: str) -> None:
     host.config.write_text(f"ENVIRONMENT='x'\n{line}\n")
@@ -114,3 +127,55 @@ def test_an_unknown_command_is_wrong_usage(host: Sandbox) -> None:
     with pytest.raises(SystemExit) as ended:
         host.call("stauts")
     assert ended.value.code == 2
+
+
+# ---------------------------------------------------------------- backup.conf
+
+KEYS = ("MODE", "COMPRESSION", "SCOPE", "ALLOW_WRITER_STALL", "PATHS_FILE")
+
+
+def refusal(host: Sandbox, **settings: str) -> tuple[int, str]:
+    """The code and the reason with which a run ends before it does anything."""
+    host.make_bundle(**settings)
+    host.install()
+    module = host.package.run
+    with pytest.raises(module.Refused) as refused:
+        module.require_settings(
+            host.package.host.Host.read(host.config), "maintenance-window", ("stop",)
+        )
+    return refused.value.code, str(refused.value).removeprefix(f"{host.deploy}/backup/")
+
+
+@pytest.mark.parametrize("key", [*(f"BACKUP_{key}" for key in KEYS), "DB_TYPE"])
+def test_a_key_of_backup_conf_that_is_empty_is_named(host: Sandbox, key: str) -> None:
+    code, reason = refusal(host, **{key: ""})
+    assert code == 2
+    if key != "DB_TYPE":
+        assert reason == f"backup.conf: {key} is missing or empty; install the bundle again"
+
+
+@pytest.mark.parametrize("key", ["DB_HOST", "DB_PORT", "DB_USER", "DB_NAME", "DB_PASSWORD_FILE"])
+def test_a_key_of_a_driver_that_is_empty_is_named(host: Sandbox, key: str) -> None:
+    reason = f"backup.conf: {key} is missing or empty; install the bundle again"
+    assert refusal(host, **{key: ""}) == (2, reason)
+
+
+def test_the_path_of_a_file_is_needed_where_there_is_no_server(host: Sandbox) -> None:
+    reason = "backup.conf: DB_PATH is missing or empty; install the bundle again"
+    assert refusal(host, DB_TYPE="sqlite") == (2, reason)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DB_TYPE", "sqlite3"),
+        ("BACKUP_MODE", "sidecar"),
+        ("BACKUP_COMPRESSION", "bzip2"),
+        ("BACKUP_SCOPE", "everything"),
+        ("BACKUP_ALLOW_WRITER_STALL", "yes"),
+        ("DB_TLS", "off"),
+    ],
+)
+def test_a_misspelt_value_says_what_is_allowed(host: Sandbox, key: str, value: str) -> None:
+    code, reason = refusal(host, **{key: value})
+    assert (code, reason.startswith(f"backup.conf: {key}='{value}'; allowed: ")) == (2, True)

@@ -28,6 +28,24 @@ def test_the_destination_that_was_installed_is_ours(host: Sandbox) -> None:
     assert host.call("check", "destination").code == 0
 
 
+def test_a_destination_behind_a_link_below_the_deploy_directory_is_refused(host: Sandbox) -> None:
+    """The reader would see it, because its mask covers the name of the configuration alone."""
+    real = host.deploy / "storage/elsewhere"
+    host.destination.rename(real)
+    host.destination.symlink_to(real)
+    outcome = host.call("check", "destination")
+    assert outcome.code == 2
+    assert f"{host.destination} leads through a symbolic link to {real}" in outcome.err
+    assert host.install().code == 2
+
+
+def test_a_link_out_of_the_deploy_directory_is_no_matter(host: Sandbox) -> None:
+    real = host.path / "disk"
+    host.destination.rename(real)
+    host.destination.symlink_to(real)
+    assert host.call("check", "destination").code == 0
+
+
 def test_a_destination_without_its_identity_is_taken_for_one_that_is_not_mounted(
     host: Sandbox,
 ) -> None:

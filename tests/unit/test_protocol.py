@@ -147,14 +147,19 @@ def test_a_table_is_an_object(name: str, value: Any) -> None:
         protocol.decode_answer(line(**{name: value}))
 
 
-def test_ten_thousand_tables_are_taken_and_one_more_is_refused() -> None:
-    tables = {str(number): number for number in range(ITEMS)}
-    assert protocol.decode_answer(line(tables=tables)).tables == tables
-    for name in ("tables", "numbers", "milliseconds"):
-        with pytest.raises(BadAnswer, match="at most 10000 items"):
-            protocol.decode_answer(line(**{name: tables | {"more": 1}}))
+@pytest.mark.parametrize(
+    ("name", "most"), [("tables", 1000), ("numbers", ITEMS), ("milliseconds", ITEMS)]
+)
+def test_so_many_entries_are_taken_and_one_more_is_refused(name: str, most: int) -> None:
+    entries = {str(number): number for number in range(most)}
+    assert getattr(protocol.decode_answer(line(**{name: entries})), name) == entries
+    with pytest.raises(BadAnswer, match=f"at most {most} items"):
+        protocol.decode_answer(line(**{name: entries | {"more": 1}}))
+
+
+def test_more_tools_than_a_list_may_have_are_refused() -> None:
     with pytest.raises(BadAnswer):
-        protocol.decode_answer(line(tools=dict.fromkeys([*tables, "more"], "1")))
+        protocol.decode_answer(line(tools=dict.fromkeys(map(str, range(ITEMS + 1)), "1")))
 
 
 @pytest.mark.parametrize("value", [[], "text", {"a": 1}, {"a": None}, {"a": ["1"]}])

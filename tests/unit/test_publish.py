@@ -172,6 +172,14 @@ def test_a_disk_that_is_full_publishes_nothing(
     assert "No space left on device" in publisher.refuses()
 
 
+def test_a_file_that_would_not_leave_the_reserve_is_not_copied(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = (4096, 4096, 1 << 20, 1000, 1000, 10**6, 10**6, 10**6, 0, 255)  # 4 GiB, 4 MB free
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(values))
+    assert f"not enough space in {publisher.destination}: " in publisher.refuses()
+
+
 def test_a_rename_that_fails_takes_the_other_file_back(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +301,18 @@ def test_whole_files_that_no_run_manifest_names_are_moved_out_of_the_way(
     }
     assert mode(place / "leftover") == "0700"
     assert publisher.clear() == []
+
+
+def test_a_file_in_the_place_of_the_directory_for_leftovers_is_a_warning(
+    publisher: Publisher,
+) -> None:
+    publisher.publish()
+    (publisher.destination / "leftover").write_text("a file")
+    left = publisher.files()
+    assert [warning.partition(" could not be moved: ")[2] for warning in publisher.clear()][
+        1::2
+    ] == ["File exists"] * 2
+    assert publisher.files() == left
 
 
 def test_files_of_a_damaged_run_manifest_stay_where_they_are(publisher: Publisher) -> None:

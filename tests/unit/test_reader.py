@@ -1,4 +1,4 @@
-"""The role `reader`: the settings, the path list, the preflight and the capture of databases."""
+"""The role `reader`: the path list, the preflight and the capture of databases."""
 
 from __future__ import annotations
 
@@ -31,92 +31,15 @@ def failure(job: Callable[..., Any], *arguments: Any, **named: Any) -> tuple[int
     return caught.value.code, str(caught.value)
 
 
-# ---------------------------------------------------------------- settings
-
-
-def test_settings_that_are_not_there_end_with_2_and_say_what_to_do(deployment: Deployment) -> None:
-    deployment.config.unlink()
-    code, reason = failure(deployment.preflight)
-    assert code == 2
-    assert reason == f"cannot read {deployment.config}; install the bundle again"
-
-
-SQLITE_KEYS = ("MODE", "COMPRESSION", "SCOPE", "ALLOW_WRITER_STALL", "PATHS_FILE")
-
-
-@pytest.mark.parametrize("key", [*(f"BACKUP_{key}" for key in SQLITE_KEYS), "DB_TYPE", "DB_PATH"])
-def test_a_key_that_is_missing_or_empty_is_named(deployment: Deployment, key: str) -> None:
-    deployment.configure(**{key: ""})
-    assert failure(deployment.preflight) == (2, f"{deployment.config}: {key} is missing or empty")
-    del deployment.settings[key]
-    deployment.configure()
-    assert failure(deployment.preflight) == (2, f"{deployment.config}: {key} is missing or empty")
-
-
-MYSQL = {
-    "DB_TYPE": "mysql",
-    "DB_HOST": "mysql",
-    "DB_PORT": "3306",
-    "DB_USER": "tracker",
-    "DB_NAME": "torrust",
-    "DB_PASSWORD_FILE": "/run/secrets/db_password",
-    "DB_TLS": "unverified",
-}
-
-
-@pytest.mark.parametrize("key", list(MYSQL)[1:])
-def test_a_key_of_mysql_that_is_missing_is_named(deployment: Deployment, key: str) -> None:
-    deployment.configure(**{**MYSQL, key: ""})
-    assert failure(deployment.preflight) == (2, f"{deployment.config}: {key} is missing or empty")
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("DB_TYPE", "sqlite3"),
-        ("DB_TYPE", "none"),
-        ("BACKUP_MODE", "sidecar"),
-        ("BACKUP_COMPRESSION", "bzip2"),
-        ("BACKUP_SCOPE", "everything"),
-        ("BACKUP_ALLOW_WRITER_STALL", "yes"),
-        ("DB_TLS", "off"),
-    ],
-)
-def test_a_misspelt_value_ends_with_2_and_says_what_is_allowed(
-    deployment: Deployment, key: str, value: str
-) -> None:
-    deployment.configure(**{**(MYSQL if key == "DB_TLS" else {}), key: value})
-    code, reason = failure(deployment.preflight)
-    assert code == 2
-    assert reason.startswith(f"{deployment.config}: {key}='{value}'; allowed: ")
-
-
-@pytest.mark.parametrize("line", ["DB_TYPE=sqlite", "DB_TYPE='it's'", "export A='1'", "A='1' # x"])
-def test_a_line_that_is_no_assignment_ends_with_2_and_its_number(
-    deployment: Deployment, line: str
-) -> None:
-    deployment.config.write_text(f"# first\n{line}\n")
-    code, reason = failure(deployment.preflight)
-    assert (code, reason.startswith(f"{deployment.config}, line 2: ")) == (2, True)
-
-
-def test_a_value_comes_through_whatever_it_holds(deployment: Deployment) -> None:
-    value = "$(touch pwned) `x` \"'; ' \\ $HOME #"
-    deployment.configure(BACKUP_RETENTION_DAYS=value)
-    assert paths.read_settings()["BACKUP_RETENTION_DAYS"] == value
-
-
 def test_line_ends_of_windows_and_a_missing_last_one_are_read_right(deployment: Deployment) -> None:
-    for file in (deployment.config, deployment.list):
-        file.write_bytes(file.read_bytes().rstrip().replace(b"\n", b"\r\n"))
+    deployment.list.write_bytes(deployment.list.read_bytes().rstrip().replace(b"\n", b"\r\n"))
     assert deployment.preflight().missing == []
     assert deployment.archive().paths[-1] == "storage/tracker/etc"
 
 
-def test_empty_lines_and_comments_in_both_files_are_passed_over(deployment: Deployment) -> None:
-    for file in (deployment.config, deployment.list):
-        with file.open("a") as stream:
-            stream.write("\n   \n# a comment\n  # another\n")
+def test_empty_lines_and_comments_are_passed_over(deployment: Deployment) -> None:
+    with deployment.list.open("a") as stream:
+        stream.write("\n   \n# a comment\n  # another\n")
     assert deployment.preflight().missing == []
 
 
@@ -128,7 +51,10 @@ def test_a_path_list_that_is_not_there_or_names_nothing_ends_with_2(deployment: 
     assert failure(deployment.preflight) == (2, f"{deployment.list} names no path")
     deployment.list.unlink()
     code, reason = failure(deployment.preflight)
-    assert (code, reason) == (2, f"cannot read {deployment.list}; install the bundle again")
+    assert (code, reason) == (
+        2,
+        f"cannot read {deployment.list} (No such file or directory); install the bundle again",
+    )
 
 
 def test_a_required_path_that_is_missing_is_named_and_the_rest_is_archived(
@@ -329,7 +255,7 @@ def test_an_online_copy_stalls_nobody_in_wal_mode_or_where_blocks_are_shared(
     deployment.preflight("online")
     monkeypatch.undo()
     monkeypatch.setattr(service, "DATA", deployment.data)
-    monkeypatch.setattr(service, "CONFIG", deployment.config)
+    monkeypatch.setattr(service, "PATHS", deployment.list)
     with deployment.database.open("r+b") as file:
         file.seek(18)
         file.write(b"\2\2")
@@ -476,7 +402,9 @@ def test_a_copy_that_shares_blocks_is_made_its_own(
         return True
 
     monkeypatch.setattr(copies, "share", share)
-    assert deployment.job("capture", method="copy").numbers["shared"] == 1
+    assert (
+        deployment.job("capture", method="copy", **deployment.its_database).numbers["shared"] == 1
+    )
     copied = deployment.work / "database.db"
     before, whole = copied.stat().st_ino, copied.read_bytes()
     deployment.job("settle", shared=1)
@@ -494,7 +422,9 @@ def test_what_is_made_its_own_keeps_every_byte(tmp_path: Path, size: int) -> Non
 
 
 def test_a_copy_that_shares_nothing_says_so(deployment: Deployment) -> None:
-    assert deployment.job("capture", method="copy").numbers["shared"] in (0, 1)
+    assert deployment.job("capture", method="copy", **deployment.its_database).numbers[
+        "shared"
+    ] in (0, 1)
 
 
 # ---------------------------------------------------------------- the preallocated copy
@@ -517,7 +447,7 @@ def test_the_copy_is_written_over_one_from_before_whatever_changed_in_between(
     deployment: Deployment, change: str
 ) -> None:
     execute(deployment.database, "INSERT INTO keys (key) VALUES (hex(randomblob(20000)))")
-    deployment.job("preallocate")
+    deployment.job("preallocate", **deployment.its_database)
     room = deployment.work / "room"
     assert room.read_bytes() == deployment.database.read_bytes()
     node = room.stat().st_ino
@@ -531,7 +461,7 @@ def test_the_copy_is_written_over_one_from_before_whatever_changed_in_between(
 def test_if_the_copy_cannot_be_written_over_the_one_before_it_is_made_anew(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deployment.job("preallocate")
+    deployment.job("preallocate", **deployment.its_database)
     room, real = deployment.work / "room", copies.copy_bytes
 
     def copy_bytes(source: int, target: int, *rest: Any) -> int:
@@ -550,7 +480,7 @@ def test_no_copy_is_made_before_if_blocks_are_shared_memory_is_short_or_it_fails
     made = []
 
     def job() -> bool:
-        deployment.job("preallocate")
+        deployment.job("preallocate", **deployment.its_database)
         return (deployment.work / "room").exists()
 
     monkeypatch.setattr(copies, "share", lambda *_: True)

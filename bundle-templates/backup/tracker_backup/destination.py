@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from .documents import DestinationIdentity
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from .docker import end, start
+from .documents import SUBDIRECTORIES, DestinationIdentity
 from .files import change, make_directory, write_durably
 from .host import ROOT, Host, Refused
-from .publish import SUBDIRECTORIES
 
 IDENTITY = ".tracker-backup.json"
+PROBE_SECONDS = float(os.environ.get("TRACKER_BACKUP_PROBE_SECONDS", "60"))
 
 
 def machine_id() -> str:
@@ -35,7 +41,8 @@ def check_restorable(host: Host) -> DestinationIdentity:
 
 
 def check_destination(host: Host) -> None:
-    """The same, and it is this machine's."""
+    """The same, and it is this machine's, and hidden from the reader."""
+    host.require_masked()
     if check_restorable(host).machine_id != machine_id():
         raise Refused(
             f"{host.destination} belongs to another machine of this environment; when that "
@@ -44,8 +51,31 @@ def check_destination(host: Host) -> None:
         )
 
 
+def require_destination(host: Host) -> None:
+    """The same; a file system that hangs is refused, too."""
+    failure_of(host.destination, "head", "--bytes=1", "--", str(host.destination / IDENTITY))
+    check_destination(host)
+
+
+def failure_of(directory: Path, *command: str) -> str:
+    """Why a program failed that uses a directory; empty if it did not. A server's file system can
+    hang, and then only another process can be left alone. Raises Refused.
+    """
+    with tempfile.TemporaryFile() as message:
+        probe = start([*command], stdout=subprocess.DEVNULL, stderr=message)
+        try:
+            probe.wait(PROBE_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Refused(f"{directory} does not answer within {PROBE_SECONDS:.0f} s") from error
+        finally:
+            end(probe)
+        message.seek(0)
+        return message.read(4096).decode(errors="replace").strip() if probe.returncode else ""
+
+
 def claim_destination(host: Host, take_over: bool) -> None:
     """Makes the destination's directories and its identity; refuses one that is somebody else's."""
+    host.require_masked()
     if host.destination.resolve() == (host.deploy_dir / "storage/backup").resolve():
         make_directory(host.destination, 0o700)
     elif not host.destination.is_dir():

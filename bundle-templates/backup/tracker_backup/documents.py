@@ -25,11 +25,16 @@ DOCUMENT_BYTES = 16 << 20
 ITEMS = 100_000  # of one list or object
 SEQUENCES = 10**12  # a larger number of a run is damage
 RUN_ID = re.compile(r"[0-9]{8}_[0-9]{6}")
-# A backup file below the destination; groups: its directory, the run's id.
-BACKUP_FILE = re.compile(
-    r"(sqlite(?=.*\.db\.)|mysql(?=.*\.sql\.)|config(?=.*\.tar\.))/\1_([0-9]{8}_[0-9]{6})"
-    r"\.(?:db|sql|torrents\.sql|tar)\.(?:gz|zst)"
+# What is below the destination: a directory for each driver, and the endings of its files.
+ENDINGS = {"sqlite": ("db",), "mysql": ("sql", "torrents.sql"), "config": ("tar",)}
+DRIVER_NAMES = tuple(name for name in ENDINGS if name != "config")
+SUBDIRECTORIES = (*ENDINGS, "runs")
+KINDS = "|".join(
+    f"{name}(?=[^.]+\\.(?:{'|'.join(map(re.escape, endings))})\\.[a-z]+$)"
+    for name, endings in ENDINGS.items()
 )
+# A backup file; groups: its directory, the run's id.
+BACKUP_FILE = re.compile(rf"({KINDS})/\1_({RUN_ID.pattern})\.[a-z.]+\.(?:gz|zst)")
 
 D = TypeVar("D", bound="Document")
 S = TypeVar("S", bound="StateDocument")
@@ -78,6 +83,7 @@ Time = Annotated[str, shaped("[0-9TZ:-]{20}", parse_time)]
 RunId = Annotated[str, shaped(RUN_ID.pattern, run_time)]
 Hex = Annotated[str, shaped("[0-9a-f]{0,64}")]
 Sha256 = Annotated[str, shaped("[0-9a-f]{64}")]
+DriverName = Annotated[str, shaped("|".join(("", *DRIVER_NAMES)))]
 Mode = Annotated[str, shaped("[0-7]{4}")]
 
 
@@ -256,6 +262,15 @@ class BackupFile(Record):
 
 
 @dataclass(frozen=True)
+class Release(Record):
+    """An image as the compose file names it, as a registry names it, and the version it states."""
+
+    name: Name
+    digest: Name  # empty for an image that no registry has
+    version: Name
+
+
+@dataclass(frozen=True)
 class RunManifest(Document):
     """runs/ID.json: what a run did. `success`: everything was published. `incomplete`: `missing`
     could not be archived, and the rest was published. `failed`: nothing was published.
@@ -283,11 +298,14 @@ class RunManifest(Document):
     finished: Name = ""
     strategy: Name = ""
     quiesce: Name = ""
-    driver: Literal["", "sqlite", "mysql"] = ""  # empty: nothing says which
+    driver: DriverName = ""  # empty: nothing says which
     missing: list[FilePath] = field(default_factory=list)  # required, and could not be archived
     durations: dict[Name, float] = field(default_factory=dict)  # seconds by step
     database_bytes: int = 0  # of the database itself; 0 if nobody measured it
     tools: dict[Name, Name] = field(default_factory=dict)  # versions by program
+    releases: dict[Name, Release] = field(default_factory=dict)  # by service
+    compose_files: list[FilePath] = field(default_factory=list)  # below the deploy directory
+    killed: bool = False  # the tracker did not end by itself when it was stopped
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -353,6 +371,8 @@ class StackFacts(StateDocument):
     directories: dict[FilePath, Owner]
     refused: Reason  # why no run may begin; empty if one may
     warnings: list[Reason]
+    releases: dict[Name, Release] = field(default_factory=dict)  # as in run manifests
+    compose_files: list[FilePath] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -405,6 +425,7 @@ class RestoreJournal(StateDocument):
     undone: bool = False  # rolled back but for what is to be started
     moves: list[Move] = field(default_factory=list)
     made: list[FilePath] = field(default_factory=list)  # directories that were missing, in order
+    compose_files: list[FilePath] = field(default_factory=list)  # of the run that is restored
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from .docker import bind, make_image
 from .documents import BadDocument, RunManifest
-from .files import require_space, sync_directory, write_durably
+from .files import sync_directory, write_durably
 from .host import STATE, Host, Refused
 from .log import say
 from .remote import remembered
 from .repository import Repository, Snapshot, repository, restic_secrets, uses_restic
 from .runs import check_files, open_plain, warn_of_missing
 from .secrets import require_secrets
+from .space import require_space
 from .state import lock
 
 

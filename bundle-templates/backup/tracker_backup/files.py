@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from .host import Refused
 from .log import complain, say
 
 PRIVATE = 0o600  # the mode of a file whose content is never shown
@@ -47,13 +45,6 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def require_space(directory: Path, needed: int) -> None:
-    """Refuses when the directory's file system has not so many bytes, and a little more, left."""
-    needed += 16 << 20
-    if (free := shutil.disk_usage(directory).free) < needed:
-        raise Refused(f"not enough space in {directory}: {needed} bytes needed, {free} free")
 
 
 def is_ours(path: Path, mode: int) -> bool:

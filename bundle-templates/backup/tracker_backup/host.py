@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
+
+from .settings import Refused as Refused
+from .settings import Settings as Settings
+from .settings import read_settings as read_settings
 
 CONFIG = Path(os.environ.get("TRACKER_BACKUP_CONFIG", "/etc/tracker-backup.conf"))
 STATE = Path(os.environ.get("TRACKER_BACKUP_STATE_DIR", "/var/lib/tracker-backup"))
@@ -32,49 +36,6 @@ def parse_time(text: str) -> datetime.datetime:
     return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(
         tzinfo=datetime.timezone.utc
     )
-
-
-class Refused(Exception):
-    """What is wrong, where, and how to fix it; ends the command with `code`."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class Settings(dict[str, str]):
-    """The settings of one file. A key that is not there is a configuration error."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-
-    def __missing__(self, key: str) -> str:
-        raise Refused(f"{self.path}: {key} is missing; install the bundle again", 2)
-
-
-def read_settings(path: Path) -> Settings:
-    """KEY='value' lines as a dictionary; nothing is executed."""
-    settings = Settings(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"cannot read {path} ({error}); install the bundle again", 2) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        key, _, quoted = line.partition("=")
-        try:
-            (settings[key],) = shlex.split(quoted)
-        except ValueError as error:
-            raise Refused(f"{path}, line {number}: expected KEY='value'", 2) from error
-    return settings
-
-
-def whole_seconds(settings: dict[str, str], key: str) -> int:
-    if not re.fullmatch("[0-9]{1,9}", settings[key]):
-        raise ValueError(f"{key}='{settings[key]}'; time limits are whole seconds")
-    return int(settings[key])
 
 
 def config_path() -> Path:
@@ -108,43 +69,38 @@ class Host:
     @classmethod
     def read(cls, path: Path) -> Host:
         settings = read_settings(path)
-        for key in REQUIRED:
-            if not settings.get(key):
-                raise Refused(f"{path}: {key} is missing or empty; install the bundle again", 2)
-        try:
-            return cls(
-                environment=settings["ENVIRONMENT"],
-                deploy_dir=Path(
-                    os.environ.get("TRACKER_BACKUP_DEPLOY_DIR", settings["DEPLOY_DIR"])
-                ),
-                destination=Path(
-                    os.environ.get("TRACKER_BACKUP_DESTINATION", settings["DESTINATION"])
-                ),
-                strategy=settings["STRATEGY"],
-                quiesce=settings["QUIESCE"],
-                stop_timeout=whole_seconds(settings, "STOP_TIMEOUT_SECONDS"),
-                window_timeout=whole_seconds(settings, "WINDOW_TIMEOUT_SECONDS"),
-                schedule=settings["SCHEDULE"],
-                longest_interval=whole_seconds(settings, "LONGEST_INTERVAL_SECONDS"),
-                calendar=settings["CALENDAR"],
-                image=settings["IMAGE"],
-                image_source=settings["IMAGE_SOURCE"],
-                verify_interval=whole_seconds(settings, "VERIFY_INTERVAL_SECONDS")
-                if "VERIFY_INTERVAL_SECONDS" in settings
-                else 0,
-                restic_directory=Path(settings["RESTIC_DIRECTORY"])
-                if "RESTIC_DIRECTORY" in settings
-                else None,
-                database_ca_file=Path(settings["DATABASE_CA_FILE"])
-                if "DATABASE_CA_FILE" in settings
-                else None,
-            )
-        except ValueError as error:
-            raise Refused(f"{path}: {error}", 2) from error
+        settings.require(dict.fromkeys(REQUIRED, ""))
 
-    @property
-    def backup_settings(self) -> dict[str, str]:
-        """The container's configuration, backup.conf."""
+        def place(key: str) -> Path:
+            """In the sidecar, places are the container's."""
+            return Path(os.environ.get(f"TRACKER_BACKUP_{key}") or settings[key])
+
+        def optional(key: str) -> Path | None:
+            return Path(settings[key]) if key in settings else None
+
+        return cls(
+            environment=settings["ENVIRONMENT"],
+            deploy_dir=place("DEPLOY_DIR"),
+            destination=place("DESTINATION"),
+            strategy=settings["STRATEGY"],
+            quiesce=settings["QUIESCE"],
+            stop_timeout=settings.seconds("STOP_TIMEOUT_SECONDS"),
+            window_timeout=settings.seconds("WINDOW_TIMEOUT_SECONDS"),
+            schedule=settings["SCHEDULE"],
+            longest_interval=settings.seconds("LONGEST_INTERVAL_SECONDS"),
+            calendar=settings["CALENDAR"],
+            image=settings["IMAGE"],
+            image_source=settings["IMAGE_SOURCE"],
+            verify_interval=settings.seconds("VERIFY_INTERVAL_SECONDS")
+            if "VERIFY_INTERVAL_SECONDS" in settings
+            else 0,
+            restic_directory=optional("RESTIC_DIRECTORY"),
+            database_ca_file=optional("DATABASE_CA_FILE"),
+        )
+
+    @functools.cached_property
+    def backup_settings(self) -> Settings:
+        """backup.conf, as it is when it is first asked for."""
         return read_settings(self.configuration / "backup.conf")
 
     @property
@@ -175,6 +131,25 @@ class Host:
     def age_limit(self) -> int:
         """Seconds after which the newest success is too old."""
         return 2 * self.longest_interval
+
+    @property
+    def masked(self) -> tuple[Path, ...]:
+        """What no role that reads the deploy directory may see."""
+        return self.destination, self.staging, self.deploy_dir / "backup/secrets"
+
+    def require_masked(self) -> None:
+        """Refuses a masked place behind a link, because the mask covers the link's name alone."""
+        deploy_dir = self.deploy_dir.resolve()
+        for path in () if IN_SIDECAR else self.masked:
+            real = path.resolve()
+            named = deploy_dir / os.path.relpath(path, self.deploy_dir)
+            if real.is_relative_to(deploy_dir) and real != named:
+                raise Refused(
+                    f"{path} leads through a symbolic link to {real}, below the deploy directory, "
+                    "where the reader would see it: name the real path in the environment JSON, "
+                    "generate and install again",
+                    2,
+                )
 
     @property
     def staging(self) -> Path:

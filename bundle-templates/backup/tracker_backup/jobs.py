@@ -30,7 +30,7 @@ from .protocol import (
     encode_job,
     printable,
 )
-from .roles import require_reserve
+from .space import require_reserve
 
 # How a container of ours is started: it can do nothing but what the caller adds.
 ROLE = "unpacker"  # any role greets

@@ -9,16 +9,18 @@ fields only, whole numbers only, bounded lengths, printable text. Any error mean
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PROTOCOL = 1
+SOCKET, JOB = "socket", "job"  # in the directory of a service of the sidecar
 ANSWER_BYTES = 1 << 20
 TEXT_CHARACTERS = 256  # of a name
 REASON_CHARACTERS = 2000  # of a reason or a warning
 PATH_CHARACTERS = 4096
 SUFFIX = {"gzip": ".gz", "zstd": ".zst"}  # of a compressed file
-ITEMS = 10000  # of one list or table
+ITEMS, MOST_TABLES = 10_000, 1000  # of one list, of one database
 LARGEST = 2**63 - 1
 FULL = 20  # the code of an answer: there is not enough space
 
@@ -78,7 +80,8 @@ def decode_answer(line: bytes) -> Answer:
     answer.paths = texts(document.get("paths", []), "paths", PATH_CHARACTERS)
     answer.missing = texts(document.get("missing", []), "missing", PATH_CHARACTERS)
     answer.tables = {
-        table_name(name): rows for name, rows in items(document.get("tables", {}), "tables")
+        table_name(name): rows
+        for name, rows in items(document.get("tables", {}), "tables", MOST_TABLES)
     }
     for field_name in ("numbers", "milliseconds"):
         found = items(document.get(field_name, {}), field_name)
@@ -134,9 +137,9 @@ def texts(value: Any, what: str, limit: int) -> list[str]:
     return [text(one, what, limit) for one in value]
 
 
-def items(value: Any, what: str) -> list[tuple[str, int]]:
-    if not isinstance(value, dict) or len(value) > ITEMS:
-        raise BadAnswer(f"{what} is no object of at most {ITEMS} items")
+def items(value: Any, what: str, most: int = ITEMS) -> list[tuple[str, int]]:
+    if not isinstance(value, dict) or len(value) > most:
+        raise BadAnswer(f"{what} is no object of at most {most} items")
     return [(raw_text(name, what), whole_number(number, what)) for name, number in value.items()]
 
 
@@ -155,6 +158,12 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def shown(path: str) -> str:
+    """A path of any bytes as printable text, cut in its middle."""
+    text = printable(os.fsencode(path).decode(errors="backslashreplace"), 1 << 20)
+    return text if len(text) <= 300 else f"{text[:150]}...{text[-145:]}"
 
 
 def table_name(text: str) -> str:

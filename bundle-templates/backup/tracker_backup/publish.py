@@ -14,18 +14,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from .documents import BACKUP_FILE, BackupFile, run_time
+from .documents import BACKUP_FILE, SUBDIRECTORIES, BackupFile, run_time
 from .fault_points import fault_point
 from .host import Host, Refused
 from .log import say
 from .protocol import printable
+from .space import Space, require_space
 from .writeback import PIECE_BYTES, write_back
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 SHRINK_BYTES, SHRINK_SECONDS = 64 << 20, 0.02
 SHRINK_STEPS = 3000  # at most a minute, whatever a file says that it has
-SUBDIRECTORIES = ("sqlite", "mysql", "config", "runs")
 LEFTOVER = "leftover"
 FAULT_POINTS = {"database": "publishing-the-database", "config": "publishing-the-configuration"}
 PARTIAL = re.compile(r".*[0-9]_[0-9].*\.partial")
@@ -89,6 +89,8 @@ def copy(host: Host, source: Source, directory: int, name: str) -> BackupFile:
         open(take(source.directory, source.name, source.uid, source.limit), "rb") as reading,
         open(os.open(f"{name}.partial", create, 0o600, dir_fd=directory), "wb") as writing,
     ):
+        needed, space = os.fstat(reading.fileno()).st_size, Space.of(host.destination)
+        require_space(host.destination, needed, space.reserve)
         while block := reading.read(PIECE_BYTES):
             size += len(block)
             if size > source.limit:
@@ -141,8 +143,11 @@ def clear_leftovers(host: Host, warn: Callable[[str], None]) -> None:
                     remove_in_steps(directory, name, warn)
                 elif match and not (host.destination / f"runs/{match[2]}.json").exists():
                     warn(f"moving what a dead run left, without a run manifest: {path} to {target}")
-                    target.parent.mkdir(mode=0o700, exist_ok=True)
-                    os.rename(name, target, src_dir_fd=directory)
+                    try:
+                        target.parent.mkdir(mode=0o700, exist_ok=True)
+                        os.rename(name, target, src_dir_fd=directory)
+                    except OSError as error:
+                        warn(f"{path} could not be moved: {error.strerror}")
 
 
 def remove_old_leftovers(host: Host, before: datetime, say: Callable[[str], None]) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
-import subprocess
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,48 +13,53 @@ from typing import IO, Any
 
 from . import log
 from .deployment import check_deployment, stack_facts
-from .destination import IDENTITY, check_destination
+from .destination import failure_of, require_destination
 from .docker import (
     RUN_LABEL,
     WORK_SECONDS,
     check_docker,
     compose,
     docker,
-    end,
     has_image,
     make_image,
+    read_only_mounts,
     remove_dead_containers,
-    start,
     words,
 )
-from .documents import BackupFile, Owner, RunManifest
-from .drivers import driver_of
+from .documents import SUBDIRECTORIES, BackupFile, RunManifest, StackFacts
+from .drivers import DRIVERS, driver_of
 from .drivers.driver import Driver
 from .fault_points import fault_point
 from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
-from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable
-from .publish import SUBDIRECTORIES, Source, backup_path, clear_leftovers, publish, remove_in_steps
+from .jobs import docker_root
+from .notify import tell_end, tell_start
+from .priority import lower_priority
+from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable, shown
+from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
+from .reach import unchanged_reach
 from .remote import next_sequence, push_or_tell
-from .report import report_run, report_start
 from .repository import uses_restic
 from .restore import command_rollback
 from .retention import prune
-from .roles import Role, RoleSettings, hand_over, reserve
+from .roles import MEMBERS, Role, RoleSettings, hand_over
 from .runs import newest_backup, read_runs, too_old
 from .secrets import named_secrets, require_secrets
+from .settings import Line, read_path_list
 from .signals import Ended, signals
-from .state import LockHeld, refuse_while_unfinished
+from .space import Space, require_space
+from .state import LockHeld, acquire, refuse_while_unfinished
 from .tables import compare_tables
 from .tracker import Stack, Tracker, look, tracker_ids
 from .window import MARKER, Window, is_overdue, recover
 
 HOLD, RESTORE = STATE / "hold", STATE / "restore.json"
 LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
-PROBE_SECONDS = float(os.environ.get("TRACKER_BACKUP_PROBE_SECONDS", "60"))
 PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "300"))
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
+RUN_SECONDS = float(os.environ.get("TRACKER_BACKUP_RUN_SECONDS", str(WORK_SECONDS)))
 MEMBER_SECONDS = 900  # for one database of another service
+BYTES_PER_SECOND = 1 << 20  # that a role works through at least, after the first MEMBER_SECONDS
 STALL_LIMIT_SECONDS = 5  # drivers of SQLite commonly give up after this time
 SPARE_BYTES = 16 << 20
 PROBE = ".probe-{}"  # and the run's id: what is written to see whether it can be
@@ -65,7 +67,18 @@ SIZES = ("database_bytes", "config_disk_bytes")  # that the reader has to answer
 SPARSE_BYTES = 1 << 30  # that holes may add to the archive
 DUMP_SPARE_BYTES = 1 << 30  # of a dump beside eight times what the server says of its tables
 RESULTS = {0: "success", 3: "skipped"}  # by exit code
+RULES = {
+    "BACKUP_MODE": "single",
+    "BACKUP_COMPRESSION": "gzip zstd",
+    "BACKUP_SCOPE": "full exclude-statistics",
+    "BACKUP_ALLOW_WRITER_STALL": "true false",
+    "BACKUP_PATHS_FILE": "",
+    "DB_TYPE": " ".join(DRIVERS),
+}
 MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
+
+
+NOTHING = StackFacts("1970-01-01T00:00:00Z", {}, {}, "", [])  # known of the stack
 
 
 class Run:
@@ -79,9 +92,12 @@ class Run:
         self.warnings: list[str] = []
         self.found = Answer()  # what the roles found, put together
         self.files: list[BackupFile] = []
+        self.arguments: dict[str, Any] = {}  # of the driver, for the role that captures
         # From the moment when the destination is known to be ours until a run manifest is written.
         self.unrecorded = False
+        self.killed = False  # Docker had to kill the tracker
         self.host: Host
+        self.facts = NOTHING
         self.last: RunManifest | None = None  # the last good run of this scope
 
     def warn(self, text: str) -> None:
@@ -132,15 +148,16 @@ def back_up(run: Run) -> None:
                 )
                 return
             if source is reader and run.quiesce in ("stop", "pause"):
-                reader.ask("preallocate", PREFLIGHT_SECONDS)
+                reader.ask("preallocate", PREFLIGHT_SECONDS, **run.arguments)
             if not run.quiesce.startswith("left-"):  # making the image can take half an hour
                 tracker, looked_at = find_tracker(run)
             run.window = Window(host, run.id, run.quiesce, tracker, looked_at, stack)
-            with run.window as window:
-                limit = window.remaining(WORK_SECONDS)
+            with same_reach(run, tracker), run.window as window:
+                limit = window.remaining(work_seconds(sizes["database_bytes"]))
                 fault_point("beginning-the-capture", host)
                 captured = capture(run, source, method, sizes, limit)
             window.require_unchanged()
+            note_stop(run, window)
             finish(run, reader, source, sizes, captured)
         record_success(run)
         push(host)
@@ -160,7 +177,8 @@ def back_up_in_sidecar(run: Run) -> None:
                 f"{run.host.destination}"
             )
             return
-        captured = capture(run, source, "online", sizes, WORK_SECONDS)
+        seconds = work_seconds(sizes["database_bytes"])
+        captured = capture(run, source, "online", sizes, seconds)
         finish(run, reader, source, sizes, captured)
     record_success(run)
     require_complete(run)
@@ -251,14 +269,16 @@ def end_run(run: Run, code: int, reason: str) -> None:
     if code == 3:
         log.log(f"WARNING: {reason}")
     elif code:
-        how = "is incomplete" if run.incomplete and not run.unrecorded else "failed"
+        how = "failed"
+        if run.files and not run.unrecorded:
+            how = "is incomplete" if run.incomplete else "was published, and then failed"
         log.log(f"ERROR: {f'run {run.id} {how}, ' if run.id else ''}exit code {code}: {reason}")
     elif run.id and not run.dry_run:
         log.log(f"run {run.id} succeeded")
     if not run.dry_run and (run.id or code):
         incomplete = bool(run.incomplete) and not run.unrecorded
         result = "incomplete" if incomplete else RESULTS.get(code, "failed")
-        report_run(run.id, result, code, reason)
+        tell_end(run.id, result, code, reason)
 
 
 # ---------------------------------------------------------------- before the run
@@ -278,31 +298,12 @@ def roll_back_dead_restore(arguments: argparse.Namespace) -> None:
 
 
 def take_lock(recover: bool) -> IO[str] | None:
-    """The open file that holds the lock; None for a recovery, if a run holds it. No child inherits
-    it, because a free lock means that the run is dead.
-    """
-    path = STATE / "lock"
-    if not IN_SIDECAR:
-        STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
-    elif not path.exists():
-        raise Refused(f"{path} is not there; install the bundle again", 2)
-    # For the sidecar, the state directory is read-only.
-    file = path.open("r" if IN_SIDECAR else "a", encoding="ascii")
+    """The open file that holds the lock; None for a recovery, if a run holds it."""
     if not recover:
         fault_point("taking-the-lock")
-    deadline = time.monotonic() + (0 if recover else LOCK_SECONDS)
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                if recover:
-                    return None
-                raise LockHeld(f"another run holds {path}; nothing was done", 75) from error
-        time.sleep(0.1)
-    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        raise Refused("uninstalled while waiting for the lock; nothing was done", 2)
+    file = acquire(0 if recover else LOCK_SECONDS)
+    if not file and not recover:
+        raise LockHeld(f"another run holds {STATE / 'lock'}; nothing was done", 75)
     return file
 
 
@@ -312,6 +313,8 @@ def require_settings(host: Host, strategy: str, quiesces: Sequence[str]) -> None
     if host.quiesce not in quiesces:
         allowed = " ".join(quiesces)
         raise Refused(f"{CONFIG}: QUIESCE='{host.quiesce}'; allowed: {allowed}", 2)
+    host.backup_settings.require(RULES)
+    host.backup_settings.require(driver_of(host).SETTINGS)
 
 
 # ---------------------------------------------------------------- before the window
@@ -327,28 +330,7 @@ def begin(run: Run) -> None:
     run.started, run.unrecorded = utc_now(), not run.dry_run
     log.log(f"run {run.id} begins: {host.strategy}, quiesce {run.quiesce}")
     if not run.dry_run:
-        report_start(host, run.id)
-
-
-def require_destination(host: Host) -> None:
-    attempt(host.destination, "head", "--bytes=1", "--", str(host.destination / IDENTITY))
-    check_destination(host)
-
-
-def attempt(directory: Path, *command: str) -> str:
-    """Why a program failed that uses a directory; empty if it did not. A server's file system can
-    hang, and then only another process can be left alone. Raises Refused.
-    """
-    with tempfile.TemporaryFile() as message:
-        probe = start([*command], stdout=subprocess.DEVNULL, stderr=message)
-        try:
-            probe.wait(PROBE_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise Refused(f"{directory} does not answer within {PROBE_SECONDS:.0f} s") from error
-        finally:
-            end(probe)
-        message.seek(0)
-        return message.read(4096).decode(errors="replace").strip() if probe.returncode else ""
+        tell_start(host, run.id)
 
 
 def remove_leftover_containers(run: Run) -> None:
@@ -407,6 +389,20 @@ def require_deployment(run: Run) -> None:
         run.warn(warning)
 
 
+def same_reach(run: Run, tracker: Tracker | None) -> contextlib.AbstractContextManager[None]:
+    """Docker writes the firewall's rules anew when it starts a container again."""
+    if run.quiesce == "stop" and tracker:
+        return unchanged_reach(tracker.id, run.warn)
+    return contextlib.nullcontext()
+
+
+def note_stop(run: Run, window: Window) -> None:
+    """How long the tracker took to stop, and whether Docker had to kill it."""
+    if run.quiesce == "stop" and window.outage and window.outage.found:
+        run.killed = window.outage.found.exit_code == "137"
+        run.found.milliseconds["stop"] = round(window.stopping * 1000)
+
+
 def require_image(run: Run) -> bool:
     """Makes it, outside the window. False in a dry run that would have to."""
     host = run.host
@@ -442,6 +438,7 @@ def capturing(run: Run, project: str = "") -> Iterator[tuple[Role, Role]]:
     """
     host, driver = run.host, driver_of(run.host)
     run.last = newest_backup(read_runs(host), scope=host.scope)
+    run.facts = stack_facts(host)
 
     def start_container(arguments: list[str], environment: dict[str, str]) -> None:
         try:
@@ -449,15 +446,15 @@ def capturing(run: Run, project: str = "") -> Iterator[tuple[Role, Role]]:
         except Refused as error:
             raise Refused(f"the backup container could not be started: {error}") from error
 
-    watched = [host.staging]  # not the destination: one that hangs would hold up the window
-    if not IN_SIDECAR:
-        watched.append(Path(docker(*words("info --format {{.DockerRootDir}}")).strip()))
     settings = RoleSettings(
         run.id,
         host.staging,
         log.log,
         None if IN_SIDECAR else start_container,
-        tuple(path for path in watched if path.is_dir()),
+        # not the destination: one that hangs would hold up the window
+        tuple(path for path in (host.staging, engine_root()) if path.is_dir()),
+        () if IN_SIDECAR else read_only_mounts(host),
+        time.monotonic() + RUN_SECONDS,
     )
     fault_point("starting-the-container", host)
     with Role(settings, "reader") as reader, contextlib.ExitStack() as stack:
@@ -513,10 +510,17 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
     fault_point("preflight", host)
     may_stall = host.backup_settings["BACKUP_ALLOW_WRITER_STALL"] == "true"
     stall = 0 if may_stall else STALL_LIMIT_SECONDS
-    found = reader.ask("preflight", PREFLIGHT_SECONDS, method=method, stall_limit=stall)
-    sizes = dict.fromkeys(SIZES, 0) | found.numbers
+    run.arguments = arguments = driver.arguments(host)
+    found = reader.ask(
+        "preflight",
+        PREFLIGHT_SECONDS,
+        method=method,
+        stall_limit=stall,
+        compose=run.facts.compose_files,
+        **(arguments if source is reader else {}),
+    )
+    sizes = {name: found.numbers.get(name, 0) for name in SIZES}
     if source is not reader:
-        arguments = driver.arguments(host)
         answer = source.ask("preflight", PREFLIGHT_SECONDS, **arguments)
         where = f"database {arguments['name']}, as user {arguments['user']} sees it,"
         # The warnings about tables come again with what was captured.
@@ -533,7 +537,8 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
 def check_space(run: Run, database: int, config: int) -> None:
     """Staging gets the database, the excerpt made from it, and the compressed files. The
     destination gets the compressed files, when the database is not in staging any more. Before the
-    first run nobody knows how well they compress, so their full size is needed.
+    first run nobody knows how well they compress, so their full size is needed. `publish` looks
+    again when it knows.
     """
     host = run.host
     log.log(f"database {database >> 20} MiB, configuration {config >> 20} MiB")
@@ -545,32 +550,42 @@ def check_space(run: Run, database: int, config: int) -> None:
     needed = {host.staging: captured + published + SPARE_BYTES, host.destination: published}
     if host.staging.stat().st_dev == host.destination.stat().st_dev:
         needed[host.destination] = published + max(captured, published)
-    for directory, least in needed.items():
-        facts = os.statvfs(directory)
-        least += reserve(facts)  # otherwise a role would be ended in the middle of its work
-        if (available := facts.f_bavail * facts.f_frsize) <= least:
-            raise Refused(
-                f"not enough space in {directory}: {least} bytes needed, {available} available"
-            )
+    busy = {host.deploy_dir, host.staging, Path("/"), STATE, engine_root()}
+    devices = {path.stat().st_dev for path in busy if path.is_dir()}
+    for directory in (*needed, *filter(Path.is_dir, busy - needed.keys())):
+        kept = Space.of(directory).head_room(directory.stat().st_dev not in devices)
+        require_space(directory, needed.get(directory, 0), kept)
+    for directory in needed:
         probe_write(directory, run.id)
+
+
+def engine_root() -> Path:
+    """Where Docker has its containers. The sidecar cannot ask."""
+    return STATE if IN_SIDECAR else docker_root()
 
 
 def probe_write(directory: Path, run_id: str) -> None:
     script = 'echo probe >"$0" && sync "$0" && rm "$0"'
-    if why := attempt(directory, "sh", "-c", script, str(directory / PROBE.format(run_id))):
+    if why := failure_of(directory, "sh", "-c", script, str(directory / PROBE.format(run_id))):
         raise Refused(f"cannot write to {directory}: {why.rpartition(': ')[2]}")
 
 
 def capture(run: Run, source: Role, method: str, sizes: dict[str, int], seconds: float) -> Answer:
-    host, driver = run.host, driver_of(run.host)
-    fault_point("capturing-the-database", host)
+    fault_point("capturing-the-database", run.host)
     return source.ask(
         "capture",
         seconds,
         method=method,
         limit_bytes=8 * sizes["database_bytes"] + DUMP_SPARE_BYTES,
-        **driver.arguments(host),
+        **run.arguments,
     )
+
+
+def work_seconds(size: int) -> float:
+    """The time limit of a role that works through so many bytes. One that somebody took over cannot
+    hold a lock, or the run, for longer.
+    """
+    return min(WORK_SECONDS, MEMBER_SECONDS + size / BYTES_PER_SECOND)
 
 
 # ---------------------------------------------------------------- after the window
@@ -580,9 +595,11 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
     """Examines and archives what was captured, and publishes it."""
     host, driver = run.host, driver_of(run.host)
     fault_point("beginning-to-finish", host)
+    lower_priority()
     run.note(captured)
     if source is reader:
-        reader.ask("settle", WORK_SECONDS, shared=captured.numbers.get("shared", 1))
+        seconds = work_seconds(sizes["database_bytes"])
+        reader.ask("settle", seconds, shared=captured.numbers.get("shared", 1))
     with Role(reader.settings, "examiner") as examiner:
         hand_over(source, {name: name for name in driver.CAPTURED}, examiner)
         if source is not reader:
@@ -596,7 +613,7 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
         sources = [
             Source(
                 "database",
-                backup_path(driver_name(host), run.id, name + ending),
+                backup_path(driver.NAME, run.id, name + ending),
                 examiner.directory,
                 file + ending,
                 examiner.uid,
@@ -615,19 +632,38 @@ def archive(run: Run, reader: Role, sizes: dict[str, int]) -> list[Source]:
     # Holes count in an archive, so sparse files could fill it.
     limit = 4 * sizes["config_disk_bytes"] + SPARSE_BYTES
     try:
-        checked = examine_members(run, reader, limit)
+        lines = read_path_list(run.host.configuration / "backup-paths.txt")
+        checked = examine_members(run, reader, lines, limit)
         fault_point("archiving-the-configuration", run.host)
+        seconds = work_seconds(limit)
         answer = reader.ask(
-            "archive", WORK_SECONDS, compression=compression, limit_bytes=limit, members=checked
+            "archive",
+            seconds,
+            compression=compression,
+            limit_bytes=limit,
+            members=checked,
+            compose=run.facts.compose_files,
         )
     except Refused as error:
         run.warn(f"the configuration could not be archived: {error}")
         run.found.missing = ["the whole configuration"]
         return []
-    run.found.paths, run.found.missing = run.note(answer).paths, answer.missing
+    run.note(answer)
+    run.found.paths, run.found.missing = listed_paths(lines, answer)
     ending = f"tar{SUFFIX[compression]}"
     path = backup_path("config", run.id, ending)
     return [Source("config", path, reader.directory, f"config.{ending}", reader.uid, 2 * limit)]
+
+
+def listed_paths(lines: Sequence[Line], answer: Answer) -> tuple[list[str], list[str]]:
+    """The lines that are in the archive, and those that it lacks. What the reader says counts only
+    for paths that are in the path list.
+    """
+    names = {shown(line.path): line.optional for line in lines}
+    archived = [name for name in answer.paths if name in names]
+    required = {name for name, optional in names.items() if not optional}
+    lacking = {*answer.missing} | (required - {*archived})
+    return archived, [name for name in names if name in lacking]
 
 
 def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
@@ -635,31 +671,33 @@ def examine(run: Run, examiner: Role, driver: Driver, files: list[str]) -> None:
     host = run.host
     fault_point("checking-the-database", host)
     limit = 2 * size_of(examiner, driver.CAPTURED) + SPARE_BYTES
-    name = driver_name(host)
-    answer = examiner.ask("examine", WORK_SECONDS, driver=name, scope=host.scope, limit_bytes=limit)
+    seconds = work_seconds(limit)
+    answer = examiner.ask(
+        "examine", seconds, driver=driver.NAME, scope=host.scope, limit_bytes=limit
+    )
     expected = run.last.tables if run.last else ()
     for warning in compare_tables(expected, answer.tables, "the captured database"):
         run.warn(warning)
     run.found.tables = run.note(answer).tables
     fault_point("compressing-the-database", host)
     compression = host.backup_settings["BACKUP_COMPRESSION"]
-    answer = examiner.ask(
-        "compress", WORK_SECONDS, files=files, compression=compression, limit_bytes=limit
+    run.note(
+        examiner.ask("compress", seconds, files=files, compression=compression, limit_bytes=limit)
     )
-    run.note(answer)
     examiner.end()
     for name in driver.CAPTURED:
         remove_in_steps(examiner.directory, name, lambda _: None)
 
 
-def examine_members(run: Run, reader: Role, limit_bytes: int) -> list[int]:
+def examine_members(run: Run, reader: Role, lines: Sequence[Line], limit_bytes: int) -> list[int]:
     """Other services' databases, each in an examiner of its own. Returns those that are whole. One
     that is not never stops the tracker's own from being published.
     """
-    listed = (run.host.configuration / "backup-paths.txt").read_text(encoding="utf-8").splitlines()
-    count = sum(line.removeprefix("?").startswith("sqlite:") for line in listed)
+    count = sum(line.kind == "sqlite" for line in lines)
+    if count > MEMBERS:
+        run.warn(f"{count} databases are in the path list; only the first {MEMBERS} are backed up")
     checked = []
-    for index in range(count):
+    for index in range(min(count, MEMBERS)):
         try:
             captured = reader.ask(
                 "capture_member", MEMBER_SECONDS, index=index, limit_bytes=limit_bytes
@@ -705,7 +743,6 @@ def record(run: Run, result: Any, code: int, reason: str) -> None:
     """Writes the run manifest. A backup exists when its run manifest exists."""
     host, found = run.host, run.found
     published = result != "failed"
-    images, directories = facts_of_stack(run) if published else ({}, {})
     manifest = RunManifest(
         id=run.id,
         sequence=next_sequence(read_runs(host)),
@@ -718,7 +755,7 @@ def record(run: Run, result: Any, code: int, reason: str) -> None:
         strategy=host.strategy,
         quiesce=run.quiesce,
         scope=host.scope,
-        driver="" if not published else driver_name(host),
+        driver=driver_of(host).NAME if published else "",
         files=run.files if published else [],
         paths=found.paths,
         missing=found.missing if published else [],
@@ -726,29 +763,16 @@ def record(run: Run, result: Any, code: int, reason: str) -> None:
         window_seconds=run.window.seconds if run.window else 0.0,
         durations={name: value / 1000 for name, value in found.milliseconds.items()},
         database_bytes=found.numbers.get("database_bytes", 0),
-        directories=directories,
-        images=images,
+        directories=run.facts.directories,
+        images=run.facts.images,
         warnings=run.warnings,
         tools=found.tools,
+        releases=run.facts.releases,
+        compose_files=run.facts.compose_files,
+        killed=run.killed,
     )
     fault_point("writing-the-run-manifest", host)
     write_durably(host.destination / f"runs/{run.id}.json", manifest.encode())
-
-
-def facts_of_stack(run: Run) -> tuple[dict[str, str], dict[str, Owner]]:
-    """A Docker that fails now does not discard a backup: the facts of the last one are used."""
-    try:
-        return stack_facts(run.host)
-    except Refused as error:
-        if not run.last:
-            raise
-        run.warn(f"the stack's images and directories are those of {run.last.id}: {error}")
-        return run.last.images, run.last.directories
-
-
-def driver_name(host: Host) -> Any:
-    """Also the name of its directory in the destination."""
-    return host.backup_settings["DB_TYPE"]
 
 
 def require_complete(run: Run) -> None:

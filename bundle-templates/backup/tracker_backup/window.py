@@ -242,6 +242,7 @@ class Window:
         self.tracker, self.looked_at = tracker, looked_at
         self.limit = capture_seconds(host)
         self.outage: Outage | None = None  # from the moment when the tracker may be down
+        self.stopping = 0.0  # seconds that taking it down took
         self.closed = False
         self.inhibitor: subprocess.Popen[bytes] | None = None
         self.events: Events | None = None
@@ -311,6 +312,7 @@ class Window:
         # The tracker cannot be started before its stop has ended. So a signal waits for it.
         with signals.held():
             take_down(marker)
+            self.stopping = time.monotonic() - self.outage.began
 
     def remaining(self, otherwise: float) -> float:
         """The seconds that the capture may take."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -23,8 +22,9 @@ from .jobs import CONFINED, ask, watching
 from .log import say
 from .protocol import FULL, Answer, table_name
 from .publish import opened, take
-from .roles import UIDS, reserve
+from .roles import UIDS
 from .runs import check_files
+from .space import Space
 from .trees import facts_of, parent
 
 DUMPS = ("database.sql", "torrents.sql")  # in the order in which they are imported
@@ -81,8 +81,7 @@ def unpack_run(host: Host, run: RunManifest, kinds: set[str], work: Path) -> Non
 def unpack(host: Host, file: BackupFile, target: Path, job: str, **arguments: Any) -> Answer:
     """One job of an unpacker, which sees this file and the new, empty directory `target`."""
     target.mkdir(mode=0o700)
-    facts = os.statvfs(target)
-    limit = max(0, facts.f_bavail * facts.f_frsize - reserve(facts))
+    limit = Space.of(target).room
     archive = host.destination / file.path
     mounts = (
         *bind(target, "/work"),
@@ -110,7 +109,7 @@ def examine(host: Host, run: RunManifest, scratch: Path) -> Answer:
     scope = "exclude-statistics" if DUMPS[1] in names else "full"
     options = (word.format(uid) for word in EXAMINER)
     name = f"tracker-backup-{scratch.parent.name}.examiner"
-    limit = shutil.disk_usage(scratch).free
+    limit = Space.of(scratch).room
     with container(name, host.image, *CONFINED, *options, *bind(scratch, "/work")) as started:
         arguments = {"driver": run.driver, "scope": scope, "limit_bytes": limit}
         answer = ask(started, "examiner", "examine", WORK_SECONDS, **arguments)

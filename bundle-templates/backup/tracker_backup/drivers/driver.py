@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..documents import RunManifest
 from ..host import Host
@@ -15,6 +15,10 @@ class Driver:
     What is here is right for a file.
     """
 
+    NAME: str  # DB_TYPE of backup.conf, and its directory in the destination
+    SETTINGS: ClassVar[
+        Mapping[str, str]
+    ]  # its keys of backup.conf, with the values that are allowed
     TRACKER_NAME: str  # in the tracker's own configuration
     SERVICE = ""  # the stack's service with the server; a restore leaves it running
     SAVED = ""  # the file in a restore's directory that `undo` needs
@@ -33,8 +37,10 @@ class Driver:
         """The database of backup.conf, in the words of `uses`."""
         raise NotImplementedError
 
-    def uses(self, path: str) -> str:
-        """The database that `path` of the tracker's configuration means."""
+    def uses(self, database: Mapping[str, str]) -> str:
+        """The database that `[core.database]` of the tracker's configuration means: its `path`, or
+        with schema 3 a server's `host`, `port` and `database`. Empty if it does not say.
+        """
         raise NotImplementedError
 
     def check_mounts(self, host: Host, mounts: Mapping[str, str]) -> None:

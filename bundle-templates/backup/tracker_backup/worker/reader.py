@@ -1,7 +1,8 @@
 """The role that reads the deployment: copies databases as bytes, and makes the archive.
 
-The host checks and compresses the databases in other roles. Each job reads the settings and the
-path list again. Odd or broken files of a service never end a job; the answer names them.
+The host checks and compresses the databases in other roles. Each job reads the path list again.
+Odd or broken files of a service never end a job; the answer names them. The argument `database` is
+the path of the tracker's own database, as the container sees it.
 """
 
 from __future__ import annotations
@@ -14,21 +15,19 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..priority import lower_priority
 from ..protocol import LARGEST, SUFFIX, Answer
+from ..settings import Line, read_path_list, relative
 from . import copies, service
 from .archive import Archive, Entry, Findings, Walk, archived_bytes
 from .compress import compressor, read_back
 from .locks import Busy, copy_live
 from .paths import (
-    Line,
     Unusable,
     held,
     open_directory,
     open_path,
     open_regular,
-    read_path_list,
-    read_settings,
-    relative,
     shown,
 )
 from .service import Job, StepFailed, log, timed
@@ -38,6 +37,7 @@ SAMPLE_BYTES = 64 << 20
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 HEADER = b"SQLite format 3\0"
 JOURNALS = ("-journal", "-wal")
+COMPOSE_FILE = "docker-compose.yml"  # in the path list
 
 
 # ---------------------------------------------------------------- preflight
@@ -45,9 +45,10 @@ JOURNALS = ("-journal", "-wal")
 
 def preflight(arguments: dict[str, Any], answer: Answer) -> None:
     """numbers: database_bytes, config_bytes (of the archive), config_disk_bytes (without holes),
-    entries, members, wal. `archive` gives the warnings.
+    entries, members, wal. `archive` gives the warnings. Arguments: method, stall_limit in seconds,
+    compose as `archive` has it, and database, unless a server has it.
     """
-    settings, lines = read_settings(), read_lines()
+    lines = read_lines(arguments)
     findings = Findings(Answer())
     walk = Walk(findings)
     numbers = dict.fromkeys(("config_bytes", "config_disk_bytes", "database_bytes", "wal"), 0)
@@ -58,8 +59,8 @@ def preflight(arguments: dict[str, Any], answer: Answer) -> None:
             numbers["config_disk_bytes"] += entry.facts.st_blocks * 512
     answer.missing = findings.answer.missing
     numbers["entries"], numbers["members"] = walk.entries, len(members(lines))
-    if settings["DB_TYPE"] == "sqlite":
-        with database(settings) as (directory, name):
+    if "database" in arguments:
+        with database(arguments) as (directory, name):
             survey_database(directory, name, arguments, numbers)
     answer.numbers = {key: min(value, LARGEST) for key, value in numbers.items()}
 
@@ -112,16 +113,15 @@ def refuse_writer_stall(descriptor: int, limit: int) -> None:
 # ---------------------------------------------------------------- databases
 
 
-def preallocate(_arguments: dict[str, Any], _answer: Answer) -> None:
+def preallocate(arguments: dict[str, Any], _answer: Answer) -> None:
     """A first copy of the database, for `capture` to write over; none if it does not pay."""
-    with database(read_settings()) as place, held(open_regular(*place)) as descriptor:
+    with database(arguments) as place, held(open_regular(*place)) as descriptor:
         copies.preallocate(descriptor)
 
 
 def capture(arguments: dict[str, Any], answer: Answer) -> None:
     """numbers: shared. Method "copy" is for a database to which nobody writes."""
-    settings = read_settings()
-    with database(settings) as (directory, name):
+    with database(arguments) as (directory, name):
         capture_set(directory, name, "database.db", arguments["method"] == "online", answer)
 
 
@@ -130,6 +130,7 @@ def settle(arguments: dict[str, Any], _answer: Answer) -> None:
 
     Argument: shared, as `capture` answered.
     """
+    lower_priority()
     for path in copied_set("database.db"):
         if path.exists():
             copies.settle(path, bool(arguments["shared"]))
@@ -139,7 +140,7 @@ def capture_member(arguments: dict[str, Any], answer: Answer) -> None:
     """Copies the `sqlite:` line with that index, always under locks. paths: its path, or nothing
     if it is optional and missing; numbers: uid, gid, mode. It may have at most `limit_bytes`.
     """
-    line = members(read_lines())[arguments["index"]]
+    line = members(read_lines(arguments))[arguments["index"]]
     try:
         with located(line.path) as (directory, name):
             limit = arguments["limit_bytes"]
@@ -212,16 +213,21 @@ def located(path: str) -> Iterator[tuple[int, str]]:
         raise StepFailed(f"cannot read {where}: somebody holds a lease on it") from error
 
 
-def database(settings: dict[str, str]) -> AbstractContextManager[tuple[int, str]]:
+def database(arguments: dict[str, Any]) -> AbstractContextManager[tuple[int, str]]:
     """The tracker's own; see `located`."""
-    return located(relative(settings["DB_PATH"], service.CONFIG))
+    return located(relative(arguments["database"], service.DATA, Path("backup.conf")))
 
 
 # ---------------------------------------------------------------- the archive
 
 
-def read_lines() -> list[Line]:
-    return read_path_list(Path(read_settings()["BACKUP_PATHS_FILE"]))
+def read_lines(arguments: dict[str, Any]) -> list[Line]:
+    """The path list, with the stack's compose files as the host knows them."""
+    lines = read_path_list(service.PATHS, service.DATA)
+    if files := arguments.get("compose"):
+        lines = [line for line in lines if line.path != COMPOSE_FILE]
+        lines += [Line("path", file, False) for file in files]
+    return lines
 
 
 def members(lines: Iterable[Line]) -> list[Line]:
@@ -258,9 +264,10 @@ def opened(lines: Iterable[Line], findings: Findings) -> Iterator[tuple[Line, in
 
 def archive(arguments: dict[str, Any], answer: Answer) -> None:
     """Writes config.tar.gz or .zst. Members come from the directory `members`, by their index.
-    numbers: bytes.
+    numbers: bytes. `compose` has the stack's compose files, below the deployment.
     """
-    lines, findings = read_lines(), Findings(answer)
+    lower_priority()
+    lines, findings = read_lines(arguments), Findings(answer)
     target = service.WORK / f"config.tar{SUFFIX[arguments['compression']]}"
     target.unlink(missing_ok=True)
     there = [line for line, found in opened(lines, findings) if is_right(line, found, findings)]

@@ -13,21 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ..protocol import PROTOCOL, Answer, encode_answer
+from ..settings import DATA as DATA  # the deployment, read-only
+from ..settings import Refused
 
 # The places inside the container. Tests and the sidecar have others.
-DATA = Path(os.environ.get("BACKUP_DATA", "/data"))  # the deployment, read-only
 WORK = Path(os.environ.get("BACKUP_WORK", "/work"))  # the role's own directory
-CONFIG = Path(os.environ.get("BACKUP_CONFIG", "/etc/backup/backup.conf"))
+PATHS = Path(os.environ.get("BACKUP_PATHS", "/etc/backup/backup-paths.txt"))
 
 Job = Callable[[dict[str, Any], Answer], None]
-
-
-class StepFailed(Exception):
-    """Ends a job. `code` is 1, 2 for a configuration error, or one of the courier's."""
-
-    def __init__(self, reason: str, code: int = 1) -> None:
-        super().__init__(reason)
-        self.code = code
+StepFailed = (
+    Refused  # ends a job; `code` is 1, 2 for a configuration error, or one of the courier's
+)
 
 
 def log(message: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
-from ..protocol import ITEMS, Answer, printable, table_name
+from ..protocol import MOST_TABLES, Answer, printable, table_name
 from .service import StepFailed, timed
 
 LIMIT_SECONDS = 14400  # for the work with one connection
@@ -89,9 +89,9 @@ def digest(file: IO[bytes]) -> dict[str, int]:
     failed = "the rows of the captured database cannot be counted"
     with database(Path(file.name), READ_ONLY, failed) as counted:
         tables = counted.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        names = [str(name) for (name,) in tables.fetchmany(ITEMS + 1)]
-        if len(names) > ITEMS:
-            raise StepFailed(f"the database has more than {ITEMS} tables")
+        names = [str(name) for (name,) in tables.fetchmany(MOST_TABLES + 1)]
+        if len(names) > MOST_TABLES:
+            raise StepFailed(f"the database has more than {MOST_TABLES} tables")
         authorize(counted, queries)
         for name in names:
             if not is_internal(name):
