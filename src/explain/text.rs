@@ -33,8 +33,6 @@ struct Words<'a> {
     counted_from: String,
     next_runs: Vec<String>,
     longest_interval: String,
-    jitters: Vec<u32>,
-    catch_ups: List<u32>,
     verifications: List<Verification>,
     notified: List<String>,
     interruptions: List<String>,
@@ -69,7 +67,6 @@ impl<'a> Words<'a> {
                 Network::DatabaseNetwork => "database_network of the stack, to reach mysql",
                 Network::BackupNetwork => "backup_network, a bridge of its own",
             });
-        let above_zero = |number: u32| Some(number).filter(|number| *number > 0);
         let verification = facts.verification.as_ref().map(|timetable| Verification {
             schedule: timetable.schedule.to_string(),
             next: timetable
@@ -101,8 +98,6 @@ impl<'a> Words<'a> {
             counted_from: facts.runs.counted_from.to_string(),
             next_runs: facts.runs.next_runs.iter().map(Minute::to_string).collect(),
             longest_interval: span(facts.runs.longest_interval_seconds),
-            jitters: above_zero(facts.jitter_seconds).into_iter().collect(),
-            catch_ups: Vec::from_iter(above_zero(facts.catch_up_hours)).into(),
             verifications: Vec::from_iter(verification).into(),
             notified: Vec::from_iter(facts.notifications.as_ref().map(ToString::to_string)).into(),
             interruptions: (facts.tracker.interruptions.iter())
