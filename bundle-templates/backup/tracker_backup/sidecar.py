@@ -17,7 +17,9 @@ from typing import Any
 from .deployment import look_for_sidecar
 from .docker import (
     BUILD_SECONDS,
+    FRAGMENT,
     SIDECAR_LABEL,
+    compose_files,
     deployed_containers,
     docker,
     make_image,
@@ -112,8 +114,8 @@ def bring_up_sidecar(host: Host) -> None:
     if projects := sorted(one["com.docker.compose.project"] for one in labels):
         command += ["--project-name", projects[0]]
     command += ["--project-directory", str(host.deploy_dir)]
-    for name in ("docker-compose.yml", "docker-compose.backup.yml"):
-        command += ["--file", str(host.deploy_dir / name)]
+    for file in [*compose_files(host), host.deploy_dir / FRAGMENT]:
+        command += ["--file", str(file)]
     command += ["up", "--detach", "--no-deps", "--no-build"]
     if before and before["State"]["Status"] == "running" and sees_other_files(before):
         command += ["--force-recreate"]

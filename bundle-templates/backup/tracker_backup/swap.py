@@ -49,10 +49,11 @@ def listed(host: Host) -> dict[str, str]:
 
 def targets(host: Host, run: RunManifest, kinds: set[str], database: str) -> list[str]:
     """What a restore of this run replaces: the database file, and what both the run and the present
-    path list have. A path that only the run has could be anybody's by now.
+    path list have. A path that only the run has could be anybody's by now, but for compose files,
+    which only root writes.
     """
     config = "config" in kinds
-    lines = listed(host)
+    lines = listed(host) | dict.fromkeys(run.compose_files, "path")
     found = [path for path in run.paths if lines.get(path, "dir") != "dir"] if config else []
     for path in run.paths if config else ():
         if path not in lines:
