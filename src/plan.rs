@@ -94,7 +94,9 @@ pub struct Timing {
     /// The schedule as lists of numbers, for the host to find the next run.
     pub calendar: String,
     pub catch_up_hours: CatchUp,
+    pub catches_up: bool,
     pub jitter_seconds: Jitter,
+    pub has_jitter: bool,
     /// None or one.
     pub verify_schedules: Vec<CronSchedule>,
     /// The longest time between two verifications, in seconds: none or one.
@@ -130,7 +132,6 @@ pub struct Meanwhile {
 #[allow(missing_docs)]
 pub struct Stack {
     pub services: Vec<Service>,
-    /// The containers of a run in the window; none with the sidecar.
     pub roles: Vec<Role>,
     pub networks: List<Network>,
     /// Those that our compose fragment declares.
@@ -157,21 +158,27 @@ pub struct Image {
 pub struct Secrets {
     /// All of them.
     pub secrets: List<SecretName>,
-    /// Those that the sidecar gets.
+    /// The one that the sidecar gets: the database's, for dumps.
     pub service_secrets: List<SecretName>,
     /// Those that are files where Ansible runs.
     pub secret_files: List<SecretFile>,
 }
 
-/// A service of our compose fragment: a container of a run that does one part of its work.
+/// A service of our compose fragment: it does one part of the work of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct Role {
+    pub name: &'static str,
     pub service: &'static str,
     /// Numbers that no service has. The host gives each source of bytes an examiner of its own.
     pub user: u32,
-    /// Copies from the deployment, as root without other capabilities than reading everything.
+    /// Its directory below staging, and where it sees it.
+    pub directory: &'static str,
+    pub place: &'static str,
+    /// Copies from the deployment, as root with the right to read everything.
     pub is_reader: bool,
+    /// The reader's service in the sidecar. It has the cron that starts the runs.
+    pub is_core: bool,
     /// Speaks with the database server.
     pub is_client: bool,
 }
@@ -271,9 +278,15 @@ impl Timing {
             calendar: backup.schedule.calendar(),
             schedule: backup.schedule.clone(),
             catch_up_hours: backup.catch_up_hours(database),
+            catches_up: backup.catch_up_hours(database).get() > 0,
             jitter_seconds: backup.jitter_seconds,
+            has_jitter: backup.jitter_seconds.get() > 0,
             verify_schedules: one(backup.verify_schedule.as_ref()),
-            verify_intervals: one(backup.verify_schedule.as_ref().map(|it| it.longest_interval()).as_ref()),
+            verify_intervals: backup
+                .verify_schedule
+                .iter()
+                .map(CronSchedule::longest_interval)
+                .collect(),
             retention_days: backup.retention_days,
         }
     }
@@ -316,25 +329,33 @@ impl Stack {
     }
 }
 
-const READER: &str = "backup";
-const EXAMINER: &str = "backup-examiner";
-const CLIENT: &str = "backup-client";
+/// In the window, the host names the directory when it starts the container.
+const OF_A_RUN: &str = "/${TRACKER_BACKUP_WORK:-none}";
 
 impl Role {
     /// A file is copied and examined. A server's database is dumped first.
     fn of(strategy: Strategy, database: &Database) -> Vec<Self> {
-        let role = |service, user| Self {
-            service,
-            user,
-            is_reader: service == READER,
-            is_client: service == CLIENT,
+        let is_sidecar = strategy == Strategy::Sidecar;
+        let role = |name, service, user, directory| {
+            let is_reader = name == "reader";
+            let is_core = is_reader && is_sidecar;
+            Self {
+                name,
+                service,
+                user,
+                directory: if is_sidecar { directory } else { OF_A_RUN },
+                place: if is_core { "/staging" } else { "/work" },
+                is_reader,
+                is_core,
+                is_client: name == "client",
+            }
         };
-        let mut roles = match strategy {
-            Strategy::MaintenanceWindow => vec![role(READER, 0), role(EXAMINER, 64001)],
-            Strategy::Sidecar => return Vec::new(),
-        };
+        let mut roles = vec![
+            role("reader", "backup", 0, ""),
+            role("examiner", "backup-examiner", 64001, "/examiner"),
+        ];
         if database.is_server() {
-            roles.push(role(CLIENT, 64101));
+            roles.push(role("client", "backup-client", 64101, "/client"));
         }
         roles
     }
@@ -398,7 +419,7 @@ impl Secrets {
         let of_service: Vec<_> = names
             .iter()
             .copied()
-            .filter(|it| it.is_of_database())
+            .filter(|it| *it == SecretName::DbPassword)
             .collect();
         Self {
             secrets: names.into(),

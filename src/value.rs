@@ -403,12 +403,6 @@ impl SecretName {
             Self::ResticSshKey => "restic_ssh_key",
         }
     }
-
-    /// Whether the service `backup` gets it. The host uses the others in containers of their own.
-    #[must_use]
-    pub const fn is_of_database(self) -> bool {
-        matches!(self, Self::DbPassword | Self::DbRootPassword)
-    }
 }
 
 impl fmt::Display for SecretName {

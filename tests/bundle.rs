@@ -268,7 +268,7 @@ fn the_networks_and_dependencies_are_what_the_database_needs() {
         ),
         (
             "mysql-sidecar-s3",
-            "backup",
+            "backup-client",
             "database_network",
             Some(&healthy),
             None,
@@ -289,8 +289,7 @@ fn the_networks_and_dependencies_are_what_the_database_needs() {
     }
     for case in CASES {
         for (name, service) in fragment(&Scratch::generated(case)).1 {
-            let connects = case.contains("sidecar") || name == "backup-client";
-            let connects = connects && case.starts_with("mysql");
+            let connects = name == "backup-client";
             let alone = (!connects).then(|| parsed("none"));
             assert_eq!(
                 service.get("network_mode"),
@@ -395,27 +394,100 @@ fn the_reader_sees_the_deployment_but_no_secret_no_staging_and_no_backup() {
 }
 
 #[test]
-fn the_sidecar_may_write_to_its_own_places_alone() {
-    for case in CASES.iter().filter(|case| case.contains("sidecar")) {
+fn the_sidecars_services_have_what_the_roles_have_and_their_own_places_alone() {
+    for (case, roles, masks) in [
+        (
+            "sqlite-sidecar",
+            &["backup", "backup-examiner"][..],
+            &[
+                "/data/backup/secrets",
+                "/data/storage/backup",
+                "/data/storage/backup-staging",
+            ][..],
+        ),
+        (
+            "mysql-sidecar-s3",
+            &["backup", "backup-client", "backup-examiner"],
+            &[
+                "/data/backup/secrets",
+                "/data/storage/backup",
+                "/data/storage/backup-staging",
+            ],
+        ),
+    ] {
         let (file, services) = fragment(&Scratch::generated(case));
-        assert_eq!(services.len(), 1);
-        let sidecar = &services["backup"];
-        // It stays up. Cron needs SETGID.
-        for (key, value) in [
-            ("profiles", "null"),
-            ("restart", "unless-stopped"),
-            ("user", "'0:0'"),
-            ("read_only", "true"),
-            ("cap_drop", "[ALL]"),
-            ("cap_add", "[DAC_OVERRIDE, SETGID]"),
-            ("security_opt", "['no-new-privileges:true']"),
-        ] {
-            let found = sidecar.get(key).unwrap_or(&Yaml::Null);
-            assert_eq!(*found, parsed(value), "{case}: {key}");
+        let window = fragment(&Scratch::generated("mysql-full-stack")).1;
+        assert_eq!(services.keys().collect::<Vec<_>>(), roles, "{case}");
+        for (role, service) in &services {
+            let (restart, capabilities, place, command) = match role.as_str() {
+                // Cron needs SETGID.
+                "backup" => (
+                    "unless-stopped",
+                    "[CHOWN, DAC_OVERRIDE, SETGID]",
+                    "",
+                    "[sidecar]",
+                ),
+                "backup-examiner" => (
+                    "always",
+                    "[SETGID, SETUID]",
+                    "/examiner",
+                    "[service, examiner]",
+                ),
+                _ => ("always", "[SETGID, SETUID]", "/client", "[service, client]"),
+            };
+            for (key, value) in [
+                ("profiles", "null"),
+                ("labels", "[tracker-backup.sidecar]"),
+                ("restart", restart),
+                ("command", command),
+                ("user", "'0:0'"),
+                ("cap_add", capabilities),
+            ] {
+                let found = service.get(key).unwrap_or(&Yaml::Null);
+                assert_eq!(*found, parsed(value), "{case}: {role}: {key}");
+            }
+            for key in [
+                "pull_policy",
+                "init",
+                "read_only",
+                "cap_drop",
+                "mem_limit",
+                "security_opt",
+                "userns_mode",
+                "pids_limit",
+                "oom_score_adj",
+                "ulimits",
+            ] {
+                assert_eq!(service.get(key), window[role].get(key), "{role}: {key}");
+            }
+            let (target, written) = match role.as_str() {
+                "backup" => ("/staging", &["/backups", "/staging"][..]),
+                _ => ("/work", &["/work"][..]),
+            };
+            // Not the host's state, which holds the uploaded bundle: only its lock is taken.
+            assert_eq!(targets(service, false), written, "{case}: {role}");
+            let expected = format!("./storage/backup-staging{place}");
+            assert_eq!(mounts(service)[target].0, expected, "{case}: {role}");
         }
-        // Not the host's state, which holds the uploaded bundle: only its lock is taken.
-        assert_eq!(targets(sidecar, false), ["/backups", "/staging"], "{case}");
-        for secret in names(&sidecar["secrets"]) {
+        let core = &services["backup"];
+        let found: Vec<_> = mounts(core)
+            .into_iter()
+            .filter(|(_, (source, _))| source.is_empty())
+            .map(|(target, _)| target)
+            .collect();
+        assert_eq!(found, masks, "{case}");
+        assert!(targets(&services["backup-examiner"], true).is_empty());
+        let of_core = core.get("secrets").map(names).unwrap_or_default();
+        let expected: &[&str] = if case.starts_with("mysql") {
+            &["db_password"]
+        } else {
+            &[]
+        };
+        assert_eq!(of_core, expected, "{case}");
+        for (role, service) in &services {
+            assert!(role == "backup" || service.get("secrets").is_none());
+        }
+        for secret in of_core {
             let place = format!("./backup/secrets/{secret}");
             assert_eq!(file["secrets"][secret.as_str()]["file"], place.as_str());
         }
@@ -423,20 +495,13 @@ fn the_sidecar_may_write_to_its_own_places_alone() {
 }
 
 #[test]
-fn the_playbooks_get_every_secret_and_the_sidecar_those_that_are_not_of_restic() {
+fn the_playbooks_get_every_secret() {
     for case in CASES {
         let scratch = Scratch::generated(case);
         let secrets = names(&parsed(&scratch.read("out/variables.yml"))["backup_secrets"]);
-        let (of_restic, of_database): (Vec<_>, Vec<_>) = secrets
-            .iter()
-            .cloned()
-            .partition(|name| name.starts_with("restic_"));
-        if case.contains("sidecar") {
-            let sidecar = &fragment(&scratch).1["backup"];
-            assert_eq!(names(&sidecar["secrets"]), of_database, "{case}");
-        }
         let has_restic = scratch.read("out/backup/backup.conf").contains("RESTIC_");
-        assert_eq!(of_restic.is_empty(), !has_restic, "{case}");
+        let of_restic = secrets.iter().any(|name| name.starts_with("restic_"));
+        assert_eq!(of_restic, has_restic, "{case}");
         for secret in &secrets {
             let is_file_of_the_operator =
                 ["restic_known_hosts", "restic_ssh_key"].contains(&secret.as_str());

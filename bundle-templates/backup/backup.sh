@@ -2,7 +2,9 @@
 # The program of the image. In a sidecar, operators call `backup.sh now [--dry-run]`. The program on
 # the host calls the rest.
 #   backup.sh idle               the container's own process: waits for roles, at most a day
-#   backup.sh sidecar            the sidecar's own process: cron, by BACKUP_SCHEDULE in the zone TZ
+#   backup.sh sidecar            the core of the sidecar: cron, by BACKUP_SCHEDULE in the zone TZ
+#   backup.sh service examiner | client
+#                                a service of the sidecar: lets one role talk to the core, and ends
 #   backup.sh now [--dry-run]    a run now, in the sidecar
 #   backup.sh healthy            whether the last success of the sidecar is recent
 #   backup.sh reader | examiner | client | courier | unpacker

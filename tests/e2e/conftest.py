@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from e2e.bundle import Bundle, ssh_key
-from e2e.deployment import Deployment, place
+from e2e.deployment import Deployment
 from e2e.host import LAST_WORDS, Host
 from e2e.stack import Stack
 
@@ -97,7 +97,5 @@ def deployment(
         bundle = Bundle.generate(stack.environment(key, {}), folder / "bundle", host.address)
         before = Deployment.inventory(host)
         checked = bundle.playbook("install-backup", "--check", "--diff")
-        if stack.driver == "mysql":  # the other one shows that Ansible uploads it
-            place(host, bundle)
         installed = bundle.playbook("install-backup", "--diff").succeeded()
         yield Deployment(host, stack, bundle, key, before, checked, installed)

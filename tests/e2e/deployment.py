@@ -42,27 +42,6 @@ exit $code
 """
 
 
-UPLOAD = "var/lib/tracker-backup/bundle"
-
-
-def place(host: Host, bundle: Bundle) -> None:
-    """Puts the bundle where Ansible would upload it, in a second.
-
-    Ansible then finds every file uploaded. For tests that are not about the upload.
-    """
-    listed = json.loads((bundle.directory / "manifest.json").read_text(encoding="utf-8"))["files"]
-    names = [*listed, "manifest.json"]
-    tree: dict[str, str | None] = {UPLOAD.rpartition("/")[0]: None, UPLOAD: None}
-    for name in names:
-        for parent in reversed(Path(name).parents):
-            tree[f"{UPLOAD}/{parent}".removesuffix("/.")] = None
-    modes = dict.fromkeys(tree, 0o700)
-    for name in names:
-        tree[f"{UPLOAD}/{name}"] = (bundle.directory / name).read_text(encoding="utf-8")
-        modes[f"{UPLOAD}/{name}"] = 0o755 if listed.get(name, {}).get("executable") else 0o644
-    host.unpack(tree, modes=modes)
-
-
 @dataclass(frozen=True)
 class Deployment:
     """A host with its stack and an installed bundle.

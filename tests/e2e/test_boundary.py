@@ -20,12 +20,14 @@ from e2e.faults import PAUSE, tracker_started_again
 from e2e.stack import DEPLOY_DIR
 from e2e.steps import step_named, strike_at
 
-# Prints one JSON object: what was tried, and how it ended. `ok` or the name of the error.
+# Prints one JSON object: what was tried, and how it ended. `ok` or the name of the error. The first
+# argument is the directory in which it works, and the others are directories to look at.
 PROBE = r"""
 import ctypes, errno, json, os, socket, sys
 
 libc = ctypes.CDLL(None, use_errno=True)
 results = {}
+work = sys.argv[1]
 
 def attempt(name, call):
     try:
@@ -40,7 +42,7 @@ def write(path):
     os.unlink(path)
 
 def mount():
-    if libc.mount(b"none", b"/work", b"tmpfs", 0, None):
+    if libc.mount(b"none", work.encode(), b"tmpfs", 0, None):
         raise OSError(ctypes.get_errno(), "mount")
 
 def become_root():
@@ -80,9 +82,9 @@ results["mounts"] = sorted({line.split()[1] for line in open("/proc/mounts")})
 for directory in sys.argv[1:]:
     attempt(f"list {directory}", lambda: sorted(os.listdir(directory)))
     attempt(f"write {directory}", lambda: write(f"{directory}/.probe"))
-attempt("device", lambda: os.mknod("/work/.device", 0o600 | 0o60000, os.makedev(7, 0)))
-attempt("chown", lambda: (write("/work/.a"), open("/work/.b", "w").close(),
-                          os.chown("/work/.b", 12345, 12345), None)[-1])
+attempt("device", lambda: os.mknod(f"{work}/.device", 0o600 | 0o60000, os.makedev(7, 0)))
+attempt("chown", lambda: (open(f"{work}/.b", "w").close(),
+                          os.chown(f"{work}/.b", 12345, 12345), None)[-1])
 attempt("mount", mount)
 attempt("become root", become_root)
 attempt("raw socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).close())
@@ -112,7 +114,7 @@ def probed(deployment: Deployment, probe: Probe) -> Iterator[dict[str, Any]]:
     host = deployment.host
     host.run("sh", "-c", "cat >/root/probe.py; rm -f /root/probe.json", stdin=PROBE)
     name = f"docker ps --filter name=-{probe.role}$ --format '{{{{.Names}}}}' | head -n 1"
-    words = shlex.join([*DIRECTORIES, *MASKED])
+    words = shlex.join(["/work", *DIRECTORIES, *MASKED])
     do = (
         f"name=$({name}); docker inspect $name >/root/inspect.json; "
         f"docker exec -i $name python3 -I - {words} </root/probe.py >/root/probe.json"
@@ -127,8 +129,8 @@ def probed(deployment: Deployment, probe: Probe) -> Iterator[dict[str, Any]]:
         host.sh("rm -f /root/probe.py /root/probe.json /root/inspect.json")
 
 
-def expect_confined(found: dict[str, Any], *, capabilities: str) -> None:
-    """What no role can do."""
+def expect_confined(found: dict[str, Any], *, capabilities: str, work: str = "/work") -> None:
+    """What no role can do. It can write to `work` alone."""
     assert found["capabilities"] == capabilities
     assert found["no new privileges"] == "1"
     for name in ("write /", "write /data", "write /backups", "write /staging", "write /etc/backup"):
@@ -139,7 +141,7 @@ def expect_confined(found: dict[str, Any], *, capabilities: str) -> None:
     assert found["processes"] == "EAGAIN"
     if found["interfaces"] == ["lo"]:
         assert found["another network"] == "ENETUNREACH"
-    assert found["write /work"] == "ok"
+    assert found[f"write {work}"] == "ok"
     assert found["list /backups"] == found["list /staging"] == "ENOENT"
     assert found["list /run/secrets"] in ("ENOENT", [])
 

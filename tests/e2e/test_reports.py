@@ -151,6 +151,7 @@ def test_p04_without_a_cron_daemon_installing_is_refused(deployment: Deployment)
         assert "no cron daemon runs on this host" in refused.output
         assert "apt-get install cron" in refused.output
         assert host.sh(listing) == before
+        host.run("touch", "--date=-5 min", "/var/lib/tracker-backup/cron")
         told = status(deployment)
         assert told["cron"] is False
         assert any("no cron daemon runs" in problem for problem in told["problems"])

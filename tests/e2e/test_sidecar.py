@@ -5,11 +5,14 @@ It comes back when it is removed, and leaves nothing when the strategy changes.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ import pytest
 from e2e import faults
 from e2e.bundle import Bundle, Outcome, ssh_key
 from e2e.conftest import STACKS
-from e2e.deployment import CONFIG, DESTINATION, Deployment, Run, place
+from e2e.deployment import CONFIG, DESTINATION, STAGING, Deployment, Run
 from e2e.faults import picture, rows
 from e2e.host import Container, Host, wait_until
 from e2e.stack import (
@@ -32,6 +35,8 @@ from e2e.stack import (
     untouched,
     wait_for_tracker,
 )
+from e2e.steps import POINTS, PREPARE
+from e2e.test_boundary import DIRECTORIES, MASKED, PROBE, expect_confined
 from e2e.test_restore import BUNDLE, FILL, KILL_ALL, _elsewhere, _escaped, _pipe, tool
 
 STATE = "/var/lib/tracker-backup"
@@ -43,6 +48,9 @@ TWO_FILES = (
 )
 RUNS = int(os.environ.get("SIDECAR_RUNS", "10"))
 MINUTE = {"strategy": "sidecar", "schedule": "* * * * *"}
+OLD_FRAGMENT = (
+    Path(__file__).parents[1] / "fixtures/one-container-sidecar/docker-compose.backup.yml"
+)
 OF_SIDECAR = (
     f"{DEPLOY_DIR}/backup/sidecar.env",
     f"{STATE}/stack.json",
@@ -86,22 +94,37 @@ def sidecar(
         )
         before = Deployment.inventory(host)
         containers = host.containers()
-        place(host, bundle)
         installed = bundle.playbook("install-backup", "--diff").succeeded()
         assert untouched(containers, others(host))
         yield Deployment(host, stack, bundle, key, before, installed, installed)
 
 
+def services(host: Host) -> dict[str, str]:
+    """The names of the sidecar's containers by service."""
+    columns = '{{.Label "com.docker.compose.service"}} {{.Names}}'
+    command = f"docker ps --all --filter label=tracker-backup.sidecar --format '{columns}'"
+    return dict(line.split() for line in host.sh(command).splitlines())
+
+
+def expected_services(deployment: Deployment) -> set[str]:
+    client = {"backup-client"} if deployment.stack.driver == "mysql" else set()
+    return {"backup", "backup-examiner", *client}
+
+
 def sidecar_name(host: Host) -> str:
-    return host.sh(
-        "docker ps --all --filter label=tracker-backup.sidecar --format '{{.Names}}'"
-    ).strip()
+    """The container of its core."""
+    return services(host).get("backup", "")
 
 
 def others(host: Host) -> dict[str, Container]:
-    """Every container but the sidecar."""
-    name = sidecar_name(host)
-    return {one: facts for one, facts in host.containers().items() if one != name}
+    """Every container but the sidecar's."""
+    ours = services(host).values()
+    return {one: facts for one, facts in host.containers().items() if one not in ours}
+
+
+def identities(host: Host) -> dict[str, str]:
+    """The services of the sidecar start again after each job, but they stay the same containers."""
+    return {name: container.id for name, container in host.containers().items()}
 
 
 def wait_for_runs(deployment: Deployment, more: int) -> list[Run]:
@@ -146,7 +169,8 @@ def test_installing_starts_the_sidecar_and_makes_the_first_backup(sidecar: Deplo
         "sidecar",
         "none",
     ), first
-    assert first["images"].keys() == sidecar.host.containers().keys() - {sidecar_name(sidecar.host)}
+    assert first["images"].keys() == others(sidecar.host).keys()
+    assert services(sidecar.host).keys() == expected_services(sidecar)
     assert first["directories"]["."]["uid"] == 1000
     assert not sidecar.host.exists("/usr/local/bin/maintenance-backup.sh")
     cron = sidecar.host.read("/etc/cron.d/tracker-backup")
@@ -158,16 +182,18 @@ def test_installing_starts_the_sidecar_and_makes_the_first_backup(sidecar: Deplo
 
 
 def test_installing_again_changes_nothing(sidecar: Deployment) -> None:
-    before = sidecar.host.containers()
+    before = identities(sidecar.host)
     again = sidecar.bundle.playbook("install-backup", "--diff").succeeded()
     assert again.changed == 0, again.output
-    assert sidecar.host.containers() == before
+    assert identities(sidecar.host) == before
 
 
 def test_ten_runs_by_its_own_cron_leave_the_tracker_answering(
     sidecar: Deployment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = sidecar.host.containers()
+    host = sidecar.host
+    before, tracker = identities(host), others(host)
+    core = host.containers()[sidecar_name(host)]
     with sidecar.load() as (http, udp):
         runs = wait_for_runs(sidecar, RUNS)
     with capsys.disabled():
@@ -178,7 +204,8 @@ def test_ten_runs_by_its_own_cron_leave_the_tracker_answering(
         )
     assert {run["result"] for run in runs} == {"success"}, runs
     assert {run["window_seconds"] for run in runs} == {0}
-    assert sidecar.host.containers() == before
+    assert (identities(host), others(host)) == (before, tracker)
+    assert host.containers()[sidecar_name(host)] == core
     assert max(http.longest_gap, udp.longest_gap) < 1
     assert "healthy" in health(sidecar.host)
 
@@ -218,6 +245,7 @@ def test_a_sidecar_that_compose_removed_comes_back_and_status_fails_meanwhile(
     compose(sidecar.host, "up", "--detach", "--remove-orphans")
     removed = time.monotonic()
     assert name not in sidecar.host.containers()
+    assert services(sidecar.host) == {}
     status = tool(sidecar.host, "status")
     assert status.code == 1
     assert "the sidecar is missing" in status.output
@@ -227,6 +255,7 @@ def test_a_sidecar_that_compose_removed_comes_back_and_status_fails_meanwhile(
     print(f"back after {time.monotonic() - removed:.0f} s")
     wait_for_runs(sidecar, 1)
     tool(sidecar.host, "status").succeeded()
+    assert services(sidecar.host).keys() == expected_services(sidecar)
     assert untouched(before, others(sidecar.host))
 
 
@@ -304,6 +333,163 @@ def test_a_dead_restore_is_rolled_back_by_the_hosts_line_in_cron(sidecar: Deploy
     sidecar.host.sh("rm -rf /root/shim /tmp/docker-calls*")
 
 
+# ---------------------------------------------------------------- its boundary
+
+# Beside the probe of test_boundary.py: what only a service of the sidecar could try.
+ALSO = r"""
+import json, os, signal, socket
+found = {}
+def attempt(name, call):
+    try:
+        found[name] = str(call())
+    except OSError as error:
+        found[name] = error.strerror
+def connect(path):
+    with socket.socket(socket.AF_UNIX) as call:
+        call.connect(path)
+attempt("call", lambda: connect("/work/socket"))
+attempt("make a socket", lambda: socket.socket(socket.AF_UNIX).bind("/work/socket"))
+attempt("move the directory", lambda: os.rename("/work/job", "/work/other"))
+attempt("end the supervisor", lambda: os.kill(1, signal.SIGKILL))
+attempt("see the lock", lambda: os.listdir("/var/lib/tracker-backup"))
+attempt("leave a file", lambda: open("/dev/shm/left", "w").write("x"))
+secret = PASSWORD
+seen = []
+for process in filter(str.isdigit, os.listdir("/proc")):
+    for name in ("environ", "cmdline"):
+        try:
+            seen += [name] if secret in open(f"/proc/{process}/{name}", "rb").read() else []
+        except OSError:
+            pass
+found["password"] = str(seen)
+print(json.dumps(found))
+"""
+
+
+@contextmanager
+def standing_still(sidecar: Deployment, point: str) -> Iterator[None]:
+    """A run of the sidecar stands still at a fault point, as in steps.py. Then it succeeds."""
+    host = sidecar.host
+    command = ["docker", "exec", "--env", f"TRACKER_BACKUP_STOP_AT={point}"]
+    while True:  # cron's own run may hold the lock
+        host.run("bash", "-ec", PREPARE)
+        process = host.spawn(*command, sidecar_name(host), "backup.sh", "now")
+        wait_until(
+            point,
+            lambda: host.exists(f"{POINTS}/reached") or process.poll() is not None,  # noqa: B023
+            120,
+        )
+        if process.poll() != 75:
+            break
+    try:
+        yield
+    finally:
+        host.run("rm", "-rf", POINTS)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+
+
+def probe(sidecar: Deployment, service: str, user: int, work: str) -> dict[str, Any]:
+    """What a program of this user can do in the container of a service."""
+    words = [work, *DIRECTORIES, *MASKED, "/work/job", STATE]
+    command = ["docker", "exec", "--interactive", "--user", f"{user}:{user}"]
+    name = services(sidecar.host)[service]
+    command += [name, "python3", "-I", "-", *words]
+    found: dict[str, Any] = json.loads(sidecar.host.run(*command, stdin=PROBE).stdout)
+    return found
+
+
+def look(sidecar: Deployment, service: str, user: int) -> dict[str, str]:
+    command = ["docker", "exec", "--interactive", "--user", f"{user}:{user}"]
+    command += [services(sidecar.host)[service], "python3", "-I", "-"]
+    program = ALSO.replace("PASSWORD", repr(HOSTILE_PASSWORD.encode()))
+    found: dict[str, str] = json.loads(sidecar.host.run(*command, stdin=program).stdout)
+    return found
+
+
+def expect_a_job_and_no_more(sidecar: Deployment, service: str, user: int) -> None:
+    """The job's user has no capability, and its directory. Its supervisor, which is root, has no
+    way to the job's files.
+    """
+    host, name = sidecar.host, services(sidecar.host)[service]
+    found = probe(sidecar, service, user, "/work/job")
+    expect_confined(found, capabilities="0" * 16, work="/work/job")
+    assert (found["uid"], found["become root"]) == (user, "EPERM")
+    assert found["list /data"] == found[f"list {STATE}"] == found["list /etc/backup"] == "ENOENT"
+    assert found["list /work"] == found["write /work"] == "EACCES"
+    assert look(sidecar, service, user) == {
+        "call": "No such file or directory",
+        "make a socket": "Permission denied",
+        "move the directory": "Permission denied",
+        "end the supervisor": "Operation not permitted",
+        "see the lock": "No such file or directory",
+        "leave a file": "1",
+        "password": "[]",
+    }
+    supervisor = probe(sidecar, service, 0, "/work")
+    expect_confined(supervisor, capabilities=f"{(1 << 6) + (1 << 7):016x}")
+    assert supervisor["list /work"] == ["job"]
+    assert supervisor["list /work/job"] == supervisor["write /work/job"] == "EACCES"
+    host.sh(f"rm -f {STAGING}/*/.b {STAGING}/*/job/.b")
+    # The role itself is what was tried here.
+    shown = host.sh(f"docker top {name} -o pid,uid,cmd | grep -v PID").splitlines()
+    processes = [line.split(maxsplit=2) for line in shown]
+    assert [owner for _, owner, command in processes if "service" not in command] == [str(user)]
+    for pid, owner, _ in processes:
+        caps = "0" * 16 if owner == str(user) else f"{(1 << 6) + (1 << 7):016x}"
+        assert f"CapEff:\t{caps}\n" in host.read(f"/proc/{pid}/status")
+
+
+def test_an_examiner_of_the_sidecar_sees_its_own_database_alone(sidecar: Deployment) -> None:
+    with standing_still(sidecar, "checking-the-database"):
+        expect_a_job_and_no_more(sidecar, "backup-examiner", 64001)
+        found = probe(sidecar, "backup-examiner", 64001, "/work/job")
+        assert found["interfaces"] == ["lo"]
+        assert {name.partition(".")[0] for name in found["list /work/job"]} <= {"database", ""}
+        sidecar.host.sh(f"rm -f {STAGING}/examiner/job/.b")
+    wait_until(
+        "the next life of the examiner",
+        lambda: sidecar.host.sh(f"ls {STAGING}/examiner").split() == ["socket"],
+        60,
+    )
+    left = services(sidecar.host)["backup-examiner"]
+    assert sidecar.host.sh(f"docker exec {left} ls /dev/shm") == "", "the next life sees nothing"
+
+
+@pytest.mark.only("mysql")
+def test_the_client_of_the_sidecar_sees_no_file_of_the_deployment(sidecar: Deployment) -> None:
+    with standing_still(sidecar, "capturing-the-database"):
+        expect_a_job_and_no_more(sidecar, "backup-client", 64101)
+        found = probe(sidecar, "backup-client", 64101, "/work/job")
+        assert len(found["interfaces"]) == 2
+        assert not [mount for mount in found["mounts"] if "secret" in mount]
+        sidecar.host.sh(f"rm -f {STAGING}/client/job/.b")
+
+
+def test_the_core_has_no_network_and_no_secret_but_the_databases(sidecar: Deployment) -> None:
+    host = sidecar.host
+    host.sh(f"mkdir -p {DEPLOY_DIR}/backup/secrets; echo x >{DEPLOY_DIR}/backup/secrets/probe")
+    try:
+        found = probe(sidecar, "backup", 0, "/staging")
+    finally:
+        host.sh(f"rm -f {DEPLOY_DIR}/backup/secrets/probe {STAGING}/.b")
+    # CHOWN, DAC_OVERRIDE and SETGID
+    assert (found["uid"], found["capabilities"]) == (0, f"{(1 << 0) + (1 << 1) + (1 << 6):016x}")
+    assert (found["no new privileges"], found["interfaces"]) == ("1", ["lo"])
+    assert found["another network"] == "ENETUNREACH"
+    assert found["Docker"] == "ENOENT"
+    for name in ("device", "mount", "raw socket", "interface"):
+        assert found[name] == "EPERM", name
+    for name in ("/", "/data", "/etc/backup", STATE, *MASKED):
+        assert found[f"write {name}"] == "EROFS", name
+    assert found["write /backups"] == found["write /staging"] == "ok"
+    for masked in MASKED:
+        assert found[f"list {masked}"] == [], masked
+    secrets = ["db_password"] if sidecar.stack.driver == "mysql" else "ENOENT"
+    assert found["list /run/secrets"] == secrets
+    assert found["processes"] == "EAGAIN"
+
+
 # ---------------------------------------------------------------- another strategy
 
 
@@ -313,7 +499,8 @@ def test_switching_to_the_other_strategy_and_back_leaves_nothing_of_the_old_one(
     host, before = sidecar.host, others(sidecar.host)
     window = other_bundle(sidecar, "window", {"quiesce": "none"})
     window.playbook("install-backup").succeeded()
-    assert sidecar_name(host) == ""
+    assert services(host) == {}
+    assert host.sh(f"ls {STAGING}") == ""
     assert [path for path in OF_SIDECAR if host.exists(path)] == []
     cron = host.read("/etc/cron.d/tracker-backup")
     assert "tracker-backup sidecar" not in cron
@@ -353,6 +540,26 @@ def test_installing_waits_for_a_run_and_is_refused_when_it_takes_too_long(
         assert refused.code == 75, refused.output
         sidecar.host.run("pkill", "--full", "^sleep 100$")
         holder.wait(30)
+
+
+@pytest.mark.only("sqlite3")
+def test_a_sidecar_of_one_container_is_upgraded(sidecar: Deployment) -> None:
+    """As bundles had it before its roles became services."""
+    host, before = sidecar.host, others(sidecar.host)
+    host.run("touch", f"{STATE}/hold")
+    host.sh(f"docker rm --force {' '.join(services(host).values())}; rm -r {STAGING}/*")
+    image = re.search(r"^IMAGE='(.*)'$", host.read(CONFIG), re.MULTILINE)
+    assert image
+    old = OLD_FRAGMENT.read_text(encoding="utf-8").replace("IMAGE", image[1])
+    host.run("sh", "-c", f"cat >{DEPLOY_DIR}/docker-compose.backup.yml", stdin=old)
+    host.run("docker", "compose", *TWO_FILES, "up", "--detach", "--no-deps", "backup")
+    assert services(host).keys() == {"backup"}
+    sidecar.bundle.playbook("install-backup").succeeded()
+    assert services(host).keys() == expected_services(sidecar)
+    host.run("rm", f"{STATE}/hold")
+    backup_now(host).succeeded()
+    assert untouched(before, others(host))
+    assert sidecar.bundle.playbook("install-backup").succeeded().changed == 0
 
 
 # ---------------------------------------------------------------- restore, remove
@@ -428,7 +635,7 @@ def test_restore_onto_an_empty_machine(sidecar: Deployment) -> None:
 def test_uninstalling_leaves_the_backups_and_nothing_else_of_ours(sidecar: Deployment) -> None:
     host, before = sidecar.host, others(sidecar.host)
     sidecar.bundle.playbook("uninstall-backup").succeeded()
-    assert sidecar_name(host) == ""
+    assert services(host) == {}
     assert untouched(before, host.containers())
     backups = sidecar.published()
     assert backups

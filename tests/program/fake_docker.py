@@ -381,7 +381,7 @@ def compose(words: list[str]) -> None:
         start_ours(words, labels)
     elif "up" in words:
         happens("up", words=words)
-        start_sidecar()
+        start_sidecar([word for word in words if word.startswith("backup")])
     elif "version" in words:
         print(read(place("compose-version")), end="")
     elif "config" in words:
@@ -406,25 +406,25 @@ def start_ours(words: list[str], labels: dict[str, str]) -> None:
     print(name)
 
 
-def start_sidecar() -> None:
+def start_sidecar(services: list[str]) -> None:
     """As Compose: what is up already, with the same environment, stays."""
     lines = read(PLACES["DEPLOY"] + "/backup/sidecar.env").splitlines()
     path = place("sidecar.json")
-    if exists(path):
-        (found,) = decode(read(path))
-        if found["Config"]["Env"] == lines and found["State"]["Status"] == "running":
-            return
-    sidecar = inspected(
-        SIDECAR,
-        compose_labels("backup", False) | {"tracker-backup.sidecar": ""},
-        "running",
-        StartedAt=now(),
-        Health={"Status": "healthy"},
-    )
-    sidecar |= {"Name": "/torrust-backup-1"}
-    sidecar["Config"]["Env"] = lines
-    sidecar["State"]["Pid"] = os.getpid()
-    write(path, encode([sidecar]))
+    there = {one["Name"]: one for one in (decode(read(path)) if exists(path) else ())}
+    for service in services:
+        name = f"/torrust-{service}-1"
+        if name in there:
+            found = there[name]
+            if found["Config"]["Env"] == lines and found["State"]["Status"] == "running":
+                continue
+        labels = compose_labels(service, False) | {"tracker-backup.sidecar": ""}
+        health = {"Health": {"Status": "healthy"}} if service == "backup" else {}
+        made = inspected(f"{SIDECAR}{len(service)}", labels, "running", **health)
+        made |= {"Name": name}
+        made["Config"]["Env"] = lines
+        made["State"]["Pid"] = os.getpid()
+        there[name] = made
+    write(path, encode(list(there.values())))
 
 
 def execute(words: list[str]) -> None:
@@ -466,8 +466,9 @@ def remove(words: list[str]) -> None:
     for name in (word for word in words if not word.startswith("-")):
         if name == tracker("id"):
             fail("stub docker: the tracker itself is being removed")
-        if name == SIDECAR:
-            remove_file(place("sidecar.json"))
+        if name.startswith(SIDECAR):
+            kept = [one for one in decode(read(place("sidecar.json"))) if one["Id"] != name]
+            write(place("sidecar.json"), encode(kept))
         end_clients(name)
         remove_file(place(f"containers/{name}"))
 
@@ -603,7 +604,7 @@ def main(words: list[str]) -> None:
         (ps if command == "ps" else inspect)(rest)
     elif command == "info":
         print(PLACES["STUB"])
-    elif command in ("version", "network"):
+    elif command in ("version", "network", "system", "builder"):
         happens(command, words=words)
     else:
         fail(f"stub docker: an unknown call: {words}")

@@ -1,17 +1,27 @@
-"""A run in the sidecar, on a real SQLite database: no Docker, no tracker, the lock of the host."""
+"""A run in the sidecar, on a real SQLite database: no Docker, no tracker, the lock of the host.
+
+The service of the examiner is a real process. It starts again when it ends, as Docker does it.
+"""
 
 from __future__ import annotations
 
 import json
 import signal
+import sqlite3
+import tarfile
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+from unit.service import needs_root, restarted_service
 
 from program.host import Host, Outcome, wait_until
 from program.image import IMAGE_ENTRY
 from program.real import change, make_real, restored_rows
+
+pytestmark = needs_root
 
 NOW = [*IMAGE_ENTRY, "now"]
 
@@ -39,7 +49,7 @@ def use_real_roles(host: Host) -> None:
 
 
 @pytest.fixture
-def sidecar(host: Host) -> Host:
+def sidecar(host: Host) -> Iterator[Host]:
     make_real(host)
     change(host, "PRAGMA journal_mode = wal")
     host.configure(STRATEGY="sidecar", QUIESCE="none")
@@ -50,7 +60,15 @@ def sidecar(host: Host) -> Host:
         "TRACKER_BACKUP_DESTINATION": str(host.destination),
     }
     tell(host)
-    return host
+    with restarted_service("examiner", host.staging / "examiner", host.stub / "bin"):
+        yield host
+
+
+def nothing_is_left(host: Host) -> None:
+    """But the next life of the service, which listens."""
+    examiner = host.staging / "examiner"
+    wait_until((examiner / "socket").exists)
+    assert sorted(host.staging.rglob("*")) == [examiner, examiner / "socket"]
 
 
 def run(host: Host, *options: str) -> Outcome:
@@ -64,7 +82,7 @@ def test_a_run_captures_online_publishes_and_records_and_asks_docker_for_nothing
     run(sidecar).ends_with(0)
     sidecar.state.chmod(0o700)
     assert sidecar.calls == []
-    sidecar.nothing_is_left()
+    nothing_is_left(sidecar)
     manifest = sidecar.recorded("success", strategy="sidecar", quiesce="none", window_seconds=0)
     assert manifest["images"] == {"tracker": "sha256:feed"}
     # The path list has an optional path that is not there.
@@ -76,6 +94,55 @@ def test_a_run_captures_online_publishes_and_records_and_asks_docker_for_nothing
         for line in sidecar.log.read_text().splitlines()
     )
     sidecar.start(command=[*IMAGE_ENTRY, "healthy"]).finish().ends_with(0)
+
+
+def test_each_database_has_a_user_and_a_life_of_the_service_of_its_own(
+    sidecar: Host,
+) -> None:
+    grafana = sidecar.deploy / "storage/grafana.db"
+    with closing(sqlite3.connect(grafana)) as connection:
+        connection.executescript("CREATE TABLE boards (a); INSERT INTO boards VALUES (1)")
+    paths = sidecar.deploy / "backup/backup-paths.txt"
+    paths.write_text(f"{paths.read_text()}sqlite:{grafana}\n")
+    lives = sidecar.stub / "bin/lives"  # which the service sees as /srv
+    lives.touch()
+    lives.chmod(0o666)
+    look = '[ "$1" != examiner ] || echo $(id -u) $PPID $(ls -A "$BACKUP_WORK") >>/srv/lives'
+    program(sidecar.stub / "bin/backup.sh", f'{look}\nexec {" ".join(IMAGE_ENTRY)} "$@"')
+    run(sidecar).ends_with(0)
+    nothing_is_left(sidecar)
+    sidecar.recorded("success", missing=[])
+    # Nothing of the other one is there, and the process above it is the first of a new life.
+    assert lives.read_text().splitlines() == ["64001 1 database.db", "64002 1 database.db"]
+    (archive,) = (sidecar.destination / "config").iterdir()
+    with tarfile.open(archive) as members:
+        assert "storage/grafana.db" in members.getnames()
+
+
+def test_a_core_that_dies_leaves_no_process_and_the_next_run_no_file(sidecar: Host) -> None:
+    hang = "[ $1 != examiner ] || { touch $BACKUP_WORK/left; exec sleep 60; }"
+    program(sidecar.stub / "bin/backup.sh", f"{hang}\nexec {' '.join(IMAGE_ENTRY)} $*")
+    process = sidecar.start(command=NOW)
+    job, socket = (sidecar.staging / "examiner" / name for name in ("job", "socket"))
+    wait_until((job / "left").exists, 20, "for the examiner")
+    assert not socket.exists()
+    process.kill()
+    wait_until(socket.exists, what="for the next life of the service")
+    assert (job / "left").exists()
+    use_real_roles(sidecar)
+    run(sidecar).ends_with(0, "removing what a dead run left")
+    nothing_is_left(sidecar)
+
+
+def test_a_service_that_is_not_there_fails_the_run(sidecar: Host) -> None:
+    socket = sidecar.staging / "examiner/socket"
+    wait_until(socket.exists)
+    socket.unlink()
+    sidecar.set("SERVICE_SECONDS", 0.5)
+    run(sidecar).ends_with(1, "the sidecar's service for the examiner does not answer")
+    sidecar.recorded("failed")
+    sidecar.nothing_was_published()
+    assert [path.name for path in sidecar.staging.rglob("*")] == ["examiner"]
 
 
 def test_what_the_host_refuses_fails_the_run(sidecar: Host) -> None:
@@ -120,7 +187,7 @@ def test_the_lock_is_free_when_the_run_dies_and_the_next_one_cleans_up(hanging: 
     assert list(hanging.staging.iterdir())
     use_real_roles(hanging)
     run(hanging).ends_with(0, "removing what a dead run left")
-    hanging.nothing_is_left()
+    nothing_is_left(hanging)
 
 
 def test_term_ends_the_step_publishes_nothing_and_is_recorded(hanging: Host) -> None:
@@ -130,7 +197,7 @@ def test_term_ends_the_step_publishes_nothing_and_is_recorded(hanging: Host) -> 
     process.finish().ends_with(143)
     hanging.recorded("failed", exit_code=143)
     hanging.nothing_was_published()
-    hanging.nothing_is_left()
+    nothing_is_left(hanging)
     (step,) = hanging.hanging()
     wait_until(lambda: not Path(f"/proc/{step}").exists(), 3, "for the end of the step")
 
@@ -167,7 +234,7 @@ def test_a_dry_run_publishes_and_records_nothing(sidecar: Host) -> None:
     run(sidecar, "--dry-run").ends_with(0, "everything is ready")
     sidecar.nothing_was_published()
     sidecar.nothing_was_recorded()
-    sidecar.nothing_is_left()
+    nothing_is_left(sidecar)
 
 
 def test_the_containers_process_gives_cron_the_schedule_and_warns_of_an_unknown_time_zone(
@@ -184,8 +251,8 @@ def test_the_containers_process_gives_cron_the_schedule_and_warns_of_an_unknown_
     command = [*IMAGE_ENTRY, "sidecar"]
     host.start(command=command).finish().ends_with(0, f"cron -f TZ={rule}").lacks("WARNING")
     (job,) = (line for line in crontab.read_text().splitlines() if " root " in line)
-    assert job.startswith("15 */4 * * * root /usr/local/")
-    assert job.endswith(" >>/proc/1/fd/1 2>&1")
+    assert job.startswith("15 */4 * * * root sleep ")
+    assert job.endswith("; backup.sh now >>/proc/1/fd/1 2>&1")
     host.environment["TZ"] = "Mars/Olympus"
     host.start(command=command).finish().says("does not know the time zone Mars/Olympus")
     del host.environment["BACKUP_SCHEDULE"]

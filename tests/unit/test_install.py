@@ -331,8 +331,9 @@ def test_check_names_the_files_of_the_other_strategy(host: Sandbox) -> None:
     checked = host.install("--check")
     (host.stub / "tracker/id").write_text("")
     done = host.install()
-    started = [line for line in done.changes if "sidecar" in line.partition(" ")[2]]
+    started = [line for line in done.changes if line.startswith("changed: sidecar ")]
     assert [line for line in done.changes if line not in started] == checked.changes
+    assert f"changed: {host.deploy}/backup/sidecar.env" in checked.changes
 
 
 def test_check_on_a_host_without_anything_of_ours(sandbox: Sandbox) -> None:
@@ -809,6 +810,81 @@ def test_uninstalling_without_docker_warns_and_removes_the_rest(
     assert outcome.code == 0
     assert "warning" in outcome.out
     assert not host.cron.exists()
+
+
+def test_uninstalling_without_its_configuration_removes_the_same(host: Sandbox) -> None:
+    own = host.bundle / "host/tracker-backup.conf"
+    own.rename(own.with_suffix(".away"))  # as the installed program, which is in no bundle
+    host.config.unlink()
+    assert host.call("uninstall").code == 0
+    assert not host.state.exists()
+    assert not (host.deploy / "backup").exists()
+    assert not (host.deploy / "docker-compose.backup.yml").exists()
+    assert images(host) == []
+    outcome = host.call("uninstall")
+    assert outcome.code == 2
+    assert "nothing says which deploy directory" in outcome.err
+    assert "uninstall-backup.yml" in outcome.err
+
+
+def test_uninstalling_goes_by_the_kept_bundle_when_the_configuration_is_damaged(
+    host: Sandbox,
+) -> None:
+    own = host.bundle / "host/tracker-backup.conf"
+    own.rename(own.with_suffix(".away"))
+    host.config.write_text("damaged\n")
+    assert host.call("uninstall").code == 0
+    assert not (host.deploy / "backup").exists()
+    assert not host.config.exists()
+
+
+def test_a_bundle_of_another_environment_uninstalls_nothing(host: Sandbox) -> None:
+    host.make_bundle(ENVIRONMENT="staging")
+    before = snapshot(host)
+    outcome = host.call("uninstall")
+    assert (outcome.code, snapshot(host)) == (1, before)
+    assert "'production'" in outcome.err
+
+
+def test_uninstalling_removes_the_image_that_was_pulled(sandbox: Sandbox) -> None:
+    sandbox.make_bundle(IMAGE="registry.example/backup:1", IMAGE_SOURCE="pull")
+    with (sandbox.stub / "images").open("a") as file:
+        file.write("mysql:8.4\n")
+    assert sandbox.install().code == 0
+    assert images(sandbox) == ["mysql:8.4", "registry.example/backup:1"]
+    sandbox.make_bundle(IMAGE="registry.example/backup:2", IMAGE_SOURCE="pull")
+    assert sandbox.install().code == 0
+    assert images(sandbox) == ["mysql:8.4", "registry.example/backup:2"]
+    assert sandbox.call("uninstall").code == 0
+    assert images(sandbox) == ["mysql:8.4"]
+
+
+def test_uninstalling_removes_our_network_also_when_the_stack_is_down(host: Sandbox) -> None:
+    (host.stub / "hooks/network").write_text("print('deploy_backup_network')\nleave(0)\n")
+    (host.stub / "tracker/id").write_text("")
+    assert host.call("uninstall").code == 0
+    label = "label=com.docker.compose."
+    listed = f"--filter {label}network=backup_network --filter {label}project=deploy"
+    assert f"docker network ls --format {{{{.Name}}}} {listed}" in host.calls
+    assert "docker network rm deploy_backup_network" in host.calls
+
+
+def test_uninstalling_removes_what_buildkit_keeps_of_our_steps_the_newest_first(
+    host: Sandbox,
+) -> None:
+    steps = [
+        {"ID": "a", "CreatedAt": "2026-01-01 01:00:00", "Description": "[1/2] RUN make"},
+        {"ID": "b", "CreatedAt": "2026-01-01 02:00:00", "Description": "[2/5] COPY backup.sh /x"},
+        {
+            "ID": "c",
+            "CreatedAt": "2026-01-01 03:00:00",
+            "Description": "COPY backup.py /usr/local/lib/tracker-backup/",
+        },
+    ]
+    (host.stub / "hooks/system").write_text(f"print({json.dumps(steps)!r})\n")
+    assert host.call("uninstall").code == 0
+    pruned = [call for call in host.calls if call.startswith("docker builder")]
+    assert pruned == [f"docker builder prune --force --filter id={one}" for one in "cb"]
 
 
 def test_uninstalling_while_the_tracker_waits_for_recovery_is_refused(host: Sandbox) -> None:

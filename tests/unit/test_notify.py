@@ -44,7 +44,7 @@ class Notifier:
         self.notify.tell(host, self.notify.Event(result=result, code=code, **event))
 
     def start(self) -> None:
-        self.notify.started(self.host.package.host.Host.read(self.host.config), RUN)
+        self.notify.tell_start(self.host.package.host.Host.read(self.host.config), RUN)
 
     @property
     def unsent(self) -> dict[str, str]:

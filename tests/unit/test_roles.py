@@ -11,6 +11,7 @@ import os
 import resource
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -52,6 +53,7 @@ class Stage:
         self.composed: list[tuple[list[str], dict[str, str]]] = []
         self.log: list[str] = []
         self.in_sidecar = False
+        self.lives: subprocess.Popen[bytes]  # of a service of the sidecar
         self.watched: tuple[Path, ...] = ()
         self.program("docker", DOCKER.format(python=sys.executable, here=shlex.quote(str(path))))
 
@@ -67,7 +69,7 @@ class Stage:
         """A role whose program is this Python text."""
         text = f"import json, os, signal, sys, time\n{text}"
         (self.path / "role.py").write_text(text)
-        self.program("backup.sh", f"#!{sys.executable} -Su\n{text}")
+        self.program("backup.sh", f"#!/usr/bin/python3 -Su\n{text}")
         compose = None if self.in_sidecar else self.compose
         settings = self.module.RoleSettings(
             RUN, self.staging, self.log.append, compose, self.watched
@@ -439,16 +441,15 @@ def test_while_a_role_works_the_free_space_is_looked_at_each_second(
 # ---------------------------------------------------------------- in the sidecar
 
 
-def test_in_the_sidecar_a_role_is_a_process_with_its_directory(stage: Stage) -> None:
+def test_in_the_sidecar_the_reader_is_a_process_of_the_core(stage: Stage) -> None:
     stage.in_sidecar = True
     text = (
         ANSWERS + "    print(json.dumps({'text': json.dumps("
         "[sys.argv[1], os.environ['BACKUP_WORK'], os.getsid(0) == os.getpid()])}))\n"
     )
-    with stage.role(text, "examiner", 1) as role:
-        found = json.loads(role.ask("examine", 20).text)
-        assert found == ["examiner", str(stage.staging / RUN / "examiner-1"), True]
-        assert role.uid == os.geteuid()
+    with stage.role(text) as role:
+        found = json.loads(role.ask("preflight", 20).text)
+        assert found == ["reader", str(stage.staging / RUN / "reader"), True]
     assert stage.composed == []
     assert stage.calls == []
 

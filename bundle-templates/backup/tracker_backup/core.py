@@ -6,16 +6,17 @@ import os
 import sys
 from pathlib import Path
 
-from .host import Refused, utc_now
+from .host import CONFIG, Refused, read_settings, utc_now
 from .main import main as command
 
 CRON_FILE = Path(os.environ.get("BACKUP_CRON_FILE", "/etc/cron.d/tracker-backup"))
 ZONES = Path("/usr/share/zoneinfo")
+# The host's machine id says how much later than the schedule a run begins: the same each time.
 # Cron's jobs have another standard output than the container, which is where `docker logs` reads.
 CRON = """SHELL=/bin/sh
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 MAILTO=""
-{} root /usr/local/bin/backup.sh now >>/proc/1/fd/1 2>&1
+{} root sleep $((0x$(head -c 7 /etc/machine-id) \\% ({} + 1))); backup.sh now >>/proc/1/fd/1 2>&1
 """
 
 
@@ -38,7 +39,8 @@ def keep_schedule() -> None:
     if not schedule or "\n" in schedule:
         text = "BACKUP_SCHEDULE is not in the environment; install the bundle again"
         raise Refused(text, 2)
-    CRON_FILE.write_text(CRON.format(schedule), encoding="utf-8")
+    jitter = read_settings(CONFIG).get("JITTER_SECONDS", "0")
+    CRON_FILE.write_text(CRON.format(schedule, jitter), encoding="utf-8")
     CRON_FILE.chmod(0o644)
     # A name, or the rule itself as POSIX writes it, which ends in a number.
     if zone and not (ZONES / zone).exists() and not zone[-1].isdigit():

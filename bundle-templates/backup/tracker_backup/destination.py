@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from .docker import end, start
 from .documents import SUBDIRECTORIES, DestinationIdentity
 from .files import change, make_directory, write_durably
 from .host import ROOT, Host, Refused
 
 IDENTITY = ".tracker-backup.json"
+PROBE_SECONDS = float(os.environ.get("TRACKER_BACKUP_PROBE_SECONDS", "60"))
 
 
 def machine_id() -> str:
@@ -42,6 +49,28 @@ def check_destination(host: Host) -> None:
             "machine is gone, "
             "take it over: ansible-playbook install-backup.yml -e take_over_destination=yes"
         )
+
+
+def require_destination(host: Host) -> None:
+    """The same; a file system that hangs is refused, too."""
+    failure_of(host.destination, "head", "--bytes=1", "--", str(host.destination / IDENTITY))
+    check_destination(host)
+
+
+def failure_of(directory: Path, *command: str) -> str:
+    """Why a program failed that uses a directory; empty if it did not. A server's file system can
+    hang, and then only another process can be left alone. Raises Refused.
+    """
+    with tempfile.TemporaryFile() as message:
+        probe = start([*command], stdout=subprocess.DEVNULL, stderr=message)
+        try:
+            probe.wait(PROBE_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Refused(f"{directory} does not answer within {PROBE_SECONDS:.0f} s") from error
+        finally:
+            end(probe)
+        message.seek(0)
+        return message.read(4096).decode(errors="replace").strip() if probe.returncode else ""
 
 
 def claim_destination(host: Host, take_over: bool) -> None:

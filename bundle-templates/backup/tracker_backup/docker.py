@@ -26,6 +26,7 @@ WORK_SECONDS = 43200  # for what works through a whole backup
 END_SECONDS = 5  # for a program to end after SIGTERM
 RUN_LABEL, SIDECAR_LABEL = "tracker-backup.run", "tracker-backup.sidecar"
 IMAGE_LABEL, BUILT = "tracker-backup.image", "gen-backup-bundle/backup"
+OUR_STEPS = ("/usr/local/lib/tracker-backup", "COPY backup.sh ", "/apt/lists/* /etc/crontab")
 STACK_LABEL = "com.docker.compose.project.working_dir"
 FILES_LABEL = "com.docker.compose.project.config_files"
 # In the order in which Compose looks for them.
@@ -135,6 +136,7 @@ def compose(
     host: Host,
     *arguments: str,
     project: str = "",
+    seconds: float = DOCKER_SECONDS,
     fragment: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> None:
@@ -146,6 +148,7 @@ def compose(
         *("--project-directory", str(host.deploy_dir)),
         *(word for file in files for word in ("--file", str(file))),
         *arguments,
+        seconds=seconds,
         environment=environment,
     )
 
@@ -266,13 +269,20 @@ def remove_container(name: str) -> None:
                 raise
 
 
-def remove_dead_containers(warn: Callable[[str], None] = lambda _: None) -> None:
+def remove_dead_containers(warn: Callable[[str], None] | None = None) -> None:
     """Those of dead runs, verifications and restores, which may go on working; under the lock,
-    where nobody else has one.
+    where nobody else has one. With `warn`, one that cannot be removed is a warning.
     """
     for left in docker(*words("ps --all --quiet --filter"), f"label={RUN_LABEL}").split():
-        warn(f"removing the container of a dead run: {left}")
-        remove_container(left)
+        try:
+            remove_container(left)
+        except Refused as error:
+            if not warn:
+                raise
+            warn(f"the container {left} of a dead run could not be removed: {error}")
+        else:
+            if warn:
+                warn(f"removing the container of a dead run: {left}")
 
 
 def make_image(host: Host, context: Path, rebuild: bool) -> None:
@@ -315,6 +325,18 @@ def remove_images(keep: str = "", *pulled: str) -> None:
                 change(
                     f"image {name} (removed)", partial(docker, *words("image rm --force"), image)
                 )
+
+
+def remove_build_cache() -> None:
+    """Removes what BuildKit keeps of the steps of our Dockerfile. The newest goes first, because a
+    step needs the one before it. Without BuildKit the layers have gone with the image.
+    """
+    command = [*words("system df --verbose --format"), "{{json .BuildCache}}"]
+    steps = json.loads(docker(*command, seconds=BUILD_SECONDS) or "[]") or []
+    ours = [one for one in steps if any(mark in one["Description"] for mark in OUR_STEPS)]
+    for step in sorted(ours, key=lambda one: str(one["CreatedAt"]), reverse=True):
+        remove = [*words("builder prune --force --filter"), f"id={step['ID']}"]
+        change(f"build cache {step['ID']} (removed)", partial(docker, *remove))
 
 
 def remove_networks(host: Host) -> None:

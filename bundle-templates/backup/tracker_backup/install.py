@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import files
+from .checks import examine, show_findings
 from .cron import MISSING, REMEDY, cron_runs
 from .destination import claim_destination
 from .docker import (
     WORK_SECONDS,
     check_docker,
     make_image,
+    remove_build_cache,
     remove_images,
     remove_networks,
     reported,
@@ -26,9 +28,10 @@ from .docker import (
 from .files import make_directory, put, remove, remove_tree
 from .host import BUNDLE, CONFIG, RECORD, ROOT, STATE, Host, Refused, read_settings
 from .log import LOG, say
+from .monitoring import put_monitoring, remove_monitoring
 from .runs import newest_success, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets, require_secrets
-from .sidecar import bring_up_sidecar, remove_sidecar
+from .sidecar import bring_up_sidecar, prepare_sidecar, remove_sidecar
 from .state import lock
 
 WINDOW_ONLY = "host/maintenance-backup.sh"
@@ -210,6 +213,7 @@ def command_install(arguments: argparse.Namespace) -> int:
         )
     if newest_success(read_runs(host)) is None:
         say("info: no backup yet")
+    show_findings(examine(host))  # the first backup, or `doctor`, shows the rest
     return 0
 
 
@@ -221,6 +225,7 @@ def put_everything(
         wanted = {path: what for path, what in wanted.items() if what[0] != WINDOW_ONLY}
     foreign = not CONFIG.exists()
     before = [image for key, image in installed_settings().items() if key == "IMAGE"]
+    old_metrics = installed_settings().get("METRICS_DIRECTORY", "")
     make_image(host, BUNDLE / "backup", arguments.rebuild_image)
     claim_destination(host, arguments.take_over_destination)
     make_directory(host.staging, 0o700)
@@ -235,8 +240,14 @@ def put_everything(
         put(path, bundle[name], mode)
     for stray in strays(host, wanted):
         remove(stray)
-    if host.strategy == "sidecar" and not arguments.check:
-        bring_up_sidecar(host)
+    if "METRICS_DIRECTORY" in read_settings(BUNDLE / "host/tracker-backup.conf"):
+        put_monitoring(host, bundle)
+    elif not arguments.check:
+        remove_monitoring(host, old_metrics)
+    if host.strategy == "sidecar":
+        prepare_sidecar(host, bundle["docker-compose.backup.yml"])
+        if not arguments.check:
+            bring_up_sidecar(host)
     if not LOG.exists():
         put(LOG, b"", 0o640)
     remove_images(host.image, *before)
@@ -265,9 +276,10 @@ def strays(host: Host, wanted: Iterable[Path]) -> Iterator[Path]:
 def command_uninstall(_: argparse.Namespace) -> int:
     """Removes everything of ours but the backups; also after an installation that ended early."""
     files.checking = files.showing = False
-    hosts = installed_hosts()
+    hosts, directory = installed_hosts(), installed_settings().get("METRICS_DIRECTORY", "")
     with lock():
         for host in hosts:
+            remove_monitoring(host, directory)
             for path in reversed(places(host, ())):  # the schedule first
                 remove(path)
             with reported():
@@ -284,6 +296,7 @@ def command_uninstall(_: argparse.Namespace) -> int:
             remove(path)
         with reported():
             remove_images("", *(host.image for host in hosts))
+            remove_build_cache()
         remove(STATE)
     for host in hosts:
         say(f"info: the backups in {host.destination} were left alone")

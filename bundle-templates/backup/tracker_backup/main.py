@@ -4,7 +4,7 @@ itself.
 For operators:      run, list, status, doctor, verify, restore, extract, acknowledge, push
 For the playbooks:  install, uninstall
 For the scripts:    window, in-sidecar, rollback, check (maintenance-backup.sh, backup.sh, Compose)
-For cron:           sidecar
+For cron:           sidecar, catch-up
 
 Exit codes: 0 success; 1 failed, or the backups are not as they should be; 2 configuration error; 75
 another run holds the lock. maintenance-backup.sh tells those of a run. Source of all names and
@@ -21,6 +21,7 @@ import sys
 from typing import Any
 
 from . import log
+from .catch_up import command_catch_up
 from .detach import detached
 from .doctor import command_doctor
 from .extract import command_extract
@@ -140,6 +141,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         command_sidecar,
         "for cron: bring a sidecar back that is missing, and tell it what only the host knows",
     )
+    add("catch-up", command_catch_up, "for cron: make up for a run that was missed before a boot")
     add("uninstall", command_uninstall, "remove everything but the backups")
     checking = add("check", command_check, "for the sidecar: is the last success recent")
     checking.add_argument("what", choices=["freshness"])
@@ -177,5 +179,6 @@ def carry_out(arguments: argparse.Namespace) -> int:
         code = error.code
     except OSError as error:
         log.complain(f"error: {error}")
-    report_command(arguments.command, code)
+    if not getattr(arguments, "dry_run", False):
+        report_command(arguments.command, code)
     return code

@@ -9,17 +9,20 @@ import json
 import os
 import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
 from .documents import Name, Reason, StateDocument, Time
-from .host import Host, Refused, parse_time, utc_now
+from .host import CONFIG, IN_SIDECAR, Host, Refused, parse_time, utc_now
 from .log import LOG, complain
 from .outbox import TEXT, Send, call, extended, post, send_all
 from .protocol import printable
 
 BODY_BYTES = 100_000
+OTHERS = 75  # the exit code when another run holds the lock: that one is told
 MESSAGE_BYTES = 4000  # ntfy makes an attachment of a longer message
 QUIET_SECONDS = 6 * 3600  # in which the same failure outside a run is told once
 UNVERIFIED = "unverified"  # the result that stands for a failed verification
@@ -57,10 +60,27 @@ class Notices(StateDocument):
 NOTHING = Notices("", 0, "1970-01-01T00:00:00Z", "success", 0, "")
 
 
-def started(host: Host, run: str) -> None:
-    """Pings that the run begins."""
-    if url := secret(host, "PING_URL"):
-        send_all({"ping": lambda: ping(host, url, run, "/start", b"")})
+@contextmanager
+def never_failing() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever it is, the backup is more important
+        complain(f"warning: metrics or notifications failed: {error!r}")
+
+
+def tell_start(host: Host, run: str) -> None:
+    """Pings that a run on the host begins."""
+    if not IN_SIDECAR:
+        with never_failing():
+            if url := secret(host, "PING_URL"):
+                send_all({"ping": lambda: ping(host, url, run, "/start", b"")})
+
+
+def tell_end(run: str, result: str, code: int, reason: str) -> None:
+    """How a run on the host ended; without an id, before it really began."""
+    if not IN_SIDECAR and code != OTHERS:
+        with never_failing():
+            tell(Host.read(CONFIG), Event(run, result, code, reason, own_log()))
 
 
 def tell(host: Host, event: Event) -> None:

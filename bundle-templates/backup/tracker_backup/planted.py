@@ -16,12 +16,18 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def opened(base: Path, *names: str) -> Iterator[int]:
-    """A descriptor of `base/NAME/NAME...`. Raises OSError if one of the names is no directory."""
+def opened(base: Path, *names: str, make: bool = False) -> Iterator[int]:
+    """A descriptor of `base/NAME/NAME...`, with what is missing made if `make`. Raises OSError if
+    one of the names is no directory, such as a link.
+    """
     with contextlib.ExitStack() as stack:
         descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, descriptor)
         for name in names:
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=descriptor)
+                    os.chmod(name, 0o755, dir_fd=descriptor)
             descriptor = os.open(name, DIRECTORY, dir_fd=descriptor)
             stack.callback(os.close, descriptor)
         yield descriptor

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PROTOCOL = 1
+SOCKET, JOB = "socket", "job"  # in the directory of a service of the sidecar
 ANSWER_BYTES = 1 << 20
 TEXT_CHARACTERS = 256  # of a name
 REASON_CHARACTERS = 2000  # of a reason or a warning

@@ -14,6 +14,7 @@ from .documents import SEQUENCES, RemoteState, RepositoryCheck, RunManifest
 from .files import write_durably
 from .host import CONFIG, STATE, Host, Refused, utc_now
 from .log import complain, say
+from .priority import lower_priority
 from .repository import (
     NO_REPOSITORY,
     Repository,
@@ -160,6 +161,7 @@ def command_push(_: argparse.Namespace) -> int:
     if not uses_restic(host):
         say("there is no restic repository: backup.restic is absent")
         return 0
+    lower_priority()
     # SIGTERM ends this process by an exception, so that the container is removed.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

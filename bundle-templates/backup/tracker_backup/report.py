@@ -1,47 +1,21 @@
-"""What others are told after a run or a command: metrics and notifications. It fails nothing."""
+"""What others are told after a command: metrics, and notifications where no run of the host sent
+them. It fails nothing.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from . import metrics
 from .documents import RemoteState, VerificationState
 from .host import CONFIG, IN_SIDECAR, Host
-from .log import complain
-from .notify import UNVERIFIED, Event, Notices, own_log, started, tell
+from .notify import UNVERIFIED, Event, Notices, never_failing, own_log, tell
 from .runs import read_runs
 
-AFTER = ("acknowledge", "push", "restore", "rollback", "sidecar", "verify")  # these commands
+AFTER = ("acknowledge", "push", "restore", "rollback", "sidecar", "verify", "window")
 AT_ONCE = 3  # the newest runs of the sidecar that are reported at one time
-OTHERS = 75  # the exit code when another run holds the lock: that one is reported
-
-
-@contextmanager
-def never_failing() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # whatever it is, the backup is more important
-        complain(f"warning: metrics or notifications failed: {error!r}")
-
-
-def report_start(host: Host, run: str) -> None:
-    if not IN_SIDECAR:
-        with never_failing():
-            started(host, run)
-
-
-def report_run(run: str, result: str, code: int, reason: str) -> None:
-    """How a run on the host ended; without an id, before it really began."""
-    if not IN_SIDECAR and code != OTHERS:
-        with never_failing():
-            host = Host.read(CONFIG)
-            tell(host, Event(run, result, code, reason, own_log()))
-            metrics.write(host)
 
 
 def report_command(command: str, code: int) -> None:
-    """After one that is no run. Cron calls `sidecar` each minute, which reports its new runs."""
+    """Cron calls `sidecar` each minute, which reports its new runs."""
     if command not in AFTER or IN_SIDECAR or not CONFIG.exists():
         return
     with never_failing():

@@ -22,6 +22,7 @@ from .docker import DOCKER_SECONDS, RUN_LABEL, remove_container
 from .host import Refused
 from .protocol import ANSWER_BYTES, LARGEST, REASON_CHARACTERS, Answer, BadAnswer, printable
 from .publish import DIRECTORY, names, opened, remove_in_steps, take
+from .services import Service
 from .space import require_reserve
 
 SERVICES = {"reader": "backup", "examiner": "backup-examiner", "client": "backup-client"}
@@ -239,9 +240,10 @@ class Role:
         """`kind` is reader, examiner or client. Examiners of different services have an index."""
         self.settings, self.kind = settings, kind
         self.name = f"{kind}-{index}" if kind == "examiner" else kind
-        self.uid = UIDS[kind] + index if settings.compose else os.geteuid()
+        self.uid = UIDS[kind] + index
         self.path = settings.staging / settings.run_id / self.name
         self.container = ""
+        self.service: Service | None = None
         self.conversation: Conversation | None = None
 
     def __enter__(self) -> Role:
@@ -272,7 +274,10 @@ class Role:
     def _start(self) -> Line:
         command, run_id = ["backup.sh", self.kind], self.settings.run_id
         if not self.settings.compose:
-            return line_to(command, {"BACKUP_WORK": str(self.path)})
+            if self.kind == "reader":  # a process of the sidecar's core
+                return line_to(command, {"BACKUP_WORK": str(self.path)})
+            self.service = Service(self.settings.staging / self.kind, self.path, self.uid)
+            return Line(*self.service.streams, self.service.hang_up)
         self.container = f"tracker-backup-{run_id}-{self.name}"
         words = RUN_CONTAINER.format(self.container, f"{RUN_LABEL}={run_id}", self.uid).split()
         mounts = self.settings.mounts if self.kind == "reader" else ()
@@ -295,7 +300,7 @@ class Role:
     def end(self) -> None:
         """Ends every process of the role. Then nobody can change its files any more.
 
-        Raises Refused if Docker does not remove the container.
+        Raises Refused if Docker does not remove the container, or does not restart the service.
         """
         try:
             if self.container:
@@ -304,6 +309,8 @@ class Role:
         finally:
             if self.conversation:
                 self.conversation.end()
+        if self.service:
+            self.service.require_end()
 
 
 def hand_over(
@@ -327,7 +334,8 @@ def hand_over(
                 raise Refused(f"{old} cannot be handed over: {error.strerror}") from error
             descriptor = take(directory, new, source.uid, limit)
             try:
-                os.fchown(descriptor, target.uid, -1)
+                os.fchown(descriptor, os.geteuid(), -1)  # the sidecar has no FOWNER
                 os.fchmod(descriptor, 0o600)
+                os.fchown(descriptor, target.uid, -1)
             finally:
                 os.close(descriptor)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
-import subprocess
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +13,17 @@ from typing import IO, Any
 
 from . import log
 from .deployment import check_deployment, stack_facts
-from .destination import IDENTITY, check_destination
+from .destination import failure_of, require_destination
 from .docker import (
     RUN_LABEL,
     WORK_SECONDS,
     check_docker,
     compose,
     docker,
-    end,
     has_image,
     make_image,
     read_only_mounts,
     remove_dead_containers,
-    start,
     words,
 )
 from .documents import SUBDIRECTORIES, BackupFile, RunManifest, StackFacts
@@ -38,11 +33,12 @@ from .fault_points import fault_point
 from .files import remove_tree, write_durably
 from .host import CONFIG, IN_SIDECAR, STATE, Host, Refused, utc_now
 from .jobs import docker_root
+from .notify import tell_end, tell_start
+from .priority import lower_priority
 from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable, shown
 from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
 from .reach import unchanged_reach
 from .remote import next_sequence, push_or_tell
-from .report import report_run, report_start
 from .repository import uses_restic
 from .restore import command_rollback
 from .retention import prune
@@ -52,14 +48,13 @@ from .secrets import named_secrets, require_secrets
 from .settings import Line, read_path_list
 from .signals import Ended, signals
 from .space import Space, require_space
-from .state import LockHeld, refuse_while_unfinished
+from .state import LockHeld, acquire, refuse_while_unfinished
 from .tables import compare_tables
 from .tracker import Stack, Tracker, look, tracker_ids
 from .window import MARKER, Window, is_overdue, recover
 
 HOLD, RESTORE = STATE / "hold", STATE / "restore.json"
 LOCK_SECONDS = float(os.environ.get("TRACKER_BACKUP_LOCK_SECONDS", "10"))
-PROBE_SECONDS = float(os.environ.get("TRACKER_BACKUP_PROBE_SECONDS", "60"))
 PREFLIGHT_SECONDS = float(os.environ.get("TRACKER_BACKUP_PREFLIGHT_SECONDS", "300"))
 PAUSE_RETRY_SECONDS = float(os.environ.get("TRACKER_BACKUP_PAUSE_RETRY_SECONDS", "5"))
 RUN_SECONDS = float(os.environ.get("TRACKER_BACKUP_RUN_SECONDS", str(WORK_SECONDS)))
@@ -283,7 +278,7 @@ def end_run(run: Run, code: int, reason: str) -> None:
     if not run.dry_run and (run.id or code):
         incomplete = bool(run.incomplete) and not run.unrecorded
         result = "incomplete" if incomplete else RESULTS.get(code, "failed")
-        report_run(run.id, result, code, reason)
+        tell_end(run.id, result, code, reason)
 
 
 # ---------------------------------------------------------------- before the run
@@ -303,31 +298,12 @@ def roll_back_dead_restore(arguments: argparse.Namespace) -> None:
 
 
 def take_lock(recover: bool) -> IO[str] | None:
-    """The open file that holds the lock; None for a recovery, if a run holds it. No child inherits
-    it, because a free lock means that the run is dead.
-    """
-    path = STATE / "lock"
-    if not IN_SIDECAR:
-        STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
-    elif not path.exists():
-        raise Refused(f"{path} is not there; install the bundle again", 2)
-    # For the sidecar, the state directory is read-only.
-    file = path.open("r" if IN_SIDECAR else "a", encoding="ascii")
+    """The open file that holds the lock; None for a recovery, if a run holds it."""
     if not recover:
         fault_point("taking-the-lock")
-    deadline = time.monotonic() + (0 if recover else LOCK_SECONDS)
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                if recover:
-                    return None
-                raise LockHeld(f"another run holds {path}; nothing was done", 75) from error
-        time.sleep(0.1)
-    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        raise Refused("uninstalled while waiting for the lock; nothing was done", 2)
+    file = acquire(0 if recover else LOCK_SECONDS)
+    if not file and not recover:
+        raise LockHeld(f"another run holds {STATE / 'lock'}; nothing was done", 75)
     return file
 
 
@@ -354,28 +330,7 @@ def begin(run: Run) -> None:
     run.started, run.unrecorded = utc_now(), not run.dry_run
     log.log(f"run {run.id} begins: {host.strategy}, quiesce {run.quiesce}")
     if not run.dry_run:
-        report_start(host, run.id)
-
-
-def require_destination(host: Host) -> None:
-    attempt(host.destination, "head", "--bytes=1", "--", str(host.destination / IDENTITY))
-    check_destination(host)
-
-
-def attempt(directory: Path, *command: str) -> str:
-    """Why a program failed that uses a directory; empty if it did not. A server's file system can
-    hang, and then only another process can be left alone. Raises Refused.
-    """
-    with tempfile.TemporaryFile() as message:
-        probe = start([*command], stdout=subprocess.DEVNULL, stderr=message)
-        try:
-            probe.wait(PROBE_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise Refused(f"{directory} does not answer within {PROBE_SECONDS:.0f} s") from error
-        finally:
-            end(probe)
-        message.seek(0)
-        return message.read(4096).decode(errors="replace").strip() if probe.returncode else ""
+        tell_start(host, run.id)
 
 
 def remove_leftover_containers(run: Run) -> None:
@@ -611,7 +566,7 @@ def engine_root() -> Path:
 
 def probe_write(directory: Path, run_id: str) -> None:
     script = 'echo probe >"$0" && sync "$0" && rm "$0"'
-    if why := attempt(directory, "sh", "-c", script, str(directory / PROBE.format(run_id))):
+    if why := failure_of(directory, "sh", "-c", script, str(directory / PROBE.format(run_id))):
         raise Refused(f"cannot write to {directory}: {why.rpartition(': ')[2]}")
 
 
@@ -640,6 +595,7 @@ def finish(run: Run, reader: Role, source: Role, sizes: dict[str, int], captured
     """Examines and archives what was captured, and publishes it."""
     host, driver = run.host, driver_of(run.host)
     fault_point("beginning-to-finish", host)
+    lower_priority()
     run.note(captured)
     if source is reader:
         seconds = work_seconds(sizes["database_bytes"])

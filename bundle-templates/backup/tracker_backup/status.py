@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from .checks import examine
 from .cron import SCHEDULE, next_run, seconds_since_change
-from .doctor import examine
 from .documents import (
     RUN_ID,
     Document,
@@ -62,7 +62,7 @@ def command_status(arguments: argparse.Namespace) -> int:
 
 def look(host: Host) -> dict[str, Any]:
     """How the backups are; docs/operations.md describes the JSON object."""
-    case = examine(host, quick=True)
+    case = examine(host)
     runs, problems = case.runs, case.texts()
     last, success = (runs[-1] if runs else None), newest_success(runs)
     age, problem = too_old(host, runs)

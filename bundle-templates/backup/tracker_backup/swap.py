@@ -24,6 +24,7 @@ from .fault_points import fault_point
 from .files import remove_tree
 from .host import Host, Refused
 from .log import say
+from .settings import read_path_list
 from .space import require_space
 from .trees import below, facts_of, make_plain, parent, shown, walk
 from .workshop import Unrestorable
@@ -38,13 +39,8 @@ NAMED = 20  # of the files that the backup does not have
 
 def listed(host: Host) -> dict[str, str]:
     """The kind of each line of our own path list, by its path below the deploy directory."""
-    lines = (host.configuration / "backup-paths.txt").read_text(encoding="utf-8").splitlines()
-    found = {}
-    for line in lines:
-        match = re.fullmatch(r"\??(?:(dir|sqlite):)?/data/(.*[^/])/*", line.rstrip("\r"))
-        if match:
-            found[match[2]] = match[1] or "path"
-    return found
+    lines = read_path_list(host.configuration / "backup-paths.txt", Path("/data"))
+    return {line.path: line.kind for line in lines}
 
 
 def targets(host: Host, run: RunManifest, kinds: set[str], database: str) -> list[str]:

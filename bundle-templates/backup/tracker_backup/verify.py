@@ -14,6 +14,7 @@ from .files import remove_tree
 from .host import CONFIG, Host, Refused, utc_now
 from .jobs import ready_image
 from .log import say
+from .priority import lower_priority
 from .remote import check_repository
 from .retention import remember_suspension
 from .runs import choose_run, read_runs
@@ -55,6 +56,7 @@ def verify(host: Host, run: RunManifest, image: str) -> list[str]:
 
 def command_verify(arguments: argparse.Namespace) -> int:
     host = Host.read(CONFIG)
+    lower_priority()
     with lock():
         remove_dead_containers()
         check_destination(host)

@@ -79,6 +79,8 @@ class Restic:
     def __init__(self, settings: dict[str, str], answer: Answer) -> None:
         self.settings, self.answer = settings, answer
         self.options = ["--no-cache"]
+        if limit := settings.get("RESTIC_LIMIT_UPLOAD_KIB"):
+            self.options.append(f"--limit-upload={limit}")
         self.environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC0"}
         self.hidden: list[str] = []  # what must not show in a message
         for key in ("RESTIC_REPOSITORY_FILE", "RESTIC_PASSWORD_FILE"):

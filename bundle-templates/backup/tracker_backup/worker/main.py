@@ -1,4 +1,4 @@
-"""The entry point of the image: the one argument names a role."""
+"""The entry point of the image: the first argument is a role, or `service` and a role."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+from ..priority import lower_priority
 from .confine import confine
 from .service import WORK, serve
+from .supervisor import supervise
 
 IDLE_SECONDS = 86400
 WRITABLE = (WORK, *map(Path, ("/dev", "/run", "/tmp")))
 ROLES = ("reader", "examiner", "client", "courier", "unpacker")  # each a module of its own
+SERVICES = ("examiner", "client")  # of the sidecar
 
 
 def main(words: list[str]) -> int:
@@ -24,16 +27,20 @@ def main(words: list[str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if role == "idle":
         return idle()
+    if words[:1] == ["service"] and words[1] in SERVICES and len(words) == 2:
+        return supervise(words[1])
     if role == "dump":
+        confine(True, WRITABLE)
         dumped: int = importlib.import_module(".client", __package__).dump()
         return dumped
     if role not in ROLES:
-        programs = " | ".join(("idle", "dump", "sidecar", "now", "healthy", *ROLES))
+        programs = " | ".join(("idle", "dump", "sidecar", "now", "healthy", "service ROLE", *ROLES))
         print(f"usage: backup.sh {programs}", file=sys.stderr)
         return 2
+    if role in ("examiner", "courier"):  # which work outside the window alone
+        lower_priority()
     if role != "courier":  # restic, ssh and rclone are trusted with what they see
-        # To put files in their places, the unpacker writes to others, too.
-        confine(role == "client", () if role == "unpacker" else WRITABLE)
+        confine(role == "client", WRITABLE)
     return serve(importlib.import_module(f".{role}", __package__).JOBS)
 
 

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..priority import lower_priority
 from ..protocol import LARGEST, SUFFIX, Answer
 from ..settings import Line, read_path_list, relative
 from . import copies, service
@@ -129,6 +130,7 @@ def settle(arguments: dict[str, Any], _answer: Answer) -> None:
 
     Argument: shared, as `capture` answered.
     """
+    lower_priority()
     for path in copied_set("database.db"):
         if path.exists():
             copies.settle(path, bool(arguments["shared"]))
@@ -264,6 +266,7 @@ def archive(arguments: dict[str, Any], answer: Answer) -> None:
     """Writes config.tar.gz or .zst. Members come from the directory `members`, by their index.
     numbers: bytes. `compose` has the stack's compose files, below the deployment.
     """
+    lower_priority()
     lines, findings = read_lines(arguments), Findings(answer)
     target = service.WORK / f"config.tar{SUFFIX[arguments['compression']]}"
     target.unlink(missing_ok=True)
