@@ -11,7 +11,7 @@ import pytest
 
 from e2e.bundle import Bundle, Outcome
 from e2e.deployment import DESTINATION, RUN_SECONDS, STAGING, Deployment
-from e2e.host import Host
+from e2e.host import Host, wait_until
 from e2e.stack import DEPLOY_DIR
 
 pytestmark = pytest.mark.only("sqlite3")
@@ -261,6 +261,89 @@ def test_p08_p12_p44_what_a_stop_does_to_the_network_is_told(deployment: Deploym
     finally:
         host.sh(f"ip6tables -D {rule}", check=False)
     deployment.wait_for_tracker()
+
+
+REGISTRY = "localhost:5000/torrust/tracker"
+USE_RECORDED = """
+import sys
+sys.path.insert(0, "/usr/local/lib/tracker-backup")
+from pathlib import Path
+from tracker_backup.documents import RunManifest
+from tracker_backup.stack import use_recorded_images
+use_recorded_images(RunManifest.read(Path(sys.argv[1])).releases)
+"""
+
+
+def pushed(host: Host, version: str) -> None:
+    """The registry's tag `develop` means this version from now on."""
+    text = f"FROM torrust/tracker:develop\nLABEL org.opencontainers.image.version={version}\n"
+    name = f"{REGISTRY}:develop"
+    host.run("docker", "build", "--tag", name, "-", stdin=text, seconds=RUN_SECONDS)
+    host.run("docker", "push", name, seconds=RUN_SECONDS)
+
+
+@contextmanager
+def registry(host: Host) -> Iterator[None]:
+    """Debian's docker-registry, on the host's loopback."""
+    host.sh(
+        "apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive apt-get install --yes "
+        "--quiet=2 --no-install-recommends docker-registry && systemctl restart docker-registry",
+        seconds=RUN_SECONDS,
+    )
+    try:
+        wait_until(
+            "the registry",
+            lambda: host.run("curl", "-fsS", "localhost:5000/v2/", check=False).returncode == 0,
+            30,
+        )
+        yield
+    finally:
+        host.sh("systemctl stop docker-registry; rm -rf /var/lib/docker-registry/*")
+
+
+@pytest.mark.slow
+def test_p42_a_restore_takes_the_image_that_a_run_recorded(deployment: Deployment) -> None:
+    host, name = deployment.host, f"{REGISTRY}:develop"
+    usual, compose = "torrust/tracker:develop", f"docker compose --project-directory {DEPLOY_DIR}"
+    file = f"{DEPLOY_DIR}/docker-compose.yml"
+
+    def use(image: str) -> None:
+        host.sh(
+            f"sed -i 's|image: .*tracker:develop|image: {image}|' {file} && "
+            f"{compose} up --detach --no-deps tracker",
+            seconds=RUN_SECONDS,
+        )
+        deployment.wait_for_tracker()
+
+    with registry(host):
+        pushed(host, "3.0.0")
+        try:
+            use(name)
+            deployment.run().succeeded()
+            run = deployment.last_run()
+            release = run["releases"]["tracker"]
+            assert (release["name"], release["version"]) == (name, "3.0.0")
+            assert release["digest"].startswith(f"{REGISTRY}@sha256:")
+            assert run["releases"]["caddy"]["digest"] == ""  # no registry has it
+        finally:
+            use(usual)
+        pushed(host, "4.0.0")
+        host.run("docker", "rmi", "--force", name, release["digest"], check=False)
+        command = ["python3", "-c", USE_RECORDED, f"{DESTINATION}/runs/{run['id']}.json"]
+        told = host.run(*command, seconds=RUN_SECONDS).stdout
+        label = '{{index .Config.Labels "org.opencontainers.image.version"}}'
+        found = host.run("docker", "image", "inspect", "--format", label, name).stdout
+        assert found == "3.0.0\n"
+        assert f"{name} means another image today (4.0.0, " in told
+        assert "they differ in the major version" in told
+        assert "no registry knows the image that caddy had" in told
+        host.run("docker", "rmi", "--force", name, release["digest"], check=False)
+        pushed(host, "4.0.0")
+    told = host.run(*command, seconds=RUN_SECONDS).stdout
+    assert f"{release['digest']}, which tracker had, cannot be pulled" in told
+    found = host.run("docker", "image", "inspect", "--format", label, name).stdout
+    assert found == "4.0.0\n"
+    host.run("docker", "rmi", "--force", name)
 
 
 def test_p20_a_table_that_is_gone_suspends_retention_and_no_backup(
