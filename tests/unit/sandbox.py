@@ -280,6 +280,8 @@ class Sandbox:
                 outcome = [facts.pop(key) for key in ("result", "code", "reason")]
                 run = package.run.Run(dry_run=False)
                 run.host, run.window = host, SimpleNamespace(seconds=facts.pop("window_seconds"))
+                if outcome[0] != "failed":
+                    run.facts = package.deployment.stack_facts(host)
                 run.found = package.protocol.Answer(**facts.pop("found"))
                 run.files = [package.documents.BackupFile(**file) for file in facts.pop("files")]
                 vars(run).update(facts)

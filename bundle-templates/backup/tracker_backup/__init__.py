@@ -21,6 +21,8 @@ A module imports only from those before it in this list:
     sidecar                           the container that stays up
     outbox, notify                    who is told how a run ended
     checks, status                    what the operator asks
+    current, prepare                  the run in progress; what comes before the window
+    capture, finish                   its roles in the window, and after it
     run, doctor                       the whole run; whether it would succeed
     planted, metrics, report          what Prometheus reads; what is reported after a command
     catch_up, monitoring              a run that was missed; rules and a dashboard for the stack

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .checks import QUICK, Advice, Case, Check, examine, refusal, show_findings
+from .current import Run
 from .docker import WORK_SECONDS, check_docker, docker, has_image, stack_containers, words
 from .drivers import driver_of
 from .files import remove_tree
@@ -23,7 +24,7 @@ from .host import CONFIG, ROOT, Host, Refused
 from .log import say
 from .remote import remembered
 from .repository import NO_REPOSITORY, RepositoryFailure, repository, uses_restic
-from .run import Run, back_up
+from .run import back_up
 from .runs import newest_success
 from .sidecar import find_core
 from .signals import Ended, signals
