@@ -9,6 +9,7 @@
 #   backup.sh healthy            whether the last success of the sidecar is recent
 #   backup.sh reader | examiner | client | courier | unpacker
 #                                a role: jobs on standard input, answers on standard output
+#   backup.sh dump               prints a dump of the database that standard input names
 # Exit codes of a run: 0 success, 1 the backup failed or is incomplete, 2 configuration error,
 # 3 held, 75 another run holds the lock; 129, 130, 143 ended by a signal.
 set -Eeuo pipefail

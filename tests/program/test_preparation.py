@@ -238,3 +238,11 @@ def test_nothing_of_an_earlier_run_is_removed_and_nothing_of_a_strangers(host: H
     host.run().ends_with(1)
     assert before <= set(host.destination.rglob("*"))
     assert (host.staging / "mine").is_dir()
+
+
+def test_a_container_of_a_dead_run_that_cannot_be_removed_is_a_warning(host: Host) -> None:
+    host.add_container("c0ffee")
+    host.on("rm", "if words[-1] == 'c0ffee': fail('device or resource busy')")
+    host.run().ends_with(0)
+    host.recorded("success")
+    host.warned("the container c0ffee of a dead run could not be removed: .*busy")

@@ -37,13 +37,14 @@ def test_without_an_archive_the_database_is_published_and_the_run_is_incomplete(
 def test_a_docker_that_fails_when_the_manifest_is_written_does_not_discard_the_backup(
     host: Host,
 ) -> None:
-    """The manifest names the images of the stack. Then they are those of the run before."""
+    """The manifest names the images of the stack, which were read before the window."""
     add_old_run(host)
     host.on("archive", "touch('archived')")
     host.on("ps", "if (STUB / 'archived').exists(): fail('the daemon is gone')")
-    host.run().ends_with(0, "the stack's images and directories are those of")
-    results = [json.loads(path.read_text())["result"] for path in host.run_files()]
-    assert results[-1] == "success"
+    host.run().ends_with(0, "succeeded")
+    manifest = json.loads(host.run_files()[-1].read_text())
+    assert (manifest["result"], manifest["images"]) == ("success", {"tracker": "sha256:feed"})
+    assert manifest["compose_files"] == ["docker-compose.yml"]
 
 
 def test_a_run_manifest_that_says_success_does_not_outlive_the_files_of_its_run(

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
+import pytest
+
 from program.host import STARTED, Host
 
 DOCKER_DIES = """
@@ -57,3 +63,40 @@ def test_what_a_docker_that_died_before_the_window_took_down_is_started(host: Ho
     host.never_called("^docker stop")
     host.tracker_is("running")
     assert host.tracker("started") != STARTED
+
+
+@pytest.mark.parametrize(
+    ("finished", "started_again"), [("2026-01-01T00:00:00Z", False), ("now()", True)]
+)
+def test_what_somebody_stopped_before_docker_died_stays_stopped(
+    host: Host, finished: str, started_again: bool
+) -> None:
+    """Docker took down what ended after it was started again."""
+    (host.stub / "docker.pid").write_text("1")
+    labels = {
+        "com.docker.compose.service": "grafana",
+        "com.docker.compose.project": "torrust",
+        "com.docker.compose.project.working_dir": str(host.deploy),
+        "com.docker.compose.oneoff": "False",
+    }
+    state = {"Status": "running", "StartedAt": STARTED, "ExitCode": 0, "FinishedAt": ""}
+    found: dict[str, Any] = {"Id": "6afa", "Image": "x", "State": state, "Mounts": []}
+    found["Config"] = {"Image": "grafana", "Env": [], "Labels": labels}
+    (host.stub / "inspect.json").write_text(json.dumps([found]))
+    when = finished if finished == "now()" else repr(finished)
+    ends = f"""
+found = json.loads((STUB / "inspect.json").read_text())
+found[0]["State"] |= {{"Status": "exited", "FinishedAt": {when}}}
+(STUB / "inspect.json").write_text(json.dumps(found))
+"""
+    host.on("preflight", ends + DOCKER_DIES)
+    host.run().ends_with(1, "Docker has died during this run")
+    host.was_called(f"^docker start {'6afa 7e57|7e57 6afa' if started_again else '7e57'}$")
+
+
+def test_a_docker_that_hangs_at_the_beginning_is_recorded(host: Host) -> None:
+    (host.stub / "docker.pid").write_text("1")
+    host.set("DOCKER_SECONDS", 1)
+    host.on("ps", "hang()")
+    host.run().ends_with(1, "docker ps did not answer within 1 s")
+    host.recorded("failed", reason=re.compile("Docker does not list its containers"))

@@ -14,6 +14,7 @@ from unit.sandbox import Sandbox, manifest
 
 RUN = "20260101_030000"
 OWNER = {"uid": 1000, "gid": 999, "mode": "2770"}
+RELEASE = {"name": "a/tracker:develop", "digest": "a/tracker@sha256:feed", "version": "4.0.0"}
 WHOLE: dict[str, dict[str, Any]] = {
     "RunManifest": manifest(RUN, 7)
     | {
@@ -27,6 +28,9 @@ WHOLE: dict[str, dict[str, Any]] = {
         "durations": {"check": 0.25},
         "database_bytes": 4096,
         "tools": {"sqlite3": "3.46.1"},
+        "releases": {"tracker": RELEASE},
+        "compose_files": ["docker-compose.yml", "compose/override.yml"],
+        "killed": True,
     },
     "RetentionState": {"format": 1, "acknowledged": ["a"], "pending": {"b": "reason"}},
     "VerificationState": {
@@ -44,6 +48,8 @@ WHOLE: dict[str, dict[str, Any]] = {
         "directories": {"storage": OWNER},
         "refused": "",
         "warnings": ["it rains"],
+        "releases": {"tracker": RELEASE},
+        "compose_files": ["compose.yaml"],
     },
     "RemoteState": {
         "format": 2,
@@ -69,6 +75,7 @@ WHOLE: dict[str, dict[str, Any]] = {
             {"path": ".env", "room": "storage/x", "existed": True, "brings": True},
         ],
         "made": ["storage"],
+        "compose_files": ["compose.yaml"],
     },
     "DestinationIdentity": {
         "format": 2,
@@ -87,11 +94,12 @@ STATES = {
 OPTIONAL = {
     "RunManifest": {
         *("finished", "strategy", "quiesce", "driver", "missing", "durations", "tools"),
-        "database_bytes",
+        *("database_bytes", "releases", "compose_files", "killed"),
     },
+    "StackFacts": {"releases", "compose_files"},
     "VerificationState": {"succeeded", "seconds", "impossible"},
     "RemoteState": {"checked", "error", "tried", "sequence", "succeeded"},
-    "RestoreJournal": {"importing", "undone", "moves", "made"},
+    "RestoreJournal": {"importing", "undone", "moves", "made", "compose_files"},
 }
 NO_DOCUMENT: dict[str, bytes] = {
     "empty": b"",

@@ -14,7 +14,7 @@ import pytest
 
 from unit.sandbox import TEMPLATES, TESTS, load
 
-VERSIONS = sorted((TESTS / "fixtures").iterdir())
+VERSIONS = sorted(path.parent for path in (TESTS / "fixtures").glob("*/bundles"))
 HOSTS = [host for version in VERSIONS for host in (version / "sqlite", version / "mysql")]
 
 
@@ -127,13 +127,37 @@ def test_the_journal_of_a_restore_and_its_work_files_are_read(old: Old) -> None:
     assert points
 
 
+def test_a_restore_that_died_after_its_swap_is_rolled_back(old: Old) -> None:
+    for point in sorted(path.name for path in old.fixtures.glob("restore-*")):
+        work = old.host.staging / old.journal(point).work
+        shutil.copytree(old.fixtures / point / "work", work)
+        targets, existing, absent = (
+            old.work(point, name) for name in ("targets", "existing", "absent")
+        )
+        for root, text, paths in (
+            (work / "old", "then", existing),
+            (old.host.deploy_dir, "restored", targets),
+        ):
+            for path in paths:
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                (root / path).write_text(text)
+        old.package.undo_older.undo_older(old.host, work)
+        assert {path: (old.host.deploy_dir / path).read_text() for path in existing} == (
+            dict.fromkeys(existing, "then")
+        )
+        assert not [path for path in absent if (old.host.deploy_dir / path).exists()]
+        assert old.package.restore.moved(work, old.journal(point)) == targets
+
+
 def test_the_marker_of_a_window_has_its_seven_words(old: Old) -> None:
     for quiesce in ("stop", "pause"):
         words = (old.fixtures / f"state/window-{quiesce}").read_text(encoding="utf-8").split()
         container, started, action, opened, deadline, grace, run = words
         assert (len(container), action, started[-1]) == (64, quiesce, "Z")
         assert int(opened) < int(deadline) and int(grace) > 0
-        assert old.package.runs.RUN_ID.fullmatch(run)
+        old.put(f"state/window-{quiesce}", "window")
+        marker = old.package.window.Marker.load()
+        assert (marker.tracker, marker.deadline, marker.run) == (container, int(deadline), run)
 
 
 def test_the_state_of_the_repository_is_read(old: Old) -> None:

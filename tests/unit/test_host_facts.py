@@ -110,7 +110,7 @@ def test_the_deploy_directory_may_be_a_link(host: Sandbox, started_through: str)
     host.monkeypatch.setenv("STUB_DEPLOY", str(spelt))
     assert host.call("check", "deployment").code == 0
     package = host.package
-    _images, directories = package.deployment.stack_facts(package.host.Host.read(host.config))
+    directories = package.deployment.stack_facts(package.host.Host.read(host.config)).directories
     assert "storage/tracker/etc" in directories
     assert host.install().code == 0
 
@@ -127,7 +127,26 @@ def test_a_hostile_tracker_toml_takes_no_time(host: Sandbox, filler: str) -> Non
     assert time.monotonic() - began < 5
     text = f"\n  [core.database] \r\n  driver = 'sqlite3'\r\n path=\"/lib/x.db\"\n {database}"
     (host.deploy / "storage/tracker/etc/tracker.toml").write_text(text)
-    assert package.deployment.tracker_database(facts, {}) == ("sqlite3", "/lib/x.db")
+    assert package.deployment.tracker_database(facts, {}) == {
+        "driver": "sqlite3",
+        "path": "/lib/x.db",
+    }
+
+
+def test_p40_the_trackers_schema_3_is_read(host: Sandbox) -> None:
+    package = host.package
+    facts = package.host.Host.read(host.config)
+    toml = (
+        '[metadata]\nschema_version = "3.0.0"\n\n[core.database] # moved\ndriver = "mysql"\n'
+        'host = \'db.example\'\nport = 3307\nuser = "u"\npassword = "p"\n'
+        'database = "torrust"\n\n[[udp_trackers]]\nport = 1\n'
+    )
+    (host.deploy / "storage/tracker/etc/tracker.toml").write_text(toml)
+    told = package.deployment.tracker_database(facts, {})
+    assert package.drivers.used_database(told) == "db.example:3307/torrust"
+    name = "TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__HOST"
+    told = package.deployment.tracker_database(facts, {name: "other"})
+    assert package.drivers.used_database(told) == "other:3307/torrust"
 
 
 @pytest.mark.parametrize("key", ["DB_PATH", "BACKUP_ALLOW_WRITER_STALL", "BACKUP_COMPRESSION"])

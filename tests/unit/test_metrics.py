@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from unit.sandbox import Sandbox, manifest, mode
+from unit.sandbox import Sandbox, mode
 from unit.test_alerts import promtool
 
 RUN = "20260101_030000"
@@ -73,8 +73,7 @@ def test_without_a_directory_nothing_is_written(host: Sandbox) -> None:
 
 def test_the_metrics_of_a_backup_that_was_verified_and_copied(exporter: Exporter) -> None:
     host, package = exporter.host, exporter.host.package
-    facts = manifest(RUN, 1, durations={"check": 0.25}, database_bytes=4096)
-    host.add_run(RUN, 1, **facts)
+    host.add_run(RUN, 1, durations={"check": 0.25}, database_bytes=4096)
     package.documents.VerificationState(
         RUN, "2026-01-04T05:30:00Z", [], "2026-01-04T05:30:00Z", 12.5
     ).store()

@@ -51,6 +51,16 @@ INSERT INTO `torrents` VALUES
 (3,'cc',7);
 -- Dump completed on 2026-01-02  3:04:06
 """
+HEADER = "/*!40100 ALTER DATABASE CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;\n"
+
+
+def with_header(dump: str) -> str:
+    """The dump with its second line, which keeps the database's character set."""
+    first, _, rest = dump.partition("\n")
+    return f"{first}\n{HEADER}{rest}"
+
+
+WRITTEN = with_header(DUMP)
 ROWS = {"torrents": 3, "whitelist": 2, "keys": 0, "it's `quoted`": 1}
 # Each program notes its arguments, its environment and the option file, does what its hook says,
 # and then answers. A hook can end it.
@@ -62,7 +72,10 @@ env >>environment
 [[ ! -e hook-${0##*/} ]] || source "./hook-${0##*/}"
 """
 CLIENT = """case $* in
+    *generation_expression*) cat generated ;;
     *hex*) cat tables ;;
+    *default_character_set_name*) printf 'utf8mb4\\tutf8mb4_bin\\n' ;;
+    *Ssl_cipher*) printf 'Ssl_cipher\\tTLS_AES_256_GCM_SHA384\\n' ;;
     *user_privileges*) echo 1 ;;
     *data_length*) echo 1000000 ;;
     *) echo "an unknown query: $*" >&2; exit 1 ;;
@@ -109,6 +122,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
         (made.stub / name).write_text(NOTE + script)
         (made.stub / name).chmod(0o755)
     (made.stub / "dump").write_text(DUMP)
+    (made.stub / "generated").touch()
     (made.stub / "dump-torrents").write_text(TORRENTS)
     made.has_tables("torrents", "whitelist", "keys")
     monkeypatch.setenv("STUB", str(made.stub))
@@ -300,7 +314,7 @@ def test_a_dump_is_taken_in_one_transaction_without_a_privilege_that_users_lack(
         0,
         {"mariadb-dump": "mariadb-dump from 11.8, client 10.19"},
     )
-    assert (server.work / "database.sql").read_text() == DUMP
+    assert (server.work / "database.sql").read_text() == WRITTEN
     (call,) = [call for call in server.calls("mariadb-dump") if "--version" not in call]
     _, options, words = call.split("\t", 2)
     assert options.startswith("--defaults-file=")
@@ -347,6 +361,72 @@ def test_a_second_dump_that_fails_fails_the_job(server: Server) -> None:
     server.on("mariadb-dump", "[[ $* != *--where* ]] || { echo 'Lost connection' >&2; exit 3; }")
     reason = server.capture("exclude-statistics").reason
     assert reason == "Lost connection (mariadb-dump, exit code 3)"
+
+
+GENERATED = """\
+/*M!999999\\- enable the sandbox mode */
+CREATE TABLE `o``dd` (
+  `a` text,
+  `g` int GENERATED ALWAYS AS (1) VIRTUAL
+) ENGINE=InnoDB;
+INSERT INTO `o``dd` (`a`, `g`, `b`, `h`) VALUES ('it\\'s, (a) \\\\',7,0x00FF,NULL),
+(NULL,8,'',''''),
+('x',9,_binary '\\n,',-1.5e3);
+CREATE TABLE `plain` (
+  `a` int
+) ENGINE=InnoDB;
+INSERT INTO `plain` (`a`) VALUES (') VALUES (');
+DELIMITER ;;
+CREATE PROCEDURE p() BEGIN
+INSERT INTO `o``dd` (`a`, `g`, `b`, `h`) VALUES
+(1,2,3,4),
+(5,6,7,8);
+END ;;
+DELIMITER ;
+-- Dump completed on 2026-01-02  3:04:05
+"""
+
+
+def test_a_generated_column_gets_no_value(server: Server) -> None:
+    """MySQL refuses one with error 3105; mariadb-dump writes it all the same."""
+    name = b"o`dd".hex()
+    (server.stub / "generated").write_text(f"{name}\t2\n{name}\t4\n")
+    (server.stub / "dump").write_text(GENERATED)
+    assert server.capture().code == 0
+    written = (server.work / "database.sql").read_text()
+    expected = with_header(GENERATED)
+    for row in (
+        "('it\\'s, (a) \\\\',7,0x00FF,NULL)|('it\\'s, (a) \\\\',DEFAULT,0x00FF,DEFAULT)",
+        "(NULL,8,'','''')|(NULL,DEFAULT,'',DEFAULT)",
+        "('x',9,_binary '\\n,',-1.5e3)|('x',DEFAULT,_binary '\\n,',DEFAULT)",
+    ):
+        old, _, new = row.partition("|")
+        assert old in expected
+        expected = expected.replace(old, new)
+    assert written == expected
+    assert "--complete-insert" in server.calls("mariadb-dump")[-1]
+    assert server.examine(driver="mysql").tables == {"o`dd": 3, "plain": 1}
+
+
+def test_a_row_that_is_not_as_the_server_says_fails_the_dump(server: Server) -> None:
+    name = b"plain".hex()
+    (server.stub / "generated").write_text(f"{name}\t2\n")
+    (server.stub / "dump").write_text(GENERATED)
+    assert "fewer values" in server.capture().reason
+
+
+@pytest.mark.parametrize("answer", ["", "utf8mb4", "utf8mb4\t`;DROP", "a\tb\tc"])
+def test_a_character_set_that_is_none_is_refused(server: Server, answer: str) -> None:
+    (server.stub / "answer").write_text(answer + "\n")
+    server.on("mariadb", "[[ $* != *default_character_set_name* ]] || { cat answer; exit; }")
+    assert server.capture().reason.startswith("the server's character set cannot be read")
+
+
+def test_a_connection_in_plain_text_is_a_warning(server: Server) -> None:
+    server.on("mariadb", "[[ $* != *Ssl_cipher* ]] || { printf 'Ssl_cipher\\t\\n'; exit; }")
+    answer = server.preflight()
+    assert answer.code == 0
+    assert answer.warnings[0].startswith("the connection to the server mysql is not encrypted")
 
 
 # ---------------------------------------------------------------- examining
@@ -415,7 +495,7 @@ class Pieces(io.BytesIO):
 def test_rows_are_counted_whatever_the_pieces_of_the_stream(server: Server, size: int) -> None:
     stream = Pieces(DUMP.encode())
     stream.size = size
-    assert server.module("mysql").digest(stream) == ROWS
+    assert server.module("dumps").digest(stream) == ROWS
 
 
 def dump_of(*statements: str) -> io.BytesIO:
@@ -430,7 +510,7 @@ def test_the_text_of_a_routine_is_not_counted(server: Server) -> None:
         "(4)\nINSERT INTO `keys` VALUES\n(5),\n(6);",
         "/*!50001 CREATE VIEW `v` AS SELECT\n(1)*/;",
     )
-    assert server.module("mysql").digest(stream) == {"torrents": 1, "keys": 2}
+    assert server.module("dumps").digest(stream) == {"torrents": 1, "keys": 2}
 
 
 def test_names_with_line_ends_and_quotes_are_tables(server: Server) -> None:
@@ -440,31 +520,40 @@ def test_names_with_line_ends_and_quotes_are_tables(server: Server) -> None:
         f"CREATE TABLE `{'雪' * 64}` (\n  `a` int\n);",
         "CREATE TABLE `x` VALUES` (\n  `a` int\n);",
     )
-    assert server.module("mysql").digest(stream) == {
+    assert server.module("dumps").digest(stream) == {
         "line end": 2,
         "a`b": 1,
         "雪" * 64: 0,
     }
 
 
+def test_p22_with_named_columns_the_first_row_is_on_the_same_line(server: Server) -> None:
+    """mariadb-dump names them where a table has an invisible column."""
+    stream = dump_of(
+        "CREATE TABLE `i` (\n);\nINSERT INTO `i` (`a`, `b)`) VALUES (1,') VALUES\\n'),",
+        "(2,3);\nINSERT INTO `i` (`a`, `b)`) VALUES (1,2);",
+    )
+    assert server.module("dumps").digest(stream) == {"i": 3}
+
+
 def test_long_rows_are_counted_once(server: Server) -> None:
     long = "(" * 3_000_000
     stream = dump_of(f"INSERT INTO `t` VALUES\n(1,'{long}'),\n(2,'{long}'),\n(3);")
-    assert server.module("mysql").digest(stream) == {"t": 3}
+    assert server.module("dumps").digest(stream) == {"t": 3}
 
 
 def test_more_tables_than_an_answer_may_have_fail_a_dump(server: Server) -> None:
     stream = dump_of(*(f"CREATE TABLE `t{n}` (\n);" for n in range(10001)))
     with pytest.raises(server.module("service").StepFailed, match="more than 10000 tables"):
-        server.module("mysql").digest(stream)
+        server.module("dumps").digest(stream)
 
 
 def test_a_line_without_end_takes_no_memory(server: Server) -> None:
     program = (
         "import resource, sys; sys.path.insert(0, sys.argv[1]);"
-        "from tracker_backup.worker import mysql\n"
-        "try: mysql.digest(open(0, 'rb', buffering=0))\n"
-        "except mysql.StepFailed as error: print(error)\n"
+        "from tracker_backup.worker import dumps\n"
+        "try: dumps.digest(open(0, 'rb', buffering=0))\n"
+        "except dumps.StepFailed as error: print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     template = Path(server.package.__path__[0]).parent

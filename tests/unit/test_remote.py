@@ -284,8 +284,11 @@ def test_a_dry_restore_from_the_repository_tells_the_newest_run_and_touches_noth
         (copying.destination / "runs/20260102_030000.json").read_text()
     )
     copying.empty_destination()
-    planned = copying.call("restore", "--from", "restic", "--dry-run")
+    (copying.state / "remote.json").unlink()
+    before = sorted(path.name for path in copying.state.iterdir())
+    planned = copying.call("restore", "--from", "restic", "--dry-run", "--confirm")
     assert planned.code == 0, planned.err
+    assert sorted(path.name for path in copying.state.iterdir()) == before
     assert "restore of 20260102_030000" in planned.out
     assert "dry run: nothing was done" in planned.out
     assert copying.files() == {".tracker-backup.json"}

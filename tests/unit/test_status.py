@@ -292,3 +292,63 @@ def test_a_damaged_backup_conf_is_a_problem_and_the_rest_is_shown(
     told = status(well)
     assert any("backup.conf" in one for one in told["problems"])
     assert told["last_success"]["id"] == hours_ago(1)
+
+
+# ---------------------------------------------------------------- what is advice
+
+
+def test_a_secret_with_a_line_end_is_advice(well: Sandbox) -> None:
+    (well.secrets / "db_password").write_text("pass\n")
+    assert problems(well) == []
+    assert any("db_password ends with a line end" in one for one in status(well)["advice"])
+
+
+def test_a_hold_is_advice(well: Sandbox) -> None:
+    (well.state / "hold").touch()
+    told = status(well)
+    assert (told["ok"], told["hold"], told["cron"]) == (True, True, True)
+    assert any(one.startswith("held: ") for one in told["advice"])
+
+
+def test_a_window_that_is_nearly_too_short_is_advice(well: Sandbox) -> None:
+    well.add_run(hours_ago(0.5), 2, window_seconds=99.0)
+    assert not any("a capture may" in one for one in status(well)["advice"])
+    well.add_run(hours_ago(0.2), 3, window_seconds=101.0)
+    (advice,) = [one for one in status(well)["advice"] if "a capture may" in one]
+    assert "took 101 s" in advice and "only 200 s: raise backup.window_timeout_seconds" in advice
+
+
+def test_a_database_that_is_too_large_for_the_window_is_advice(host: Sandbox) -> None:
+    """17 GB at 85 MB/s take the 200 s that a capture has by default."""
+    (host.deploy / "backup/backup.conf").write_text(
+        "DB_TYPE='sqlite'\nDB_PATH='/data/storage/tracker/lib/database/tracker.db'\n"
+        "BACKUP_RETENTION_DAYS='7'\nBACKUP_COMPRESSION='gzip'\nBACKUP_SCOPE='full'\n"
+    )
+    file = host.deploy / "storage/tracker/lib/database/tracker.db"
+    file.parent.mkdir(parents=True)
+    for size, told in ((16_900_000_000, False), (17_200_000_000, True)):
+        with file.open("wb") as sparse:
+            sparse.truncate(size)
+        advice = status(host)["advice"]
+        assert any("to copy the database may take 202 s" in one for one in advice) == told, advice
+
+
+def test_a_destination_that_hangs_does_not_hang_the_status(well: Sandbox) -> None:
+    stub = well.stub / "bin"
+    stub.mkdir()
+    (stub / "head").write_text("#!/bin/sh\nexec sleep 30\n")
+    (stub / "head").chmod(0o755)
+    well.monkeypatch.setenv("PATH", str(stub), prepend=":")
+    well.monkeypatch.setattr(well.package.destination, "PROBE_SECONDS", 0.2)
+    asked: list[object] = []
+    real = os.statvfs
+
+    def spy(path: Any) -> os.statvfs_result:
+        asked.append(path)
+        return real(path)
+
+    well.monkeypatch.setattr(os, "statvfs", spy)
+    told = status(well)
+    assert any("does not answer within 0 s" in one for one in told["problems"])
+    assert told["free_bytes"] is None
+    assert well.destination not in asked

@@ -8,7 +8,8 @@ A module imports only from those before it in this list:
     fault_points, signals, detach     places at which the test suite, or a signal, stops a run
     documents                         what is written as JSON and read again
     runs, docker                      run manifests and their files; calls of Docker
-    publish, services, roles, tables  finished files, the roles of a run, what tables it needs
+    publish, services, roles          finished files, the roles of a run
+    tables, stack                     what tables a run needs; what the stack's containers have
     jobs                              programs in containers, and one job of a role
     trees, workshop, drivers          a backup is unpacked; what a driver captures and imports
     deployment, destination, secrets  what belongs to this deployment, as installed
@@ -16,7 +17,7 @@ A module imports only from those before it in this list:
     swap, undo_older                  what a restore replaces changes places, and back
     verify, extract                   proves that a backup can be restored; one file out of it
     fetch, beside, restore            and back, in place or beside what runs
-    tracker, window                   the time in which the tracker is down
+    tracker, window, reach            the time in which the tracker is down
     sidecar                           the container that stays up
     outbox, notify                    who is told how a run ended
     checks, status                    what the operator asks

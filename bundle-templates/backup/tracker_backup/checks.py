@@ -156,13 +156,14 @@ def secrets(case: Case) -> Iterator[str]:
 
 
 def space(case: Case) -> Iterator[str]:
-    host = case.host
-    for directory in (host.destination, host.staging, STATE, LOG.parent):
+    directories, last = [case.host.staging, STATE, LOG.parent], newest_success(case.runs)
+    if case.free is not None:  # a destination that does not answer is not asked again
+        directories.append(case.host.destination)
+        if last and case.free < last.bytes:
+            yield f"the destination has {case.free} bytes free; the last backup has {last.bytes}"
+    for directory in directories:
         with contextlib.suppress(FileNotFoundError):
             yield from refusal(require_reserve, [directory])
-    last, free = newest_success(case.runs), case.free
-    if last and free is not None and free < last.bytes:
-        yield f"{host.destination} has {free} bytes free, and the last backup has {last.bytes}"
 
 
 def deployment(case: Case) -> Iterator[str]:

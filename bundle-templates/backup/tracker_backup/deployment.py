@@ -11,24 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .docker import service_of, stack_containers
+from .docker import compose_files, service_of, stack_containers
 from .documents import Owner, StackFacts
 from .drivers import driver_of, used_database
 from .files import make_directory
 from .host import IN_SIDECAR, STATE, Host, Refused, parse_time, utc_now
+from .stack import cut_off, not_backed_up, releases
 
 TOLD_SECONDS = 600
 
 
 def look_for_sidecar(host: Host) -> StackFacts:
     """What only the host can see of the stack; the sidecar's runs go by it."""
-    images, directories = stack_facts(host)
+    facts, refused = stack_facts(host), ""
     tracker = [
         found["State"]["Status"]
         for found in stack_containers(host)
         if service_of(found) == "tracker"
     ]
-    refused = ""
     warnings = [f"the tracker is {status}" for status in tracker if status != "running"]
     try:
         warnings += check_deployment(host)
@@ -39,7 +39,7 @@ def look_for_sidecar(host: Host) -> StackFacts:
             f"there is no container of the service tracker in {host.deploy_dir}: what its "
             "database is nobody can tell"
         )
-    return StackFacts(utc_now(), images, directories, refused, warnings)
+    return replace(facts, refused=refused, warnings=warnings)
 
 
 def told_by_host() -> StackFacts:
@@ -56,24 +56,37 @@ def told_by_host() -> StackFacts:
     return replace(told, warnings=[*told.warnings, late])
 
 
-def stack_facts(host: Host) -> tuple[dict[str, str], dict[str, Owner]]:
-    """Image ids by service, and owner and mode of each directory of the deployment that a service
-    mounts.
+def stack_facts(host: Host) -> StackFacts:
+    """The images of the services, the compose files, and owner and mode of each directory of the
+    deployment that a service mounts.
     """
     if IN_SIDECAR:
-        told = told_by_host()
-        return told.images, told.directories
+        return told_by_host()
     # Docker keeps the spelling with which the stack was started, which may lead through a link.
     deploy_dir = host.deploy_dir.resolve()
-    images: dict[str, str] = {}
+    containers = stack_containers(host)
     places = {".": deploy_dir, "storage": deploy_dir / "storage"}
-    for found in stack_containers(host):
-        images[service_of(found)] = found["Image"]
+    for found in containers:
         for mount in found["Mounts"]:
             source = Path(mount.get("Source", "")).resolve()
             if source.is_relative_to(deploy_dir) and source.is_dir():
                 places[str(source.relative_to(deploy_dir))] = source
-    return images, {name: owner_of(place) for name, place in places.items()}
+    return StackFacts(
+        at=utc_now(),
+        images={service_of(found): found["Image"] for found in containers},
+        directories={name: owner_of(place) for name, place in places.items()},
+        refused="",
+        warnings=[],
+        releases=releases(containers),
+        compose_files=inside(host, compose_files(host)),
+    )
+
+
+def inside(host: Host, files: list[Path]) -> list[str]:
+    """Those of the files that are below the deploy directory, relative to it."""
+    base = host.deploy_dir.resolve()
+    found = [file.resolve() for file in files]
+    return [str(file.relative_to(base)) for file in found if file.is_relative_to(base)]
 
 
 def owner_of(path: Path) -> Owner:
@@ -90,25 +103,29 @@ def make_deploy_directory(host: Host, directories: Mapping[str, Owner]) -> None:
         os.chown(host.deploy_dir / name, owner.uid, owner.gid)
 
 
-def tracker_database(host: Host, environment: Mapping[str, str]) -> tuple[str, str]:
-    """(driver, path) that the tracker uses: its environment first, then tracker.toml, as the
-    tracker itself reads them.
+def tracker_database(host: Host, environment: Mapping[str, str]) -> dict[str, str]:
+    """What the tracker's configuration says of its database: its environment first, then
+    tracker.toml, as the tracker itself reads them. Both schemas of the configuration are known: 2
+    has a `path`; 3 has a server's `host`, `port` and `database`. Empty if there is no database.
     """
     toml = environment.get("TORRUST_TRACKER_CONFIG_TOML", "")
     if not toml:
         toml = read_plain_file(host.deploy_dir / "storage/tracker/etc/tracker.toml")
     # A service writes this file. `\s*` would match line ends, too: hours for 1 MiB of them.
     section = re.search(
-        r"^[ \t]*\[core\.database\][ \t\r]*$(.*?)(?=^[ \t]*\[|\Z)", toml, re.MULTILINE | re.DOTALL
+        r"^[ \t]*\[core\.database\][ \t]*(?:#[^\n]*)?\r?$(.*?)(?=^[ \t]*\[|\Z)",
+        toml,
+        re.MULTILINE | re.DOTALL,
     )
-
-    def value(key: str) -> str:
+    found = {}
+    for key in ("driver", "path", "host", "port", "database"):
         name = f"TORRUST_TRACKER_CONFIG_OVERRIDE_CORE__DATABASE__{key.upper()}"
-        line = rf"""^[ \t]*{key}[ \t]*=[ \t]*(["'])(.*?)\1"""
-        found = re.search(line, section[1] if section else "", re.MULTILINE)
-        return environment.get(name, "") or (found[2] if found else "")
-
-    return value("driver").lower(), value("path")
+        line = rf"""^[ \t]*{key}[ \t]*=[ \t]*(?:(["'])(.*?)\1|([0-9]+))"""
+        match = re.search(line, section[1] if section else "", re.MULTILINE)
+        written = (match[2] or match[3] or "") if match else ""
+        if value := environment.get(name, "") or written:
+            found[key] = value.lower() if key == "driver" else value
+    return found
 
 
 def read_plain_file(path: Path) -> str:
@@ -136,10 +153,10 @@ def check_tracker(host: Host, container: Mapping[str, Any]) -> list[str]:
     nothing says which one it is.
     """
     pairs = (pair.partition("=") for pair in container["Config"]["Env"] or [])
-    name, path = tracker_database(host, {key: value for key, _, value in pairs})
-    driver, uses = driver_of(host), used_database(name, path)
+    database = tracker_database(host, {key: value for key, _, value in pairs})
+    driver, uses, name = driver_of(host), used_database(database), database.get("driver", "")
     expected = driver.expected(host.backup_settings)
-    if (name and name != driver.TRACKER_NAME) or (path and uses != expected):
+    if (name and name != driver.TRACKER_NAME) or (uses and uses != expected):
         raise Refused(
             f"the tracker uses {name} {uses}, backup.conf says {driver.TRACKER_NAME} {expected}: "
             "correct the environment JSON, generate and install again"
@@ -147,7 +164,7 @@ def check_tracker(host: Host, container: Mapping[str, Any]) -> list[str]:
     if name:
         mounts = {one.get("Destination", ""): one.get("Source", "") for one in container["Mounts"]}
         driver.check_mounts(host, mounts)
-    if name and path:
+    if name and uses:
         return []
     return ["what database the tracker uses cannot be read from its environment or tracker.toml"]
 
@@ -162,12 +179,13 @@ def check_deployment(host: Host) -> list[str]:
     containers = stack_containers(host)
     trackers = [one for one in containers if service_of(one) == "tracker"]
     warnings = [text for one in trackers for text in check_tracker(host, one)]
-    listed = (host.deploy_dir / "backup/backup-paths.txt").read_text(encoding="utf-8")
-    for service in ("prometheus", "grafana", "caddy"):
-        runs = any(service_of(one) == service for one in containers)
-        if runs and f"/data/storage/{service}/" not in listed:
-            warnings.append(
-                f"the service {service} runs here, and nothing of it is in the backup: add it "
-                "to the environment JSON"
-            )
-    return warnings
+    listed = (host.deploy_dir / "backup/backup-paths.txt").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in listed if line.strip() and not line.startswith("#")]
+    warnings += not_backed_up(host, containers, lines)
+    files = compose_files(host)
+    if len(inside(host, files)) < len(files):
+        warnings.append(
+            f"the stack has compose files outside of {host.deploy_dir}, which are in no backup: "
+            + ", ".join(map(str, files))
+        )
+    return warnings + (cut_off(containers) if host.quiesce == "stop" else [])

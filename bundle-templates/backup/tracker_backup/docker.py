@@ -28,6 +28,10 @@ RUN_LABEL, SIDECAR_LABEL = "tracker-backup.run", "tracker-backup.sidecar"
 IMAGE_LABEL, BUILT = "tracker-backup.image", "gen-backup-bundle/backup"
 OUR_STEPS = ("/usr/local/lib/tracker-backup", "COPY backup.sh ", "/apt/lists/* /etc/crontab")
 STACK_LABEL = "com.docker.compose.project.working_dir"
+FILES_LABEL = "com.docker.compose.project.config_files"
+# In the order in which Compose looks for them.
+COMPOSE_NAMES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+FRAGMENT = "docker-compose.backup.yml"  # ours
 
 
 def words(text: str) -> list[str]:
@@ -109,6 +113,25 @@ def without_values(message: str) -> str:
     return re.sub(r"(\.env: line \d+: [^\"'`]*).*", r"\1", message, flags=re.DOTALL)
 
 
+def compose_files(host: Host) -> list[Path]:
+    """The stack's compose files: as Compose noted at its newest container, otherwise those that
+    Compose would look for. Empty if there is none.
+    """
+    ours = host.deploy_dir / FRAGMENT
+    newest = sorted(stack_containers(host), key=lambda one: str(one.get("Created", "")))
+    for found in reversed(newest):
+        listed = str(found["Config"]["Labels"].get(FILES_LABEL, ""))
+        files = [Path(one) for one in listed.split(",") if one and Path(one) != ours]
+        if files and all(file.is_file() for file in files):
+            return files
+    for name in COMPOSE_NAMES:
+        stem, dot, suffix = (host.deploy_dir / name).name.rpartition(".")
+        pair = [host.deploy_dir / name, host.deploy_dir / f"{stem}.override{dot}{suffix}"]
+        if pair[0].is_file():
+            return [file for file in pair if file.is_file()]
+    return []
+
+
 def compose(
     host: Host,
     *arguments: str,
@@ -117,11 +140,8 @@ def compose(
     fragment: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """`docker compose` with the stack's file and ours."""
-    files = [
-        host.deploy_dir / "docker-compose.yml",
-        fragment or host.deploy_dir / "docker-compose.backup.yml",
-    ]
+    """`docker compose` with the stack's files and ours."""
+    files = [*compose_files(host), fragment or host.deploy_dir / FRAGMENT]
     docker(
         "compose",
         *(["--project-name", project] if project else []),
@@ -144,9 +164,11 @@ def check_docker(host: Host, fragment: Path) -> None:
         raise Refused(
             f"docker compose is {version}; {'.'.join(map(str, COMPOSE_MINIMUM))} or newer is needed"
         )
-    if not (stack := host.deploy_dir / "docker-compose.yml").is_file():
+    if not compose_files(host):
         raise Refused(
-            f"there is no {stack}: is backup.deploy_dir of the environment file right?", 2
+            f"there is no {host.deploy_dir}/docker-compose.yml: is backup.deploy_dir of the "
+            "environment file right?",
+            2,
         )
     compose(host, *words("--profile backup config --quiet"), fragment=fragment)
 
@@ -247,13 +269,20 @@ def remove_container(name: str) -> None:
                 raise
 
 
-def remove_dead_containers(warn: Callable[[str], None] = lambda _: None) -> None:
+def remove_dead_containers(warn: Callable[[str], None] | None = None) -> None:
     """Those of dead runs, verifications and restores, which may go on working; under the lock,
-    where nobody else has one.
+    where nobody else has one. With `warn`, one that cannot be removed is a warning.
     """
     for left in docker(*words("ps --all --quiet --filter"), f"label={RUN_LABEL}").split():
-        warn(f"removing the container of a dead run: {left}")
-        remove_container(left)
+        try:
+            remove_container(left)
+        except Refused as error:
+            if not warn:
+                raise
+            warn(f"the container {left} of a dead run could not be removed: {error}")
+        else:
+            if warn:
+                warn(f"removing the container of a dead run: {left}")
 
 
 def make_image(host: Host, context: Path, rebuild: bool) -> None:

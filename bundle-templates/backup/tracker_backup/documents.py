@@ -262,6 +262,15 @@ class BackupFile(Record):
 
 
 @dataclass(frozen=True)
+class Release(Record):
+    """An image as the compose file names it, as a registry names it, and the version it states."""
+
+    name: Name
+    digest: Name  # empty for an image that no registry has
+    version: Name
+
+
+@dataclass(frozen=True)
 class RunManifest(Document):
     """runs/ID.json: what a run did. `success`: everything was published. `incomplete`: `missing`
     could not be archived, and the rest was published. `failed`: nothing was published.
@@ -294,6 +303,9 @@ class RunManifest(Document):
     durations: dict[Name, float] = field(default_factory=dict)  # seconds by step
     database_bytes: int = 0  # of the database itself; 0 if nobody measured it
     tools: dict[Name, Name] = field(default_factory=dict)  # versions by program
+    releases: dict[Name, Release] = field(default_factory=dict)  # by service
+    compose_files: list[FilePath] = field(default_factory=list)  # below the deploy directory
+    killed: bool = False  # the tracker did not end by itself when it was stopped
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -359,6 +371,8 @@ class StackFacts(StateDocument):
     directories: dict[FilePath, Owner]
     refused: Reason  # why no run may begin; empty if one may
     warnings: list[Reason]
+    releases: dict[Name, Release] = field(default_factory=dict)  # as in run manifests
+    compose_files: list[FilePath] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -411,6 +425,7 @@ class RestoreJournal(StateDocument):
     undone: bool = False  # rolled back but for what is to be started
     moves: list[Move] = field(default_factory=list)
     made: list[FilePath] = field(default_factory=list)  # directories that were missing, in order
+    compose_files: list[FilePath] = field(default_factory=list)  # of the run that is restored
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     restoring.add_argument(
         "--name", metavar="NAME", default="", help="of the copy's Compose project; with --to"
     )
+    restoring.add_argument(
+        "--images",
+        choices=["recorded", "current"],
+        default="recorded",
+        help="onto an empty machine: the images that the stack had, or what their tags mean today",
+    )
     restoring.add_argument("--dry-run", action="store_true", help="say what would be done")
     restoring.add_argument("--confirm", action="store_true", help="what is there now is replaced")
     extracting = add(

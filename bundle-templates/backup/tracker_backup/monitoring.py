@@ -48,8 +48,13 @@ def remove_monitoring(host: Host, directory: str) -> None:
     if directory:
         places.append((Path(directory), Path(metrics.FILE)))
     for base, target in places:
-        with contextlib.suppress(FileNotFoundError), opened(base, *target.parent.parts) as at:
-            if remove_at(at, target.name):
-                say(f"changed: {base / target} (removed)")
+        try:
+            with opened(base, *target.parent.parts) as at:
+                if remove_at(at, target.name):
+                    say(f"changed: {base / target} (removed)")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            say(f"warning: {base / target} was left alone: {error.strerror}")
     with contextlib.suppress(OSError), opened(host.deploy_dir, *Path(DASHBOARDS).parts) as at:
         os.rmdir("tracker-backup", dir_fd=at)

@@ -14,6 +14,7 @@ from .deployment import make_deploy_directory
 from .destination import IDENTITY, check_restorable, claim_destination
 from .docker import (
     BUILD_SECONDS,
+    compose_files,
     docker,
     make_image,
     remove_dead_containers,
@@ -32,6 +33,7 @@ from .log import say
 from .runs import choose_run, read_runs
 from .secrets import named_secrets, put_secrets, read_secrets
 from .signals import signals
+from .stack import use_recorded_images
 from .state import LockHeld, lock
 from .swap import keep_old, listed, look, make_directories, prepare, remove_rooms, swap, undo
 from .undo_older import entries, undo_older
@@ -39,7 +41,7 @@ from .verify import ready_to_swap
 from .workshop import Unrestorable, dumps, workshop
 
 INSPECT_TRIES = STOP_TRIES = 3
-COMPOSE_FILE = "docker-compose.yml"
+UP = ("up", "--detach", "--pull", "missing")  # what the tags mean here now, whatever a file says
 
 
 def rollback(host: Host, journal: RestoreJournal) -> None:
@@ -69,7 +71,7 @@ def rollback(host: Host, journal: RestoreJournal) -> None:
         else:
             # The server runs by the compose files that go away with the rest.
             undo_import(host, journal)
-            take_down(host)
+            take_down(host, journal)
             undo_swap(host, journal)
         journal = replace(journal, importing=False, undone=True)
         journal.store()
@@ -99,7 +101,7 @@ def undo_both(host: Host, journal: RestoreJournal) -> None:
     for name, back in (("the files", undo_swap), ("the database", undo_import)):
         try:
             back(host, journal)
-        except Refused as error:
+        except (Refused, OSError) as error:
             failures.append(f"{name} cannot be rolled back: {error}")
     if failures:
         raise Refused("; ".join(failures))
@@ -115,7 +117,7 @@ def undo_import(host: Host, journal: RestoreJournal) -> None:
         driver = driver_of(host)
         if not driver.service(host):  # the client of an external server is in it
             make_image(host, host.configuration, rebuild=False)
-        raise_service(host, driver.service(host), fresh=journal.fresh)
+        raise_service(host, driver.service(host), journal)
         driver.undo(host, host.staging / journal.work)
         replace(journal, importing=False).store()
 
@@ -206,27 +208,29 @@ def present(ids: list[str]) -> list[str]:
     return [container_id for container_id in ids if container_id in there]
 
 
-def compose(host: Host, *arguments: str) -> None:
-    places = (f"--project-directory={host.deploy_dir}", f"--file={host.deploy_dir}/{COMPOSE_FILE}")
+def compose(host: Host, journal: RestoreJournal, *arguments: str) -> None:
+    """For an empty machine, where the stack's compose files are those that the run has."""
+    names = [host.deploy_dir / name for name in journal.compose_files] or compose_files(host)
+    places = [f"--project-directory={host.deploy_dir}", *(f"--file={name}" for name in names)]
     docker("compose", *places, *arguments, seconds=BUILD_SECONDS)
 
 
-def raise_service(host: Host, service: str, *, fresh: bool) -> None:
+def raise_service(host: Host, service: str, journal: RestoreJournal) -> None:
     """Starts a database server of the stack. An empty machine does not have it yet, and a Docker
     that died has taken it down.
     """
-    if service and fresh:
-        compose(host, "up", "--detach", service)
+    if service and journal.fresh:
+        compose(host, journal, *UP, service)
     found = [one for one in stack_containers(host) if service_of(one) == service]
     start([one["Id"] for one in found if not one["State"]["Running"]])
 
 
-def take_down(host: Host) -> None:
+def take_down(host: Host, journal: RestoreJournal) -> None:
     """What a restore onto an empty machine has started; the restored files may be what keeps
     Compose from it.
     """
     with contextlib.suppress(Refused):
-        compose(host, "down")
+        compose(host, journal, "down")
     for left in stack_containers(host):
         docker("rm", "--force", left["Id"])
 
@@ -251,7 +255,9 @@ def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> No
         paths = [move.path for move in moves]
         fault_point("restore-prepared", host)
         ids = [] if fresh else running(host, paths)
-        journal = RestoreJournal(run.id, work.name, fresh, "config" in kinds, ids)
+        config = "config" in kinds
+        journal = RestoreJournal(run.id, work.name, fresh, config, ids)
+        journal = replace(journal, compose_files=run.compose_files if config else [])
         journal.store()
     try:
         fault_point("restore-stopping", host)
@@ -266,12 +272,12 @@ def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> No
         swap(host, moves)
         fault_point("restore-swapped", host)
         if importing:
-            raise_service(host, service, fresh=fresh)
+            raise_service(host, service, journal)
             begin = replace(journal, importing=True).store
             driver.replace(host, work, dumps(work), run, begin)
             fault_point("restore-imported", host)
         if fresh and journal.config:
-            compose(host, "up", "--detach")
+            compose(host, journal, *UP)
         failures = start(journal.running)
         fault_point("restore-started", host)
         if tracker_is_down(host, journal.running):
@@ -305,11 +311,11 @@ def command_restore(arguments: argparse.Namespace) -> int:
         raise Refused(
             "say which backup: latest, or the id of a run that `tracker-backup list` shows", 2
         )
-    stack = host.deploy_dir / COMPOSE_FILE
-    if kinds == {"database"} and driver_of(host).service(host) and not stack.exists():
+    there = bool(compose_files(host))
+    if kinds == {"database"} and driver_of(host).service(host) and not there:
         raise Refused(
-            f"there is no {stack} to start MySQL with: restore the configuration, too, without "
-            "--only",
+            f"there is no compose file in {host.deploy_dir} to start MySQL with: restore "
+            "the configuration, too, without --only",
             2,
         )
     if bool(arguments.to) != bool(arguments.name) or (arguments.to and arguments.source):
@@ -348,7 +354,7 @@ def command_restore(arguments: argparse.Namespace) -> int:
         restore_beside(host, copy, run, kinds)
         return 0
     with lock():
-        there = stack.exists()
+        there = bool(compose_files(host))
         if not there:  # an empty machine, whatever was made there for the destination
             make_deploy_directory(host, run.directories)
         make_directory(host.staging, 0o700)
@@ -358,7 +364,10 @@ def command_restore(arguments: argparse.Namespace) -> int:
         ready_image(host)
         if snapshot:
             fetch(host, snapshot, run)
-        restore(host, run, kinds, fresh=not there and not stack_containers(host))
+        fresh = not there and not stack_containers(host)
+        if fresh and arguments.images == "recorded":
+            use_recorded_images(run.releases)
+        restore(host, run, kinds, fresh=fresh)
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import time
 import traceback
@@ -27,7 +26,7 @@ from .docker import (
     remove_dead_containers,
     words,
 )
-from .documents import SUBDIRECTORIES, BackupFile, Owner, RunManifest
+from .documents import SUBDIRECTORIES, BackupFile, RunManifest, StackFacts
 from .drivers import DRIVERS, driver_of
 from .drivers.driver import Driver
 from .fault_points import fault_point
@@ -38,6 +37,7 @@ from .notify import tell_end, tell_start
 from .priority import lower_priority
 from .protocol import REASON_CHARACTERS, SUFFIX, Answer, printable, shown
 from .publish import Source, backup_path, clear_leftovers, publish, remove_in_steps
+from .reach import unchanged_reach
 from .remote import next_sequence, push_or_tell
 from .repository import uses_restic
 from .restore import command_rollback
@@ -48,7 +48,7 @@ from .secrets import named_secrets, require_secrets
 from .settings import Line, read_path_list
 from .signals import Ended, signals
 from .space import Space, require_space
-from .state import LockHeld, refuse_while_unfinished
+from .state import LockHeld, acquire, refuse_while_unfinished
 from .tables import compare_tables
 from .tracker import Stack, Tracker, look, tracker_ids
 from .window import MARKER, Window, is_overdue, recover
@@ -78,6 +78,9 @@ RULES = {
 MEMBER = {"member.db" + suffix: "database.db" + suffix for suffix in ("", "-journal", "-wal")}
 
 
+NOTHING = StackFacts("1970-01-01T00:00:00Z", {}, {}, "", [])  # known of the stack
+
+
 class Run:
     """What is known of this run, and what each of its steps needs."""
 
@@ -92,7 +95,9 @@ class Run:
         self.arguments: dict[str, Any] = {}  # of the driver, for the role that captures
         # From the moment when the destination is known to be ours until a run manifest is written.
         self.unrecorded = False
+        self.killed = False  # Docker had to kill the tracker
         self.host: Host
+        self.facts = NOTHING
         self.last: RunManifest | None = None  # the last good run of this scope
 
     def warn(self, text: str) -> None:
@@ -147,11 +152,12 @@ def back_up(run: Run) -> None:
             if not run.quiesce.startswith("left-"):  # making the image can take half an hour
                 tracker, looked_at = find_tracker(run)
             run.window = Window(host, run.id, run.quiesce, tracker, looked_at, stack)
-            with run.window as window:
+            with same_reach(run, tracker), run.window as window:
                 limit = window.remaining(work_seconds(sizes["database_bytes"]))
                 fault_point("beginning-the-capture", host)
                 captured = capture(run, source, method, sizes, limit)
             window.require_unchanged()
+            note_stop(run, window)
             finish(run, reader, source, sizes, captured)
         record_success(run)
         push(host)
@@ -292,31 +298,12 @@ def roll_back_dead_restore(arguments: argparse.Namespace) -> None:
 
 
 def take_lock(recover: bool) -> IO[str] | None:
-    """The open file that holds the lock; None for a recovery, if a run holds it. No child inherits
-    it, because a free lock means that the run is dead.
-    """
-    path = STATE / "lock"
-    if not IN_SIDECAR:
-        STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
-    elif not path.exists():
-        raise Refused(f"{path} is not there; install the bundle again", 2)
-    # For the sidecar, the state directory is read-only.
-    file = path.open("r" if IN_SIDECAR else "a", encoding="ascii")
+    """The open file that holds the lock; None for a recovery, if a run holds it."""
     if not recover:
         fault_point("taking-the-lock")
-    deadline = time.monotonic() + (0 if recover else LOCK_SECONDS)
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                if recover:
-                    return None
-                raise LockHeld(f"another run holds {path}; nothing was done", 75) from error
-        time.sleep(0.1)
-    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        raise Refused("uninstalled while waiting for the lock; nothing was done", 2)
+    file = acquire(0 if recover else LOCK_SECONDS)
+    if not file and not recover:
+        raise LockHeld(f"another run holds {STATE / 'lock'}; nothing was done", 75)
     return file
 
 
@@ -402,6 +389,20 @@ def require_deployment(run: Run) -> None:
         run.warn(warning)
 
 
+def same_reach(run: Run, tracker: Tracker | None) -> contextlib.AbstractContextManager[None]:
+    """Docker writes the firewall's rules anew when it starts a container again."""
+    if run.quiesce == "stop" and tracker:
+        return unchanged_reach(tracker.id, run.warn)
+    return contextlib.nullcontext()
+
+
+def note_stop(run: Run, window: Window) -> None:
+    """How long the tracker took to stop, and whether Docker had to kill it."""
+    if run.quiesce == "stop" and window.outage and window.outage.found:
+        run.killed = window.outage.found.exit_code == "137"
+        run.found.milliseconds["stop"] = round(window.stopping * 1000)
+
+
 def require_image(run: Run) -> bool:
     """Makes it, outside the window. False in a dry run that would have to."""
     host = run.host
@@ -437,6 +438,7 @@ def capturing(run: Run, project: str = "") -> Iterator[tuple[Role, Role]]:
     """
     host, driver = run.host, driver_of(run.host)
     run.last = newest_backup(read_runs(host), scope=host.scope)
+    run.facts = stack_facts(host)
 
     def start_container(arguments: list[str], environment: dict[str, str]) -> None:
         try:
@@ -509,8 +511,14 @@ def preflight(run: Run, reader: Role, source: Role, method: str) -> dict[str, in
     may_stall = host.backup_settings["BACKUP_ALLOW_WRITER_STALL"] == "true"
     stall = 0 if may_stall else STALL_LIMIT_SECONDS
     run.arguments = arguments = driver.arguments(host)
-    its_own = arguments if source is reader else {}
-    found = reader.ask("preflight", PREFLIGHT_SECONDS, method=method, stall_limit=stall, **its_own)
+    found = reader.ask(
+        "preflight",
+        PREFLIGHT_SECONDS,
+        method=method,
+        stall_limit=stall,
+        compose=run.facts.compose_files,
+        **(arguments if source is reader else {}),
+    )
     sizes = {name: found.numbers.get(name, 0) for name in SIZES}
     if source is not reader:
         answer = source.ask("preflight", PREFLIGHT_SECONDS, **arguments)
@@ -629,7 +637,12 @@ def archive(run: Run, reader: Role, sizes: dict[str, int]) -> list[Source]:
         fault_point("archiving-the-configuration", run.host)
         seconds = work_seconds(limit)
         answer = reader.ask(
-            "archive", seconds, compression=compression, limit_bytes=limit, members=checked
+            "archive",
+            seconds,
+            compression=compression,
+            limit_bytes=limit,
+            members=checked,
+            compose=run.facts.compose_files,
         )
     except Refused as error:
         run.warn(f"the configuration could not be archived: {error}")
@@ -730,7 +743,6 @@ def record(run: Run, result: Any, code: int, reason: str) -> None:
     """Writes the run manifest. A backup exists when its run manifest exists."""
     host, found = run.host, run.found
     published = result != "failed"
-    images, directories = facts_of_stack(run) if published else ({}, {})
     manifest = RunManifest(
         id=run.id,
         sequence=next_sequence(read_runs(host)),
@@ -751,24 +763,16 @@ def record(run: Run, result: Any, code: int, reason: str) -> None:
         window_seconds=run.window.seconds if run.window else 0.0,
         durations={name: value / 1000 for name, value in found.milliseconds.items()},
         database_bytes=found.numbers.get("database_bytes", 0),
-        directories=directories,
-        images=images,
+        directories=run.facts.directories,
+        images=run.facts.images,
         warnings=run.warnings,
         tools=found.tools,
+        releases=run.facts.releases,
+        compose_files=run.facts.compose_files,
+        killed=run.killed,
     )
     fault_point("writing-the-run-manifest", host)
     write_durably(host.destination / f"runs/{run.id}.json", manifest.encode())
-
-
-def facts_of_stack(run: Run) -> tuple[dict[str, str], dict[str, Owner]]:
-    """A Docker that fails now does not discard a backup: the facts of the last one are used."""
-    try:
-        return stack_facts(run.host)
-    except Refused as error:
-        if not run.last:
-            raise
-        run.warn(f"the stack's images and directories are those of {run.last.id}: {error}")
-        return run.last.images, run.last.directories
 
 
 def require_complete(run: Run) -> None:

@@ -7,9 +7,10 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
+from typing import IO
 
 from .files import make_directory
-from .host import STATE, Refused
+from .host import IN_SIDECAR, STATE, Refused
 
 LOCK_SECONDS = 60
 
@@ -18,32 +19,52 @@ class LockHeld(Refused):
     pass
 
 
+class Uninstalled(Refused):
+    pass
+
+
+def acquire(seconds: float) -> IO[str] | None:
+    """The open file that holds the one lock of all that changes anything. None if somebody else
+    held it for so many seconds. No child inherits it, because a free lock means that its holder is
+    dead.
+    """
+    path = STATE / "lock"
+    if not IN_SIDECAR:
+        make_directory(STATE, 0o700)
+    elif not path.exists():
+        raise Refused(f"{path} is not there; install the bundle again", 2)
+    # For the sidecar, the state directory is read-only.
+    file = path.open("r" if IN_SIDECAR else "a", encoding="ascii")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                file.close()
+                return None
+        time.sleep(0.1)
+    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        return file
+    raise Uninstalled("uninstalled while waiting for the lock; nothing was done", 2)
+
+
 @contextlib.contextmanager
 def lock(wait: float = LOCK_SECONDS, *, recovering: bool = False) -> Iterator[None]:
-    """The one lock of all that changes anything; a run that holds it is waited for, for so many
-    seconds. Refused while a dead one is to be recovered.
+    """Holds the lock; a run that holds it is waited for, for so many seconds. Refused while a dead
+    one is to be recovered.
     """
-    make_directory(STATE, 0o700)
-    deadline = time.monotonic() + wait
-    while True:
-        with open(STATE / "lock", "a", encoding="ascii") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise LockHeld(
-                        "a backup is running; nothing was changed: try again when it is over", 75
-                    ) from error
-                time.sleep(0.5)
-                continue
-            if (STATE / "lock").exists() and os.path.samestat(
-                os.fstat(file.fileno()), (STATE / "lock").stat()
-            ):
-                if not recovering:
-                    refuse_while_unfinished()
-                yield
-                return
-        make_directory(STATE, 0o700)  # an uninstallation removed it meanwhile
+    try:
+        file = acquire(wait)
+    except Uninstalled:
+        file = acquire(wait)
+    if not file:
+        raise LockHeld("a backup is running; nothing was changed: try again when it is over", 75)
+    with file:
+        if not recovering:
+            refuse_while_unfinished()
+        yield
 
 
 def refuse_while_unfinished() -> None:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from .docker import docker, end, start, words
 from .documents import BadDocument, Hex, RunId, StateDocument, shaped
@@ -72,7 +72,8 @@ class Marker(StateDocument):
             opened, deadline, stop_timeout = map(int, moments)
         except ValueError as error:
             raise BadDocument("is damaged: its fields are not as expected") from error
-        return cls(tracker, started, action, opened, deadline, stop_timeout, run)  # type: ignore[arg-type]
+        fields: list[Any] = [tracker, started, action, opened, deadline, stop_timeout, run]
+        return cls(*fields)
 
     def remove(self) -> None:
         """A recovery without the lock may find the marker of the next run, which stays."""
@@ -242,6 +243,7 @@ class Window:
         self.tracker, self.looked_at = tracker, looked_at
         self.limit = capture_seconds(host)
         self.outage: Outage | None = None  # from the moment when the tracker may be down
+        self.stopping = 0.0  # seconds that taking it down took
         self.closed = False
         self.inhibitor: subprocess.Popen[bytes] | None = None
         self.events: Events | None = None
@@ -311,6 +313,7 @@ class Window:
         # The tracker cannot be started before its stop has ended. So a signal waits for it.
         with signals.held():
             take_down(marker)
+            self.stopping = time.monotonic() - self.outage.began
 
     def remaining(self, otherwise: float) -> float:
         """The seconds that the capture may take."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..documents import RunManifest
 from ..host import Host, Refused
 from .driver import Driver
@@ -24,7 +26,8 @@ def driver_of_run(run: RunManifest) -> Driver | None:
     return DRIVERS[run.driver] if run.paths_of("database") else None
 
 
-def used_database(name: str, path: str) -> str:
+def used_database(database: Mapping[str, str]) -> str:
     """What the tracker's configuration means, also for a driver that we do not know."""
+    name = database.get("driver", "")
     known = [driver for driver in DRIVERS.values() if name == driver.TRACKER_NAME]
-    return (known[0] if known else DRIVERS["sqlite"]).uses(path)
+    return (known[0] if known else DRIVERS["sqlite"]).uses(database)

@@ -37,8 +37,10 @@ class Driver:
         """The database of backup.conf, in the words of `uses`."""
         raise NotImplementedError
 
-    def uses(self, path: str) -> str:
-        """The database that `path` of the tracker's configuration means."""
+    def uses(self, database: Mapping[str, str]) -> str:
+        """The database that `[core.database]` of the tracker's configuration means: its `path`, or
+        with schema 3 a server's `host`, `port` and `database`. Empty if it does not say.
+        """
         raise NotImplementedError
 
     def check_mounts(self, host: Host, mounts: Mapping[str, str]) -> None:

@@ -24,10 +24,10 @@ class SQLite(Driver):
         return {"database.db": "db"}
 
     def expected(self, settings: Mapping[str, str]) -> str:
-        return self.uses(settings["DB_PATH"])
+        return self.uses({"path": settings["DB_PATH"]})
 
-    def uses(self, path: str) -> str:
-        return Path(path).name
+    def uses(self, database: Mapping[str, str]) -> str:
+        return Path(database.get("path", "")).name
 
     def check_mounts(self, host: Host, mounts: Mapping[str, str]) -> None:
         library = (host.deploy_dir / "storage/tracker/lib").resolve()

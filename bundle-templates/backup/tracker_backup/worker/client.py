@@ -4,12 +4,14 @@ network and with no mount but its own directory.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ..protocol import Answer
+from . import mysql
 from .examiner import DRIVERS
 from .mysql import CLIENT, client_options
-from .service import WORK
+from .service import WORK, StepFailed
 
 
 def preflight(arguments: dict[str, Any], answer: Answer) -> None:
@@ -36,6 +38,20 @@ def connect(arguments: dict[str, Any], _: Answer) -> None:
     authority.write_text(arguments["ca"])
     ca_file = str(authority) if arguments["ca"] else ""
     (CLIENT / "client.cnf").write_text(client_options({**arguments, "ca_file": ca_file}))
+
+
+def dump() -> int:
+    """Prints a dump of the database that standard input names, by the options that `connect` wrote.
+    So an external server's database is saved before a restore.
+    """
+    try:
+        options = f"--defaults-file={CLIENT}/client.cnf"
+        mysql.dump(options, sys.stdin.read(), sys.stdout.buffer, b"", *mysql.WHOLE)
+        sys.stdout.flush()
+    except StepFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    return 0
 
 
 JOBS = {"preflight": preflight, "capture": capture, "connect": connect}

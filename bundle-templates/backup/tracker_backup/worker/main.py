@@ -29,8 +29,12 @@ def main(words: list[str]) -> int:
         return idle()
     if words[:1] == ["service"] and words[1] in SERVICES and len(words) == 2:
         return supervise(words[1])
+    if role == "dump":
+        confine(True, WRITABLE)
+        dumped: int = importlib.import_module(".client", __package__).dump()
+        return dumped
     if role not in ROLES:
-        programs = " | ".join(("idle", "sidecar", "now", "healthy", "service ROLE", *ROLES))
+        programs = " | ".join(("idle", "dump", "sidecar", "now", "healthy", "service ROLE", *ROLES))
         print(f"usage: backup.sh {programs}", file=sys.stderr)
         return 2
     if role in ("examiner", "courier"):  # which work outside the window alone

@@ -6,18 +6,19 @@ has a time limit.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 from typing import IO, Any
 
 from ..protocol import LARGEST, MOST_TABLES, REASON_CHARACTERS, Answer, printable, table_name
+from .dumps import digest, write_dump
 from .service import StepFailed, file_size_limit, log
 
 CLIENT = Path(os.environ.get("BACKUP_CLIENT", "/run/client"))  # a tmpfs of its own
@@ -26,11 +27,13 @@ QUERY_SECONDS = 60
 QUERY_BYTES = 1 << 23
 DUMP_SECONDS = 43200
 MESSAGE_BYTES = 4096  # how much of a program's standard error is kept
-BLOCK_BYTES = 1 << 20
-HEADER_BYTES = 1 << 16  # of a statement's first line
+BLOCK_BYTES = 1 << 16
 
-DUMP = "--single-transaction --quick --no-tablespaces --hex-blob"
-QUERY = "--batch --raw --quick --skip-column-names --execute"
+DUMP = ["--single-transaction", "--quick", "--no-tablespaces", "--hex-blob"]
+WHOLE = ["--routines", "--triggers", "--events"]
+WITHOUT_TRIGGERS = ["--routines", "--skip-triggers", "--events"]
+COMPLETED_TORRENTS = ["--triggers", "--no-create-info", "--where=completed > 0"]
+QUERY = ["--batch", "--raw", "--quick", "--skip-column-names", "--execute"]
 OPTIONS = """[client]
 host="{host}"
 port={port}
@@ -49,6 +52,11 @@ TABLES = """SELECT hex(table_name) FROM information_schema.tables
     WHERE table_schema = database() AND table_type = 'BASE TABLE'"""
 SIZE = """SELECT coalesce(sum(data_length + index_length), 0)
     FROM information_schema.tables WHERE table_schema = database()"""
+CHARACTER_SET = """SELECT default_character_set_name, default_collation_name
+    FROM information_schema.schemata WHERE schema_name = database()"""
+GENERATED = """SELECT hex(table_name), ordinal_position FROM information_schema.columns
+    WHERE table_schema = database() AND generation_expression <> ''"""
+CIPHER = "SHOW SESSION STATUS LIKE 'Ssl_cipher'"
 GRANTS = """SELECT count(*) FROM (
     SELECT 1 FROM information_schema.user_privileges WHERE privilege_type IN ({})
     UNION ALL SELECT 1 FROM information_schema.schema_privileges
@@ -70,17 +78,22 @@ UNSEEN = (
 
 def preflight(work: Path, arguments: dict[str, Any], answer: Answer) -> None:
     user, name = arguments["user"], arguments["name"]
-    answer.tools["mariadb-dump"] = printed(work, ["mariadb-dump", "--version"]).strip()
+    answer.tools["mariadb-dump"] = printed(["mariadb-dump", "--version"]).strip()
     with option_file(arguments) as options:
-        answer.tables = {table_name(table): 0 for table in tables(work, options, name)}
+        answer.tables = {table_name(table): 0 for table in tables(options, name)}
         for what, everywhere, here in UNSEEN:
             query = GRANTS.format(everywhere, here)
-            if number("the server's number of privileges", ask(work, options, name, query)) == 0:
+            if number("the server's number of privileges", ask(options, name, query)) == 0:
                 answer.warnings.append(
                     f"user {user} may not see {what} in database {name}: if there are any, the "
                     "backup lacks them"
                 )
-        size = ask(work, options, name, SIZE)
+        if not ask(options, name, CIPHER).partition("\t")[2].strip():
+            answer.warnings.append(
+                f"the connection to the server {arguments['host']} is not encrypted: it offers no "
+                "TLS, and backup.database_tls does not ask for a verified certificate"
+            )
+        size = ask(options, name, SIZE)
         answer.numbers["database_bytes"] = number("the size of the database", size)
 
 
@@ -94,29 +107,53 @@ def capture(work: Path, arguments: dict[str, Any], answer: Answer) -> None:
     name = arguments["name"]
     with option_file(arguments) as options:
 
-        def take(file: str, words: str, *more: str) -> None:
-            command = ["mariadb-dump", options, *DUMP.split(), *words.split(), *more, "--", name]
-            with open(work / file, "wb") as output:
-                run(command, output, arguments["limit_bytes"], DUMP_SECONDS)
+        def take(file: str, header: bytes, *words: str) -> None:
+            limit = arguments["limit_bytes"]
+            try:
+                with file_size_limit(limit), open(work / file, "wb") as output:
+                    dump(options, name, output, header, *words)
+            except OSError as error:
+                if error.errno != errno.EFBIG:
+                    raise
+                raise StepFailed(f"mariadb-dump wrote more than {limit} bytes") from error
 
+        header = character_set(options, name)
         if arguments["scope"] == "full":
-            take("database.sql", "--routines --triggers --events")
-            return
+            return take("database.sql", header, *WHOLE)
         ignore = f"--ignore-table-data={name}."
-        take("database.sql", "--routines --skip-triggers --events", f"{ignore}torrents")
-        others = [ignore + table for table in tables(work, options, name) if table != "torrents"]
-        take("torrents.sql", "--triggers --no-create-info", "--where=completed > 0", *others)
+        take("database.sql", header, *WITHOUT_TRIGGERS, f"{ignore}torrents")
+        others = [ignore + table for table in tables(options, name) if table != "torrents"]
+        return take("torrents.sql", b"", *COMPLETED_TORRENTS, *others)
 
 
-def examine(work: Path, arguments: dict[str, Any], answer: Answer) -> list[Path]:
+def character_set(options: str, name: str) -> bytes:
+    """The statement that gives a database the default character set of this one."""
+    found = ask(options, name, CHARACTER_SET).split()
+    if len(found) != 2 or not re.fullmatch("[a-z0-9_]{1,128}", "".join(found)):
+        raise StepFailed(f"the server's character set cannot be read: {printable(repr(found))}")
+    return "/*!40100 ALTER DATABASE CHARACTER SET {} COLLATE {} */;\n".format(*found).encode()
+
+
+def dump(options: str, name: str, output: IO[bytes], header: bytes, *words: str) -> None:
+    """Writes a dump of the database that MySQL imports, with `header` as its second line."""
+    generated: dict[bytes, list[int]] = {}
+    for line in ask(options, name, GENERATED).splitlines():
+        table, _, position = line.partition("\t")
+        columns = generated.setdefault(from_hex(table).encode(), [])
+        columns.append(number("the position of a column", position) - 1)
+    named = ["--complete-insert"] if generated else []
+    command = ["mariadb-dump", options, *DUMP, *words, *named, "--", name]
+    with program(command, DUMP_SECONDS) as stream:
+        write_dump(stream, output, header, generated)
+
+
+def examine(work: Path, arguments: dict[str, Any], answer: Answer) -> None:
     """Counts the rows of the dumps together."""
-    files = [work / "database.sql", work / "torrents.sql"]
-    files = files[:1] if arguments["scope"] == "full" else files
-    for path in files:
-        with open(path, "rb", buffering=0) as file:
+    names = ["database.sql"] + ["torrents.sql"] * (arguments["scope"] != "full")
+    for name in names:
+        with open(work / name, "rb", buffering=0) as file:
             for table, rows in digest(file).items():
                 answer.tables[table] = answer.tables.get(table, 0) + rows
-    return files
 
 
 # ---------------------------------------------------------------- client programs
@@ -150,18 +187,23 @@ def option_value(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def tables(work: Path, options: str, database: str) -> list[str]:
-    """Names of the tables that the user sees. Raises StepFailed if one is no UTF-8."""
-    lines = ask(work, options, database, TABLES).split()
+def tables(options: str, database: str) -> list[str]:
+    """Names of the tables that the user sees."""
+    lines = ask(options, database, TABLES).split()
     if len(lines) > MOST_TABLES:
         raise StepFailed(f"the database has more than {MOST_TABLES} tables")
+    return [from_hex(line) for line in lines]
+
+
+def from_hex(line: str) -> str:
+    """A name, which the server writes like this because it can hold a line end."""
     try:
-        names = [bytes.fromhex(line).decode() for line in lines]
-        if "\0" in "".join(names):
+        name = bytes.fromhex(line).decode()
+        if "\0" in name:
             raise ValueError("one has a zero byte")
     except ValueError as error:
         raise StepFailed(f"the server's names of tables cannot be read: {error}") from error
-    return names
+    return name
 
 
 def number(what: str, text: str) -> int:
@@ -170,97 +212,52 @@ def number(what: str, text: str) -> int:
     return int(text)
 
 
-def ask(work: Path, options: str, database: str, query: str) -> str:
+def ask(options: str, database: str, query: str) -> str:
     """The server's answer to one query."""
-    return printed(work, ["mariadb", options, *QUERY.split(), query, "--", database])
+    return printed(["mariadb", options, *QUERY, query, "--", database])
 
 
-def printed(work: Path, command: list[str]) -> str:
-    with tempfile.TemporaryFile(dir=work) as output:
-        run(command, output, QUERY_BYTES, QUERY_SECONDS)
-        output.seek(0)
-        return output.read().decode(errors="replace")
+def printed(command: list[str]) -> str:
+    with program(command, QUERY_SECONDS) as stream:
+        text = stream.read(QUERY_BYTES + 1)
+        if len(text) > QUERY_BYTES:
+            raise StepFailed(f"{command[0]} wrote more than {QUERY_BYTES} bytes")
+    return text.decode(errors="replace")
 
 
-def run(command: list[str], output: IO[bytes], limit: int, seconds: float) -> None:
-    """Runs a client program, and writes what it prints into a file of at most `limit` bytes.
+@contextmanager
+def program(command: list[str], seconds: float) -> Iterator[IO[bytes]]:
+    """What a client program prints, for the block to read. It ends with the block.
 
     Its standard error goes to the log. If it fails, StepFailed has the last line.
     """
-    with file_size_limit(limit):
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, bufsize=0
-        )
-    expired = Timer(seconds, process.kill)
-    expired.start()
-    messages = b""
-    try:
-        assert process.stderr
-        while block := process.stderr.read(BLOCK_BYTES):
-            messages = (messages + block)[-MESSAGE_BYTES:]
-        code = process.wait()
-    finally:
-        expired.cancel()
-        process.kill()
+    messages = bytearray()
+
+    def collect(stream: IO[bytes]) -> None:
+        while block := stream.read1(BLOCK_BYTES):  # type: ignore[attr-defined]
+            messages.extend(block)
+            del messages[:-MESSAGE_BYTES]
+
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout and process.stderr
+        expired = Timer(seconds, process.kill)
+        collector = Thread(target=collect, args=[process.stderr])
+        expired.start()
+        collector.start()
+        try:
+            yield process.stdout
+            code = process.wait()
+        finally:
+            expired.cancel()
+            process.kill()
+            collector.join()
     said = messages.decode(errors="replace").strip()
     if said:
         log(said)
-    if code == -signal.SIGXFSZ:
-        raise StepFailed(f"{command[0]} wrote more than {limit} bytes")
     if code == -signal.SIGKILL:
         raise StepFailed(f"{command[0]} was killed; its time limit is {seconds:.0f} s")
     if code != 0:
         reason = printable(said.rpartition("\n")[2], REASON_CHARACTERS // 2)
         raise StepFailed(f"{reason} ({command[0]}, exit code {code})")
-
-
-# ---------------------------------------------------------------- dumps
-
-# mariadb-dump writes each row on its own line and no raw line end inside a value. The text of
-# triggers, routines and events is between two lines that set the delimiter.
-STATEMENT = re.compile(
-    rb"\n(?:(?:CREATE TABLE|INSERT INTO) `((?:[^`]|``){1,600})`"
-    rb"(?: \(|(?: \([^\n]{1,64000}\))? (VALUES))|DELIMITER ;;)(?=\n)"
-)
-ROWS_END, BODY_END = b");\n", b"\nDELIMITER ;\n"
-
-
-def digest(stream: IO[bytes]) -> dict[str, int]:
-    """The rows by table of a dump. Raises StepFailed if the dump is cut off.
-
-    It works on blocks, because a hostile dump may have lines of any length.
-    """
-    rows: dict[bytes, int] = {}
-    table, end = b"", b""  # whose rows we are among, and what ends the present statement
-    text, done = b"\n", 0
-    while block := stream.read(BLOCK_BYTES):
-        text, done = text[done:] + block, 0
-        while True:
-            if end:
-                found = text.find(end, done)
-                # A part of `end` may be at the end of the block.
-                until = found if found >= 0 else max(done, len(text) - len(end))
-                if table:
-                    rows[table] += text.count(b"\n(", done, until + 1)
-                if found < 0:
-                    done = until
-                    break
-                done, end = found + len(end) - 1, b""
-            elif match := STATEMENT.search(text, done):
-                done, table = match.end(), match[1] if match[2] else b""
-                end = ROWS_END if table else b"" if match[1] else BODY_END
-                if match[1]:
-                    rows.setdefault(match[1], 0)
-            else:
-                done = max(done, len(text) - HEADER_BYTES)
-                break
-        if len(rows) > MOST_TABLES:
-            raise StepFailed(f"the dump has more than {MOST_TABLES} tables")
-    last = text.removesuffix(b"\n").rpartition(b"\n")[2]
-    if end or not last.startswith(b"-- Dump completed"):
-        raise StepFailed("the dump is cut off: it does not end with '-- Dump completed'")
-    by_name: dict[str, int] = {}
-    for quoted, count in rows.items():
-        name = table_name(quoted.decode(errors="replace").replace("``", "`"))
-        by_name[name] = by_name.get(name, 0) + count
-    return by_name

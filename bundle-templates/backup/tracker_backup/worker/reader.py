@@ -37,6 +37,7 @@ SAMPLE_BYTES = 64 << 20
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 HEADER = b"SQLite format 3\0"
 JOURNALS = ("-journal", "-wal")
+COMPOSE_FILE = "docker-compose.yml"  # in the path list
 
 
 # ---------------------------------------------------------------- preflight
@@ -45,9 +46,9 @@ JOURNALS = ("-journal", "-wal")
 def preflight(arguments: dict[str, Any], answer: Answer) -> None:
     """numbers: database_bytes, config_bytes (of the archive), config_disk_bytes (without holes),
     entries, members, wal. `archive` gives the warnings. Arguments: method, stall_limit in seconds,
-    and database, unless a server has it.
+    compose as `archive` has it, and database, unless a server has it.
     """
-    lines = read_lines()
+    lines = read_lines(arguments)
     findings = Findings(Answer())
     walk = Walk(findings)
     numbers = dict.fromkeys(("config_bytes", "config_disk_bytes", "database_bytes", "wal"), 0)
@@ -139,7 +140,7 @@ def capture_member(arguments: dict[str, Any], answer: Answer) -> None:
     """Copies the `sqlite:` line with that index, always under locks. paths: its path, or nothing
     if it is optional and missing; numbers: uid, gid, mode. It may have at most `limit_bytes`.
     """
-    line = members(read_lines())[arguments["index"]]
+    line = members(read_lines(arguments))[arguments["index"]]
     try:
         with located(line.path) as (directory, name):
             limit = arguments["limit_bytes"]
@@ -220,8 +221,13 @@ def database(arguments: dict[str, Any]) -> AbstractContextManager[tuple[int, str
 # ---------------------------------------------------------------- the archive
 
 
-def read_lines() -> list[Line]:
-    return read_path_list(service.PATHS, service.DATA)
+def read_lines(arguments: dict[str, Any]) -> list[Line]:
+    """The path list, with the stack's compose files as the host knows them."""
+    lines = read_path_list(service.PATHS, service.DATA)
+    if files := arguments.get("compose"):
+        lines = [line for line in lines if line.path != COMPOSE_FILE]
+        lines += [Line("path", file, False) for file in files]
+    return lines
 
 
 def members(lines: Iterable[Line]) -> list[Line]:
@@ -258,10 +264,10 @@ def opened(lines: Iterable[Line], findings: Findings) -> Iterator[tuple[Line, in
 
 def archive(arguments: dict[str, Any], answer: Answer) -> None:
     """Writes config.tar.gz or .zst. Members come from the directory `members`, by their index.
-    numbers: bytes.
+    numbers: bytes. `compose` has the stack's compose files, below the deployment.
     """
     lower_priority()
-    lines, findings = read_lines(), Findings(answer)
+    lines, findings = read_lines(arguments), Findings(answer)
     target = service.WORK / f"config.tar{SUFFIX[arguments['compression']]}"
     target.unlink(missing_ok=True)
     there = [line for line, found in opened(lines, findings) if is_right(line, found, findings)]
