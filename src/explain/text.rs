@@ -1,4 +1,4 @@
-//! An explanation in plain words: `page.txt.tera`, which shares its sentences with the bundle's README.
+//! An explanation in plain words: `page.txt.tera`, which shares sentences with the bundle's README.
 
 use std::fmt::{self, Display, Write as _};
 
