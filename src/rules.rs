@@ -176,7 +176,7 @@ fn places(backup: &BackupConfig, rules: &mut Rules<'_>) {
             .iter()
             .map(|taken| format!("{deploy_dir}/{taken}"))
             .find(|taken| overlap(destination, taken))
-            .map(|taken| format!("overlaps {}, used by others", unquoted(&taken)))
+            .map(|taken| format!("overlaps {}, which the deployment uses", unquoted(&taken)))
     };
     if let Some(why) = reserved(destination).or_else(taken) {
         rules.refuse(

@@ -162,6 +162,12 @@ fn not_empty(text: &str) -> Result<(), Refusal> {
 
 fn absolute_and_normal(text: &str) -> Result<(), Refusal> {
     const ALLOWED: &str = "an absolute path of the host without `.`, `..`, `//` or a final `/`";
+    if text.contains("://") {
+        return refuse(
+            ALLOWED,
+            "name a directory of the host; `backup.restic` copies elsewhere",
+        );
+    }
     if !text.starts_with('/') {
         return refuse(ALLOWED, "write the whole path, beginning with `/`");
     }
@@ -304,6 +310,13 @@ fn image_reference(text: &str) -> Result<(), Refusal> {
         });
     if good {
         return Ok(());
+    }
+    let lower = text.to_ascii_lowercase();
+    if lower != text && image_reference(&lower).is_ok() {
+        return refuse(
+            "an image reference, the name in lower case",
+            "write the name in lower case, and keep the tag as it is",
+        );
     }
     refuse(
         "an image reference: [registry[:port]/]name[:tag][@sha256:digest], the name in lower case",

@@ -37,7 +37,7 @@ class Copy:
 
     host: Host  # with the copy's directory in the place of the deploy directory
     name: str
-    compose_files: tuple[str, ...]  # of the run
+    compose_files: list[str]  # below that directory
 
     @property
     def files(self) -> list[str]:
@@ -67,8 +67,8 @@ def planned(host: Host, run: RunManifest, kinds: set[str], to: str, name: str) -
         raise Refused(f"{to} is not empty; nothing is replaced there", 2)
     if docker(*words("ps --all --quiet --filter"), f"{PROJECT}={name}").strip():
         raise Refused(f"there are containers of a Compose project {name} already", 2)
-    files = tuple(run.compose_files or ["docker-compose.yml"])
-    if "config" not in kinds or not set(files) <= set(run.paths):
+    files = run.compose_files or ["docker-compose.yml"]  # an older run had no other
+    if "config" not in kinds or not {*files} <= {*run.paths}:
         raise Refused("a copy needs the configuration: leave out --only database", 2)
     driver = driver_of(host)
     if "database" in kinds and not driver.target(host) and not driver.service(host):
