@@ -264,6 +264,14 @@ def test_p08_p12_p44_what_a_stop_does_to_the_network_is_told(deployment: Deploym
 
 
 REGISTRY = "localhost:5000/torrust/tracker"
+REGISTRY_CONFIG = """\
+version: 0.1
+storage:
+  filesystem:
+    rootdirectory: /var/lib/docker-registry
+http:
+  addr: 127.0.0.1:5000
+"""
 USE_RECORDED = """
 import sys
 sys.path.insert(0, "/usr/local/lib/tracker-backup")
@@ -287,9 +295,12 @@ def registry(host: Host) -> Iterator[None]:
     """Debian's docker-registry, on the host's loopback."""
     host.sh(
         "apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive apt-get install --yes "
-        "--quiet=2 --no-install-recommends docker-registry && systemctl restart docker-registry",
+        "--quiet=2 --no-install-recommends docker-registry && systemctl stop docker-registry",
         seconds=RUN_SECONDS,
     )
+    # Debian's own configuration wants a password.
+    host.unpack({"etc/docker/registry/config.yml": REGISTRY_CONFIG})
+    host.run("systemctl", "start", "docker-registry")
     try:
         wait_until(
             "the registry",
