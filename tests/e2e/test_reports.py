@@ -263,6 +263,25 @@ def test_p08_p12_p44_what_a_stop_does_to_the_network_is_told(deployment: Deploym
     deployment.wait_for_tracker()
 
 
+GRAFANA = f"{DEPLOY_DIR}/storage/grafana/data/grafana.db"
+
+
+def test_p28_the_database_of_a_stopped_grafana_in_wal_mode_is_captured(
+    deployment: Deployment,
+) -> None:
+    host, compose = deployment.host, f"docker compose --project-directory {DEPLOY_DIR}"
+    host.sh(f"{compose} stop grafana && sqlite3 {GRAFANA} 'PRAGMA journal_mode=WAL'")
+    try:
+        assert not host.exists(f"{GRAFANA}-wal")
+        deployment.run().succeeded()
+        run = deployment.last_run()
+        assert (run["result"], run["warnings"]) == ("success", [])
+        members = host.sh(f"tar -tf {deployment.file(run, 'config')}").splitlines()
+        assert GRAFANA.removeprefix(f"{DEPLOY_DIR}/") in members
+    finally:
+        host.sh(f"sqlite3 {GRAFANA} 'PRAGMA journal_mode=DELETE'; {compose} start grafana")
+
+
 REGISTRY = "localhost:5000/torrust/tracker"
 REGISTRY_CONFIG = """\
 version: 0.1
