@@ -667,6 +667,16 @@ fn the_cron_file_is_one_that_cron_reads() {
 }
 
 #[test]
+fn extra_paths_are_the_last_lines_of_the_path_list() {
+    let mut environment = example("sqlite-minimal");
+    environment["backup"]["extra_paths"] = json!(["storage/index", "more files/a.toml"]);
+    let scratch = Scratch::new(&environment);
+    scratch.generate();
+    let lines = scratch.read("out/backup/backup-paths.txt");
+    assert!(lines.ends_with("/data/storage/index\n/data/more files/a.toml\n"));
+}
+
+#[test]
 fn a_jitter_delays_the_scheduled_run_alone() {
     let mut environment = example("sqlite-minimal");
     environment["backup"]["jitter_seconds"] = json!(300);
