@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ OTHERS = 75  # the exit code when another run holds the lock: that one is told
 MESSAGE_BYTES = 4000  # ntfy makes an attachment of a longer message
 QUIET_SECONDS = 6 * 3600  # in which the same failure outside a run is told once
 UNVERIFIED = "unverified"  # the result that stands for a failed verification
+LOG_SECONDS = 1
 SHORTEST_SECRET = 4  # a shorter text is not hidden, because it would stand everywhere
 
 
@@ -80,7 +82,8 @@ def tell_end(run: str, result: str, code: int, reason: str) -> None:
     """How a run on the host ended; without an id, before it really began."""
     if not IN_SIDECAR and code != OTHERS:
         with never_failing():
-            tell(Host.read(CONFIG), Event(run, result, code, reason, own_log()))
+            said = own_log(reason[:60] or f"run {run} succeeded")
+            tell(Host.read(CONFIG), Event(run, result, code, reason, said))
 
 
 def tell(host: Host, event: Event) -> None:
@@ -189,13 +192,21 @@ def redact(host: Host, text: str) -> str:
     return text
 
 
-def own_log() -> str:
-    """The end of the log, from the first line that this process wrote."""
-    try:
-        with LOG.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - BODY_BYTES))
-            lines = file.read(BODY_BYTES).decode(errors="replace").splitlines()
-    except OSError:
-        return ""
+def own_log(last: str = "") -> str:
+    """The end of the log, from the first line that this process wrote. If somebody started it by
+    hand, `tee` writes the log, and the line with the text `last` can come a little later.
+    """
+    deadline = time.monotonic() + LOG_SECONDS
+    while True:
+        try:
+            with LOG.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - BODY_BYTES))
+                text = file.read(BODY_BYTES).decode(errors="replace")
+        except OSError:
+            return ""
+        if last in text or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    lines = text.splitlines()
     own = [number for number, line in enumerate(lines) if f"[{os.getpid()}]: " in line]
     return "".join(f"{printable(line, 2000)}\n" for line in lines[own[0] :]) if own else ""
