@@ -19,14 +19,14 @@ pytestmark = pytest.mark.only("sqlite3")
 
 CRON = "/etc/cron.d/tracker-backup"
 BEAT = f"{STATE}/cron"
-STATUS_SECONDS = 1.0
+STATUS_SECONDS = 1
 # Content, mode and owner of every file of ours and of the deployment, and all that Docker has.
 EVERYTHING = f"""
 find {DEPLOY_DIR} {DESTINATION} {STATE} /etc /usr/local /var/log/tracker-backup.log \\
     -path '*/storage/*/data' -prune -o -path '{DEPLOY_DIR}/storage/tracker/lib' -prune -o \\
     -path {BEAT} -prune -o -printf '%p %m %U %G %y %l\\n' -type f -exec sha256sum {{}} + | sort
 docker ps --all --no-trunc --format '{{{{.ID}}}} {{{{.Names}}}} {{{{.State}}}}' | sort
-docker images --all --no-trunc --quiet; docker volume ls --quiet; docker network ls --quiet
+docker images --all --no-trunc --quiet | sort; docker volume ls --quiet; docker network ls --quiet
 """
 
 
@@ -60,9 +60,10 @@ def test_doctor_and_a_dry_run_change_nothing_where_all_is_well(deployment: Deplo
         assert host.sh(EVERYTHING) == before
     finally:
         host.sh(f"rmdir {STAGING}/20260101_000000; rm -f {DESTINATION}/sqlite/x.partial")
-    began = time.monotonic()
     assert problems(host) == []
-    assert time.monotonic() - began < STATUS_SECONDS
+    # Of the processor, because other tests use the machine, too.
+    took = "TIMEFORMAT='%U %S'; { time tracker-backup status >/dev/null 2>&1; } 2>&1"
+    assert sum(map(float, host.run("bash", "-c", took).stdout.split())) < STATUS_SECONDS
 
 
 def test_doctor_names_everything_that_is_broken_at_once(deployment: Deployment) -> None:

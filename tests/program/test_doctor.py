@@ -25,7 +25,7 @@ def host(host: Host) -> Host:
         path.write_text("#!/bin/sh\n")
         path.chmod(0o755)
     for name, text in {
-        "etc/cron.d/tracker-backup": "* * * * * root true >/var/lib/tracker-backup/cron;\n",
+        "etc/cron.d/tracker-backup": "* * * * * root cd $STATE && true >cron; true\n",
         "var/lib/tracker-backup/cron": "",
         "var/lib/tracker-backup/lock": "",
         "proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 8000000 kB\n",

@@ -38,7 +38,7 @@ def cron_problem() -> str:
     if not cron_runs():
         return f"{MISSING}: {REMEDY}"
     try:
-        beats = b"tracker-backup/cron;" in SCHEDULE.read_bytes()
+        beats = b"cron; " in SCHEDULE.read_bytes()
     except OSError as error:
         return f"{SCHEDULE} cannot be read ({error.strerror}): install the bundle again"
     had_time = min(seconds_since_change(SCHEDULE), seconds_since_boot()) > BEAT_SECONDS

@@ -11,6 +11,7 @@ import io
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,12 +23,12 @@ from .host import CONFIG, ROOT, Host, Refused
 from .log import say
 from .remote import remembered
 from .repository import NO_REPOSITORY, RepositoryFailure, repository, uses_restic
-from .run import Run, back_up, take_lock
+from .run import Run, back_up
 from .runs import newest_success
 from .sidecar import find_core
 from .signals import Ended, signals
 from .space import require_reserve
-from .state import refuse_while_unfinished
+from .state import acquire, refuse_while_unfinished
 
 SMALL_BYTES = 1 << 30  # of memory, for a second MySQL
 BUSY = "a run, verification or restore is under way: what starts a container was not tried"
@@ -59,7 +60,7 @@ def backup(case: Case) -> Iterator[str]:
     refuse_while_unfinished()
     run = Run(dry_run=True, force=True)
     run.host, run.quiesce = host, host.quiesce
-    with lock_or_busy() as free:
+    with free_lock() as free:
         if not free:
             yield Advice(BUSY)
             return
@@ -74,7 +75,7 @@ def backup(case: Case) -> Iterator[str]:
 
 def database(case: Case) -> Iterator[str]:
     """What a restore needs beside what a dry run proves."""
-    with lock_or_busy() as free:
+    with free_lock() as free:
         if not free:
             yield Advice(BUSY)
             return
@@ -107,7 +108,7 @@ def images(case: Case) -> Iterator[str]:
 def remote(case: Case) -> Iterator[str]:
     if not uses_restic(case.host):
         return
-    with lock_or_busy() as free:
+    with free_lock() as free:
         if not free:
             yield Advice(BUSY)
             return
@@ -119,15 +120,9 @@ def remote(case: Case) -> Iterator[str]:
                 raise
 
 
-@contextlib.contextmanager
-def lock_or_busy() -> Iterator[bool]:
-    """Holds the lock that a run holds. False if somebody else does."""
-    file = take_lock(recover=True)
-    try:
-        yield file is not None
-    finally:
-        if file:
-            file.close()
+def free_lock() -> AbstractContextManager[object]:
+    """Holds the lock that a run holds. Gives None if somebody else does."""
+    return acquire(0) or contextlib.nullcontext()
 
 
 SLOW: tuple[Check, ...] = (compose, time, backup, database, images, remote)

@@ -8,7 +8,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from .docker import docker, end, start, words
 from .documents import BadDocument, Hex, RunId, StateDocument, shaped
@@ -72,7 +72,8 @@ class Marker(StateDocument):
             opened, deadline, stop_timeout = map(int, moments)
         except ValueError as error:
             raise BadDocument("is damaged: its fields are not as expected") from error
-        return cls(tracker, started, action, opened, deadline, stop_timeout, run)  # type: ignore[arg-type]
+        fields: list[Any] = [tracker, started, action, opened, deadline, stop_timeout, run]
+        return cls(*fields)
 
     def remove(self) -> None:
         """A recovery without the lock may find the marker of the next run, which stays."""
