@@ -19,7 +19,7 @@ A module imports only from those before it in this list:
     fetch, beside, restore            and back, in place or beside what runs
     tracker, window, reach            the time in which the tracker is down
     sidecar                           the container that stays up
-    outbox, notify                    who is told how a run ended
+    outbox, said, notify              who is told how a run ended
     checks, status                    what the operator asks
     run, doctor                       the whole run; whether it would succeed
     planted, metrics, report          what Prometheus reads; what is reported after a command
