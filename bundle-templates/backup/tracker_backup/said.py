@@ -45,6 +45,5 @@ def own_log(last: str = "") -> str:
         time.sleep(0.05)
     lines = text.splitlines()
     own = [number for number, line in enumerate(lines) if f"[{os.getpid()}]: " in line]
-    return (
-        "".join(f"{printable(line, LINE_CHARACTERS)}\n" for line in lines[own[0] :]) if own else ""
-    )
+    said = lines[own[0] :] if own else []
+    return "".join(f"{printable(line, LINE_CHARACTERS)}\n" for line in said)
