@@ -19,7 +19,7 @@ A module imports only from those before it in this list:
     fetch, beside, restore            and back, in place or beside what runs
     tracker, window, reach            the time in which the tracker is down
     sidecar                           the container that stays up
-    outbox, notify                    who is told how a run ended
+    outbox, said, notify              who is told how a run ended
     checks, status                    what the operator asks
     current, prepare                  the run in progress; what comes before the window
     capture, finish                   its roles in the window, and after it
