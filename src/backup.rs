@@ -6,7 +6,7 @@ use crate::database::Database;
 use crate::monitoring::{Metrics, Notify};
 use crate::restic::Restic;
 use crate::schedule::CronSchedule;
-use crate::value::{HostName, HostPath, ImageReference, Within};
+use crate::value::{HostName, HostPath, ImageReference, PathBelow, Within};
 
 /// How long a backup is kept, in days.
 pub type RetentionDays = Within<1, 3650>;
@@ -98,6 +98,9 @@ pub struct BackupConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<HostName>,
     pub image: Option<ImageReference>,
+    /// More to archive, below the deploy directory.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extra_paths: Vec<PathBelow>,
     pub database_tls: Option<DatabaseTls>,
     pub allow_writer_stall: bool,
     /// `null` disables.
@@ -127,6 +130,7 @@ impl Default for BackupConfig {
             deploy_dir: "/opt/torrust".parse().expect("a default path is valid"),
             host: None,
             image: None,
+            extra_paths: Vec::new(),
             database_tls: None,
             allow_writer_stall: false,
             verify_schedule: Some(schedule("30 5 * * 0")),

@@ -231,33 +231,64 @@ pub fn templates() -> impl Iterator<Item = (&'static str, Cow<'static, str>)> {
     })
 }
 
+/// Sentences that the bundle's README shares with the page of `explain`.
+pub const SENTENCES: [(&str, &str); 5] = [
+    ("sentences/what", include_str!("sentences/what.tera")),
+    ("sentences/where", include_str!("sentences/where.tera")),
+    ("sentences/when", include_str!("sentences/when.tera")),
+    ("sentences/kept", include_str!("sentences/kept.tera")),
+    (
+        "sentences/meanwhile",
+        include_str!("sentences/meanwhile.tera"),
+    ),
+];
+
+/// The engine with our filters and these templates.
+fn engine(
+    templates: impl Iterator<Item = (&'static str, Cow<'static, str>)>,
+) -> Result<Tera, tera::Error> {
+    let mut tera = Tera::new();
+    tera.autoescape_on(Vec::<&str>::new());
+    let filters: [(&'static str, fn(&str) -> String); 5] = [
+        ("sh", sh),
+        ("yaml", yaml),
+        ("compose", compose),
+        ("md", md),
+        ("code", code),
+    ];
+    for (name, filter) in filters {
+        tera.register_filter(name, move |value: &Value, _: Kwargs, _: &State<'_>| {
+            filter(&value.to_string())
+        });
+    }
+    let sentences = SENTENCES.map(|(name, text)| (name, Cow::from(text)));
+    tera.add_raw_templates(templates.chain(sentences))?;
+    Ok(tera)
+}
+
+/// Renders a template of this program that is no file of a bundle.
+///
+/// # Panics
+///
+/// If the template prints what the context does not have, which a test excludes.
+#[must_use]
+pub fn page(template: &'static str, context: &impl Serialize) -> String {
+    let templates = [("page", Cow::from(template))].into_iter();
+    let context = Context::from_serialize(context);
+    engine(templates)
+        .and_then(|engine| engine.render("page", &context?))
+        .expect("our own page renders")
+}
+
 fn rendered(plan: &BackupPlan) -> Result<BTreeMap<String, File>, Error> {
     let fail = |file: &str, source| Error::Render {
         file: file.to_owned(),
         source,
     };
-    let mut tera = Tera::new();
-    tera.autoescape_on(Vec::<&str>::new());
-    tera.register_filter("sh", |value: &Value, _: Kwargs, _: &State<'_>| {
-        sh(&value.to_string())
-    });
-    tera.register_filter("yaml", |value: &Value, _: Kwargs, _: &State<'_>| {
-        yaml(&value.to_string())
-    });
-    tera.register_filter("compose", |value: &Value, _: Kwargs, _: &State<'_>| {
-        compose(&value.to_string())
-    });
-    tera.register_filter("md", |value: &Value, _: Kwargs, _: &State<'_>| {
-        md(&value.to_string())
-    });
-    tera.register_filter("code", |value: &Value, _: Kwargs, _: &State<'_>| {
-        code(&value.to_string())
-    });
-    tera.add_raw_templates(templates())
-        .map_err(|error| fail("the templates", error.into()))?;
+    let engine = engine(templates()).map_err(|error| fail("the templates", error.into()))?;
     let context = Context::from_serialize(plan).map_err(|error| fail("the plan", error.into()))?;
     let render = |path: &str| {
-        let text = tera
+        let text = engine
             .render(path, &context)
             .map_err(|error| fail(path, error.into()))?;
         if path.strip_suffix(".yml").is_some() {

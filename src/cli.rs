@@ -134,6 +134,9 @@ pub enum Command {
         /// Words for people, or the same facts as an object for scripts
         #[arg(long, default_value = "text")]
         format: Format,
+
+        #[command(flatten)]
+        output: Output,
     },
 
     /// Print an environment file to begin with, every key of `backup` at its default

@@ -39,7 +39,7 @@ const VARIABLES: &str = "variables.yml";
 const RENDERED: [&str; 6] = [HOST, CRON, SETTINGS, PATHS, FRAGMENT, VARIABLES];
 
 /// Settings that have words of their own. The value stands as it is, and a unit after it.
-const NAMED: [(&str, &str, &str); 10] = [
+const NAMED: [(&str, &str, &str); 13] = [
     ("ENVIRONMENT", "environment", ""),
     ("DEPLOY_DIR", "deploy directory", ""),
     ("DESTINATION", "destination", ""),
@@ -47,16 +47,21 @@ const NAMED: [(&str, &str, &str); 10] = [
     ("SCHEDULE", "schedule", ""),
     ("BACKUP_RETENTION_DAYS", "retention", " days"),
     ("STOP_TIMEOUT_SECONDS", "killed when stopping takes", " s"),
+    ("CATCH_UP_HOURS", "missed runs made up for", " hours"),
+    ("JITTER_SECONDS", "later than scheduled by", " s at most"),
+    ("METRICS_DIRECTORY", "metrics", ""),
     ("BACKUP_SCOPE", "database scope", ""),
     ("BACKUP_COMPRESSION", "compression", ""),
     ("RESTIC_DIRECTORY", "restic repository", ""),
 ];
 /// Settings that other facts hold already, or that follow from another setting.
-const IMPLIED: [&str; 11] = [
+const IMPLIED: [&str; 13] = [
     "QUIESCE",
     "WINDOW_TIMEOUT_SECONDS",
     "LONGEST_INTERVAL_SECONDS",
     "CALENDAR",
+    "VERIFY_INTERVAL_SECONDS",
+    "VERSION",
     "IMAGE",
     "IMAGE_SOURCE",
     "DB_TYPE",

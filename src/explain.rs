@@ -78,6 +78,9 @@ pub struct Explanation {
     pub recommended: Recommended,
     /// What to change; empty when all is as advised.
     pub advice: Vec<Advice>,
+    /// For the page in words.
+    #[serde(skip)]
+    plan: BackupPlan,
 }
 
 /// The database that is captured.
@@ -313,6 +316,7 @@ impl Explanation {
             not_backed_up: gaps(environment, plan),
             recommended: Recommended::by(database.driver),
             advice: Vec::new(),
+            plan: plan.clone(),
             database,
         };
         explanation.advice = advice::of(&explanation, environment);

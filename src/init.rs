@@ -62,7 +62,9 @@ pub fn environment(driver: Driver) -> String {
     "destination": "/opt/torrust/storage/backup",
     "deploy_dir": "/opt/torrust",
     "allow_writer_stall": false,
-    "verify_schedule": "30 5 * * 0"
+    "verify_schedule": "30 5 * * 0",
+    "catch_up_hours": 12,
+    "jitter_seconds": 0
   }}
 }}
 "#

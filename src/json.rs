@@ -105,15 +105,18 @@ pub fn dotted(pointer: &str) -> String {
         .fold(String::new(), |path, key| child(&path, &unescaped(key)))
 }
 
-/// The value at a path of plain keys.
+/// The value at a path of plain keys and of places in lists.
 pub fn get<'a>(document: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.')
-        .try_fold(document, |value, key| value.get(key))
+        .try_fold(document, |value, key| match value {
+            Value::Array(items) => items.get(key.parse::<usize>().ok()?),
+            value => value.get(key),
+        })
 }
 
-/// Puts a value at a path of plain keys, or removes the value that is there.
+/// Puts a value at a path, or removes the value that is there.
 ///
-/// If the parent is not an object, nothing happens.
+/// If there is no such parent, nothing happens. An item of a list is replaced, and not removed.
 pub fn replace(document: &mut Value, path: &str, value: Option<&Value>) {
     let (parent, key) = path.rsplit_once('.').unwrap_or(("", path));
     let parent = match parent {
@@ -122,11 +125,23 @@ pub fn replace(document: &mut Value, path: &str, value: Option<&Value>) {
             .split('.')
             .try_fold(document, |value, key| value.get_mut(key)),
     };
-    if let Some(map) = parent.and_then(Value::as_object_mut) {
-        match value {
-            Some(value) => map.insert(key.to_owned(), value.clone()),
-            None => map.remove(key),
-        };
+    match (parent, value) {
+        (Some(Value::Object(map)), Some(value)) => {
+            map.insert(key.to_owned(), value.clone());
+        }
+        (Some(Value::Object(map)), None) => {
+            map.remove(key);
+        }
+        (Some(Value::Array(items)), Some(value)) => {
+            let item = key
+                .parse::<usize>()
+                .ok()
+                .and_then(|index| items.get_mut(index));
+            if let Some(item) = item {
+                *item = value.clone();
+            }
+        }
+        _ => {}
     }
 }
 

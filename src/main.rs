@@ -64,10 +64,20 @@ fn run(cli: Cli) -> Printed {
         Some(Command::Explain {
             environment,
             format,
+            output,
         }) => match (explain(&environment, Local::now().naive_local()), format) {
-            (Ok(explanation), Format::Text) => out(explanation.to_string()),
+            (Ok(_), Format::Text) if output.quiet => Printed::default(),
+            (Ok(explanation), Format::Text) => {
+                let page = explanation.to_string();
+                let is_coloured = is_coloured(output.color, &io::stdout());
+                out(if is_coloured {
+                    with_bold_headings(&page)
+                } else {
+                    page
+                })
+            }
             (Ok(explanation), Format::Json) => out(bundle::json(&explanation)),
-            (Err(error), _) => failed(&error, Format::Text, Color::Auto),
+            (Err(error), _) => failed(&error, Format::Text, output.color),
         },
         Some(Command::Init { driver, quiet }) => Printed {
             stdout: init::environment(match driver {
@@ -340,6 +350,17 @@ fn is_coloured(color: Color, stream: &impl IsTerminal) -> bool {
             stream.is_terminal() && !is_set("NO_COLOR") && !is_dumb
         }
     }
+}
+
+/// A page whose headings are the lines without an indent.
+fn with_bold_headings(page: &str) -> String {
+    page.lines().fold(String::new(), |mut text, line| {
+        let _ = match line.chars().next() {
+            Some(first) if first != ' ' => writeln!(text, "{BOLD}{line}{PLAIN}"),
+            _ => writeln!(text, "{line}"),
+        };
+        text
+    })
 }
 
 /// A unified diff with the colours that people know.

@@ -244,6 +244,7 @@ impl Places {
         let repository = backup.restic.as_ref().map(|restic| &restic.repository);
         let metrics = backup.metrics.as_ref();
         let tls = backup.database_tls.as_ref();
+        let extra_paths = backup.extra_paths.iter();
         // The destination is masked only if it lies in the deploy directory.
         let below = destination.as_str().strip_prefix(deploy_dir.as_str());
         let masked = ["/backup/secrets", "/storage/backup-staging"]
@@ -258,6 +259,7 @@ impl Places {
                 .services
                 .backup_paths()
                 .map(BackupPath::line)
+                .chain(extra_paths.map(|path| format!("/data/{}", path.as_str())))
                 .collect(),
             deploy_dir,
             destination,

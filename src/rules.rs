@@ -9,6 +9,8 @@ use crate::monitoring::Notify;
 use crate::problem::Problem;
 use crate::restic::{Repository, Restic, VariableName};
 use crate::shown;
+use crate::topology::Service;
+use crate::value::PathBelow;
 
 /// Directories of the host that a backup must neither lie in nor contain: the destination is made
 /// 0700 for root, and these belong to others or do not outlive a restart.
@@ -48,6 +50,17 @@ const TAKEN: [&str; 7] = [
     "storage/tracker",
 ];
 
+/// What of the deploy directory is archived in any case, or never.
+const NOT_EXTRA: [&str; 6] = [
+    ".env",
+    "backup",
+    "docker-compose.backup.yml",
+    "docker-compose.yml",
+    "storage/backup-staging",
+    "storage/mysql",
+];
+
+const EXTRA_PATHS: &str = "backup.extra_paths";
 const DRIVER: &str = "tracker.core.database.driver";
 const DEPLOY_DIR: &str = "backup.deploy_dir";
 const DESTINATION: &str = "backup.destination";
@@ -66,6 +79,7 @@ pub fn contradictions(
     };
     times(backup, database, &mut rules);
     places(backup, &mut rules);
+    extra_paths(backup, &mut rules);
     sidecar(backup, &mut rules);
     if let Some(restic) = &backup.restic {
         remote(backup, restic, &mut rules);
@@ -162,7 +176,7 @@ fn places(backup: &BackupConfig, rules: &mut Rules<'_>) {
             .iter()
             .map(|taken| format!("{deploy_dir}/{taken}"))
             .find(|taken| overlap(destination, taken))
-            .map(|taken| format!("overlaps {}, used by others", unquoted(&taken)))
+            .map(|taken| format!("overlaps {}, which the deployment uses", unquoted(&taken)))
     };
     if let Some(why) = reserved(destination).or_else(taken) {
         rules.refuse(
@@ -175,6 +189,37 @@ fn places(backup: &BackupConfig, rules: &mut Rules<'_>) {
             "write for example \"/mnt/backup/torrust\", or leave the key out for \
              <deploy_dir>/storage/backup",
         );
+    }
+}
+
+/// Each byte of the deployment is archived at most once, and nothing of ours is.
+fn extra_paths(backup: &BackupConfig, rules: &mut Rules<'_>) {
+    let extra = &backup.extra_paths;
+    let destination = backup.destination();
+    let inside = destination
+        .as_str()
+        .strip_prefix(backup.deploy_dir.as_str())
+        .and_then(|rest| rest.strip_prefix('/'));
+    let listed = Service::ALL.into_iter().flat_map(Service::backup_paths);
+    let known: Vec<(&str, String)> = NOT_EXTRA
+        .into_iter()
+        .chain(listed.map(|line| line.path()))
+        .map(|path| (path, path.to_owned()))
+        .chain(inside.map(|path| (path, DESTINATION.to_owned())))
+        .collect();
+    for (index, path) in extra.iter().enumerate() {
+        let earlier = extra[..index].iter().enumerate();
+        let earlier = earlier.map(|(at, path)| (path.as_str(), format!("{EXTRA_PATHS}.{at}")));
+        let mut others = known.iter().cloned().chain(earlier);
+        if let Some((_, other)) = others.find(|(other, _)| overlap(path.as_str(), other)) {
+            rules.refuse(
+                &[&format!("{EXTRA_PATHS}.{index}"), DESTINATION, DEPLOY_DIR],
+                format!("a path that overlaps {other}"),
+                "a path that no other line of the backup contains or lies in",
+                "remove it: what the services of the environment file mount is archived already, \
+                 databases are captured, and our own files come with the bundle",
+            );
+        }
     }
 }
 

@@ -161,8 +161,19 @@ impl FromStr for CronSchedule {
             return Err(ScheduleError::Character(bad));
         }
         let fields: Vec<&str> = text.split(' ').filter(|field| !field.is_empty()).collect();
-        if let Some(nickname) = fields.first().filter(|field| field.starts_with('@')) {
-            return Err(ScheduleError::Nickname((*nickname).to_owned()));
+        match fields[..] {
+            [word, ..] if word.starts_with('@') => {
+                return Err(ScheduleError::Nickname(word.to_owned()));
+            }
+            [word] if word.bytes().all(|byte| byte.is_ascii_alphabetic()) => {
+                return Err(ScheduleError::Nickname(word.to_owned()));
+            }
+            [time] => {
+                if let Some((hour, minute)) = clock_time(time) {
+                    return Err(ScheduleError::ClockTime { hour, minute });
+                }
+            }
+            _ => {}
         }
         let &[minute, hour, day, month, weekday] = fields.as_slice() else {
             return Err(ScheduleError::FieldCount(fields.len()));
@@ -290,6 +301,13 @@ impl Field {
     }
 }
 
+/// The hour and the minute of a text such as `03:00`.
+fn clock_time(text: &str) -> Option<(u64, u64)> {
+    let (hour, minute) = text.split_once(':')?;
+    let (hour, minute) = (HOUR.value(hour)?, MINUTE.value(minute)?);
+    Some((hour, minute))
+}
+
 /// Digits, decimal even after a zero. entry.c refuses 1000 characters.
 fn number(text: &str) -> Option<u64> {
     let is_number = text.len() < 1000 && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -325,8 +343,12 @@ pub enum ScheduleError {
     /// `@daily` and the like.
     #[error("`{0}` is not five fields: minute, hour, day of month, month, day of week")]
     Nickname(String),
+    /// `03:00`.
+    #[error("a time of the day is not five fields: minute, hour, day of month, month, day of week")]
+    #[allow(missing_docs)]
+    ClockTime { hour: u64, minute: u64 },
     /// Not five fields.
-    #[error("{0} fields, not five: minute, hour, day of month, month, day of week")]
+    #[error("not five fields, but {0}: minute, hour, day of month, month, day of week")]
     FieldCount(usize),
     /// One item of one field's list.
     #[error("{field}: `{item}` {problem}")]
@@ -368,13 +390,17 @@ impl ScheduleError {
     #[must_use]
     pub fn hint(&self) -> String {
         let hint = match self {
+            Self::ClockTime { hour, minute } => {
+                return format!("write `{minute} {hour} * * *` for every day at that time");
+            }
             Self::Character('\t' | '\n' | '\r') => "put spaces between the fields, on one line",
-            Self::Nickname(nickname) => match nickname.to_ascii_lowercase().as_str() {
-                "@yearly" | "@annually" => "write `0 0 1 1 *`",
-                "@monthly" => "write `0 0 1 * *`",
-                "@weekly" => "write `0 0 * * 0`",
-                "@daily" | "@midnight" => "write `0 0 * * *`",
-                "@hourly" => "write `0 * * * *`",
+            Self::Nickname(nickname) => match nickname.to_ascii_lowercase().trim_start_matches('@')
+            {
+                "yearly" | "annually" => "write `0 0 1 1 *`",
+                "monthly" => "write `0 0 1 * *`",
+                "weekly" => "write `0 0 * * 0`",
+                "daily" | "midnight" => "write `0 0 * * *`",
+                "hourly" => "write `0 * * * *`",
                 _ => FIVE_FIELDS,
             },
             Self::Character(_) | Self::FieldCount(0..5) => FIVE_FIELDS,

@@ -110,7 +110,7 @@ fn property<'a>(fragment: &'a Value, key: &str) -> &'a Value {
 
 /// A key beside a missing one that was probably meant to be it: what was found, and how to fix it.
 fn misspelt(path: &str, key: &str, parent: &Value, fragment: &Value) -> Option<(String, String)> {
-    let is_unknown = |other: &&String| property(fragment, other).is_null();
+    let is_unknown = |other: &&String| !property(fragment, other).is_object();
     let others: Vec<&String> = parent.as_object()?.keys().filter(is_unknown).collect();
     let is_near = |other: &&&String| {
         let other = other.to_lowercase().replace('-', "_");
@@ -193,6 +193,18 @@ fn missing_key(path: String, key: &str, wanted: &Value) -> Problem {
     }
 }
 
+/// Keys that people expect, and what they get instead.
+const MEANT: [(&str, &str); 2] = [
+    (
+        "backup.enabled",
+        "remove it: a section `backup` is enabled, and null disables it",
+    ),
+    (
+        "backup.notify.email",
+        "remove it; `command` runs a program of the host that sends mail",
+    ),
+];
+
 fn unknown_key(path: String, key: &str, fragment: &Value) -> Problem {
     let known = fragment["properties"]
         .as_object()
@@ -200,7 +212,10 @@ fn unknown_key(path: String, key: &str, fragment: &Value) -> Problem {
         .flat_map(serde_json::Map::keys);
     let fix = match nearest(key, known.clone()) {
         Some(near) => format!("did you mean `{near}`?"),
-        None => "remove it".to_owned(),
+        None => match MEANT.iter().find(|(meant, _)| *meant == path) {
+            Some((_, fix)) => (*fix).to_owned(),
+            None => "remove it".to_owned(),
+        },
     };
     let known: Vec<&str> = known.map(String::as_str).collect();
     Problem {
@@ -293,6 +308,12 @@ fn advice(path: &str, value: &Value, fragment: &Value) -> String {
         .and_then(|word| another_word(path, word, fragment))
     {
         return fix;
+    }
+    if value == &Value::Bool(false) && types(fragment).contains(&"null") {
+        return "write null to switch it off".to_owned();
+    }
+    if path.ends_with("schedule") && value.is_array() {
+        return "write one text; \"0 3,15 * * *\" is twice a day".to_owned();
     }
     let default = &fragment["default"];
     let example = if default.is_null() {

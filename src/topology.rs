@@ -19,6 +19,15 @@ pub enum Service {
 }
 
 impl Service {
+    /// Each of them, in their order.
+    pub const ALL: [Self; 5] = [
+        Self::Tracker,
+        Self::Mysql,
+        Self::Prometheus,
+        Self::Grafana,
+        Self::Caddy,
+    ];
+
     /// The one that a database runs in; none for a file and a server elsewhere.
     #[must_use]
     pub fn of(database: &Database) -> Option<Self> {
@@ -72,6 +81,17 @@ pub enum BackupPath {
 }
 
 impl BackupPath {
+    /// Relative to the deploy directory.
+    #[must_use]
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Tree(path)
+            | Self::Directory(path)
+            | Self::OptionalDirectory(path)
+            | Self::OptionalSqlite(path) => path,
+        }
+    }
+
     /// The line of `backup-paths.txt`, as the container sees the path.
     #[must_use]
     pub fn line(self) -> String {

@@ -80,6 +80,10 @@ checked_text! {
     HostPath, absolute_and_normal
 }
 checked_text! {
+    /// A file or directory below the deploy directory, in its shortest form.
+    PathBelow, relative_and_normal
+}
+checked_text! {
     /// A file of the machine that runs Ansible: absolute, or below `~/`.
     KeyPath, absolute_or_home
 }
@@ -158,6 +162,12 @@ fn not_empty(text: &str) -> Result<(), Refusal> {
 
 fn absolute_and_normal(text: &str) -> Result<(), Refusal> {
     const ALLOWED: &str = "an absolute path of the host without `.`, `..`, `//` or a final `/`";
+    if text.contains("://") {
+        return refuse(
+            ALLOWED,
+            "name a directory of the host; `backup.restic` copies elsewhere",
+        );
+    }
     if !text.starts_with('/') {
         return refuse(ALLOWED, "write the whole path, beginning with `/`");
     }
@@ -177,6 +187,21 @@ fn absolute_and_normal(text: &str) -> Result<(), Refusal> {
     } else {
         refuse(ALLOWED, "write it without `.`, `//` and the final `/`")
     }
+}
+
+fn relative_and_normal(text: &str) -> Result<(), Refusal> {
+    const ALLOWED: &str = "a path below the deploy directory, without `.`, `..`, `//` or a final \
+                           `/`, such as \"storage/index\"";
+    if text.starts_with('/') {
+        return refuse(ALLOWED, "write it relative to backup.deploy_dir");
+    }
+    if text.starts_with(['?', '#']) || text.contains(':') || text.trim() != text {
+        return refuse(ALLOWED, "write the path alone; one with a colon cannot be archived");
+    }
+    if text.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return refuse(ALLOWED, "write the shortest form of the path");
+    }
+    Ok(())
 }
 
 fn absolute_or_home(text: &str) -> Result<(), Refusal> {
@@ -285,6 +310,13 @@ fn image_reference(text: &str) -> Result<(), Refusal> {
         });
     if good {
         return Ok(());
+    }
+    let lower = text.to_ascii_lowercase();
+    if lower != text && image_reference(&lower).is_ok() {
+        return refuse(
+            "an image reference, the name in lower case",
+            "write the name in lower case, and keep the tag as it is",
+        );
     }
     refuse(
         "an image reference: [registry[:port]/]name[:tag][@sha256:digest], the name in lower case",

@@ -7,7 +7,7 @@ use std::fs;
 
 use common::{CASES, example, root};
 use gen_backup_bundle::backup::BackupConfig;
-use gen_backup_bundle::bundle::templates;
+use gen_backup_bundle::bundle::{SENTENCES, templates};
 use gen_backup_bundle::environment::Environment;
 use gen_backup_bundle::plan::BackupPlan;
 use gen_backup_bundle::value::{HostName, HostPath, ImageReference, KeyPath, Secret, UserName};
@@ -353,12 +353,12 @@ fn every_key_of_the_backup_section_is_in_the_docs() {
 fn templates_print_loop_and_test_a_bool_of_the_plan() {
     for case in CASES {
         let plan = plan(case);
-        for (path, text) in templates() {
+        for (path, text) in templates().chain(SENTENCES.map(|(name, text)| (name, text.into()))) {
             let mut items = BTreeMap::from([("loop", &Value::Null)]);
             for tag in text.split("{%").skip(1) {
                 let tag = tag.split("%}").next().unwrap().trim_matches(['-', ' ']);
                 match tag.split_whitespace().collect::<Vec<_>>()[..] {
-                    ["if", "loop.first"] | ["else" | "endif" | "endfor"] => {}
+                    ["if", "loop.first"] | ["else" | "endif" | "endfor"] | ["include", _] => {}
                     ["if", name] => match name.split_once('.') {
                         None => assert!(plan[name].is_boolean(), "{path}: {tag}"),
                         Some((list, "any")) => assert!(plan[list]["any"].is_boolean()),
@@ -399,7 +399,11 @@ fn templates_print_loop_and_test_a_bool_of_the_plan() {
 
 #[test]
 fn every_key_of_the_plan_is_printed_or_tested_somewhere() {
-    let texts: String = templates().map(|(_, text)| text.into_owned()).collect();
+    let sentences = SENTENCES.map(|(name, text)| (name, text.into()));
+    let texts: String = templates()
+        .chain(sentences)
+        .map(|(_, text)| text.into_owned())
+        .collect();
     let words: Vec<_> = texts
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .collect();
@@ -429,7 +433,7 @@ fn no_module_uses_a_later_one() {
                 .next()
                 .unwrap()
         }) {
-            let used = if used.is_empty() { module } else { used };
+            let used = if used == "cli" { "main" } else { used };
             let is_earlier = LAYERS[..=at].contains(&used);
             assert!(is_earlier, "{module} uses {used}");
         }

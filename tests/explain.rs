@@ -195,20 +195,19 @@ fn what_it_means_for_the_tracker() {
                     let cases: Vec<_> = tracker.interruptions.iter().map(|it| it.case).collect();
                     let possible: &[Case] = match (case, touched) {
                         ("sqlite-minimal", true) => &[Case::NoReflinks, Case::Reflinks],
-                        ("sqlite-minimal", false) => &[Case::RollbackJournal, Case::Wal],
+                        ("sqlite-minimal", false) => {
+                            &[Case::RollbackJournal, Case::Reflinks, Case::Wal]
+                        }
                         (_, true) => &[Case::Dump],
                         (_, false) => &[],
                     };
                     assert_eq!(cases, possible, "{name}");
 
                     for (says, when) in [
-                        ("It is stopped while", expected == State::Stopped),
-                        ("It is frozen while", expected == State::Paused),
-                        ("It is untouched", expected == State::Untouched),
-                        (
-                            "the swarm in its memory is lost",
-                            expected == State::Stopped,
-                        ),
+                        ("it is stopped during", expected == State::Stopped),
+                        ("it is frozen during", expected == State::Paused),
+                        ("it runs on", expected == State::Untouched),
+                        ("swarm in its memory is lost", expected == State::Stopped),
                         ("docs/performance.md", !cases.is_empty()),
                         ("by a cron of its own", strategy == Strategy::Sidecar),
                         ("Started by cron on the host", strategy != Strategy::Sidecar),

@@ -137,10 +137,6 @@ fn a_bad_value_is_named_and_the_bundle_is_untouched() {
         sqlite.refuses("/ssh_credentials/private_key_path", key);
         sqlite.refuses("/ssh_credentials/public_key_path", key);
     }
-    for section in ["notify", "metrics"] {
-        sqlite.refuses(&format!("/backup/{section}"), json!({}));
-        sqlite.refuses(&format!("/backup/{section}"), json!(null));
-    }
 }
 
 #[test]

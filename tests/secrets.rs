@@ -241,8 +241,10 @@ fn a_syntax_error_shows_where_and_nothing_of_the_line() {
 fn a_value_at_a_public_path_is_shown() {
     for pointer in PUBLIC {
         let mut environment = example("mysql-sidecar-s3");
-        if pointer.starts_with("/backup/database_tls") {
-            environment["backup"]["database_tls"] = json!({});
+        for section in ["database_tls", "metrics", "notify"] {
+            if pointer.starts_with(&format!("/backup/{section}/")) {
+                environment["backup"][section] = json!({});
+            }
         }
         set(&mut environment, pointer, json!("wrong\n"));
         let stderr = Scratch::new(&environment).run(&[]).stderr;

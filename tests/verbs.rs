@@ -104,6 +104,58 @@ fn quiet_prints_problems_only() {
 }
 
 #[test]
+fn a_result_as_json_has_its_notes_and_how_to_apply_it() {
+    let scratch = Scratch::generated("mysql-minimal");
+    let run = || {
+        let arguments = ["generate", "--format", "json", "env.json", "out"];
+        let outcome = run_in(&scratch.path(""), &arguments);
+        assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));
+        parsed(&outcome)
+    };
+    let applied = "Read out/README.md, then apply with: ansible-playbook ";
+    let unchanged = run();
+    assert_eq!(unchanged["notes"], json!([]));
+    let how = unchanged["how_to_apply"].as_str().unwrap();
+    assert!(how.starts_with(&format!("{applied}-i HOST, out/install-backup.yml\n")));
+
+    let mut environment = example("mysql-minimal");
+    environment["tracker"]["core"]["database"]["password"] = json!("rotated");
+    environment["backup"]["host"] = json!("192.0.2.1");
+    scratch.set(&environment);
+    let rotated = run();
+    let note = "secrets/db_password: replaced by the environment file's value";
+    assert_eq!(rotated["notes"], json!([note]));
+    assert_eq!(
+        rotated["how_to_apply"],
+        format!("{applied}out/install-backup.yml\n")
+    );
+}
+
+#[test]
+fn an_explanation_can_be_silent_and_in_colours() {
+    let scratch = Scratch::of("sqlite-minimal");
+    let run = |options: &[&str]| {
+        let arguments = [&["explain", "env.json"], options].concat();
+        run_in(&scratch.path(""), &arguments)
+    };
+    let plain = run(&[]);
+    assert!(!plain.stdout.contains('\u{1b}'));
+    assert_eq!(run(&["--color", "never"]), plain);
+    let coloured = run(&["--color", "always"]).stdout;
+    assert!(
+        coloured.contains("\n\u{1b}[1mWhere to\u{1b}[0m\n"),
+        "{coloured}"
+    );
+    let bare = coloured.replace("\u{1b}[1m", "").replace("\u{1b}[0m", "");
+    assert_eq!(bare, plain.stdout);
+    assert_eq!(run(&["-q"]).stdout, "");
+    scratch.set(&json!({}));
+    let problem = run(&["-q", "--color", "always"]);
+    assert_eq!(problem.status, 3);
+    assert!(problem.stderr.starts_with("\u{1b}[1;31merror:"));
+}
+
+#[test]
 fn colours_are_for_terminals_and_for_who_asks() {
     let scratch = Scratch::of("sqlite-minimal");
     let run = |when: &[&str]| {

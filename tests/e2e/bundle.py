@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,21 @@ class Bundle:
             environment=self._environment(),
             directory=self.directory.parent,
         )
+
+    @contextmanager
+    def begun(self, name: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+        """The same in the background, in a process group of its own; waits for its end."""
+        with subprocess.Popen(
+            self._command(name, options),
+            env=self._environment(),
+            cwd=self.directory.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            yield process
+            process.wait(PLAYBOOK_SECONDS)
 
     def timed_playbook(self, name: str, *options: str) -> Timed:
         """The same, with the seconds of every task."""

@@ -95,6 +95,51 @@ attempt("processes", processes)
 print(json.dumps(results))
 """
 
+# What a reader does to what services left in their directories: as its container allows it, and
+# then as a reader does it, who has confined itself.
+REACH = r"""
+import ctypes, errno, json, os, socket, sys
+from pathlib import Path
+
+sys.path.insert(0, "/usr/local/lib/tracker-backup")
+from tracker_backup.worker.confine import confine
+
+libc = ctypes.CDLL(None, use_errno=True)
+results = {}
+
+def attempt(name, call):
+    try:
+        call()
+        results[name] = "ok"
+    except OSError as error:
+        results[name] = errno.errorcode.get(error.errno, str(error))
+
+def connect():
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect("/data/storage/hostile/service.sock")
+
+def write_into_pipe():
+    os.close(os.open("/data/storage/hostile/pipe", os.O_WRONLY | os.O_NONBLOCK))
+
+def allocate():
+    with open("/work/.allocated", "wb") as file:
+        size = ctypes.c_int64(1 << 20)
+        if libc.fallocate(file.fileno(), 0, ctypes.c_int64(0), size):
+            raise OSError(ctypes.get_errno(), "fallocate")
+
+attempt("write to a mount", lambda: Path("/data/storage/hostile/mount/file").write_text("x"))
+attempt("read from a mount", lambda: Path("/data/storage/hostile/mount/there").read_text())
+attempt("connect as root", connect)
+attempt("write into a pipe as root", write_into_pipe)
+confine(False, [Path("/work")])
+attempt("connect", connect)
+attempt("write into a pipe", write_into_pipe)
+attempt("allocate", allocate)
+attempt("write", lambda: Path("/work/.file").write_text("x"))
+attempt("memory of the first process", lambda: os.close(os.open("/proc/1/mem", os.O_RDWR)))
+print(json.dumps(results))
+"""
+
 DIRECTORIES = ("/", "/work", "/data", "/backups", "/staging", "/run/secrets", "/etc/backup")
 MASKED = ("/data/backup/secrets", "/data/storage/backup-staging", "/data/storage/backup")
 DAC_OVERRIDE = f"{1 << 1:016x}"
@@ -109,10 +154,10 @@ class Probe:
 
 
 @contextmanager
-def probed(deployment: Deployment, probe: Probe) -> Iterator[dict[str, Any]]:
+def probed(deployment: Deployment, probe: Probe, program: str = PROBE) -> Iterator[dict[str, Any]]:
     """What the program found in the role's container, while a run stood still."""
     host = deployment.host
-    host.run("sh", "-c", "cat >/root/probe.py; rm -f /root/probe.json", stdin=PROBE)
+    host.run("sh", "-c", "cat >/root/probe.py; rm -f /root/probe.json", stdin=program)
     name = f"docker ps --filter name=-{probe.role}$ --format '{{{{.Names}}}}' | head -n 1"
     words = shlex.join(["/work", *DIRECTORIES, *MASKED])
     do = (
@@ -163,6 +208,41 @@ def test_the_reader_sees_the_deployment_but_no_secret_no_backup_and_no_network(
     finally:
         host.sh(f"rm -f {DEPLOY_DIR}/backup/secrets/probe")
     assert host.sh(f"ls {DESTINATION}/runs").split()
+
+
+@pytest.mark.only("sqlite3")
+def test_the_reader_reaches_no_service_through_a_socket_a_pipe_or_a_mount(
+    deployment: Deployment,
+) -> None:
+    host, hostile = deployment.host, f"{DEPLOY_DIR}/storage/hostile"
+    serve = "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind('service.sock'); "
+    serve += "s.listen(); open('pid', 'w').write(str(__import__('os').getpid())); time.sleep(600)"
+    host.sh(
+        f"mkdir -p {hostile}/mount; mount -t tmpfs none {hostile}/mount; cd {hostile}; "
+        "echo x >mount/there; mkfifo pipe; "
+        "(exec sleep 600 <>pipe >/dev/null 2>&1) & echo $! >reader; "
+        f'setsid python3 -c "{serve}" >/dev/null 2>&1 & '
+        "while ! test -s pid; do sleep 0.1; done"
+    )
+    try:
+        with probed(deployment, Probe("reader", "beginning to finish"), REACH) as found:
+            assert found == {
+                "write to a mount": "EROFS",
+                "read from a mount": "ok",
+                # The container alone would allow these two.
+                "connect as root": "ok",
+                "write into a pipe as root": "ok",
+                "connect": "EPERM",
+                "write into a pipe": "EACCES",
+                "allocate": "ENOTSUP",
+                "write": "ok",
+                "memory of the first process": "EACCES",
+            }
+        assert host.sh(f"ls {hostile}/mount").split() == ["there"]
+    finally:
+        host.sh(
+            f"cd {hostile}; kill $(cat pid reader); cd /; umount {hostile}/mount; rm -rf {hostile}"
+        )
 
 
 @pytest.mark.only("sqlite3")

@@ -11,7 +11,7 @@ import pytest
 
 from e2e.bundle import Bundle, Outcome
 from e2e.deployment import DESTINATION, RUN_SECONDS, STAGING, Deployment
-from e2e.host import Host
+from e2e.host import Host, wait_until
 from e2e.stack import DEPLOY_DIR
 
 pytestmark = pytest.mark.only("sqlite3")
@@ -158,6 +158,192 @@ def test_p04_without_a_cron_daemon_installing_is_refused(deployment: Deployment)
     finally:
         host.sh("systemctl unmask --runtime cron && systemctl start cron")
     assert status(deployment)["cron"] is True
+
+
+OVERRIDE = """\
+services:
+  index:
+    image: torrust/tracker:develop
+    entrypoint: [sleep, infinity]
+    volumes: ["./storage/index:/data", "index:/more", "/srv/of-others:/theirs:ro"]
+  exporter:
+    image: torrust/tracker:develop
+    entrypoint: [sleep, infinity]
+    network_mode: service:tracker
+volumes:
+  index:
+"""
+
+
+@contextmanager
+def further_services(deployment: Deployment) -> Iterator[None]:
+    """An override file with two services, which Compose reads by itself."""
+    host = deployment.host
+    file = f"{DEPLOY_DIR}/docker-compose.override.yml"
+    host.sh("mkdir -p /srv/of-others")
+    host.unpack({f"{DEPLOY_DIR}/storage/index".lstrip("/"): None, file.lstrip("/"): OVERRIDE})
+    compose = f"docker compose --project-directory {DEPLOY_DIR}"
+    host.sh(f"{compose} up --detach --no-deps index exporter", seconds=RUN_SECONDS)
+    try:
+        yield
+    finally:
+        host.sh(
+            f"{compose} rm --stop --force index exporter; docker volume rm torrust_index; "
+            f"rm -rf {file} {DEPLOY_DIR}/storage/index /srv/of-others",
+            seconds=RUN_SECONDS,
+        )
+
+
+def test_p07_what_further_services_have_is_archived_or_named(deployment: Deployment) -> None:
+    host = deployment.host
+    with further_services(deployment):
+        deployment.run().succeeded()
+        run = deployment.last_run()
+        assert run["compose_files"] == ["docker-compose.yml", "docker-compose.override.yml"]
+        members = host.sh(f"tar -tf {deployment.file(run, 'config')}").splitlines()
+        assert {"docker-compose.yml", "docker-compose.override.yml", ".env"} <= set(members)
+        (warning,) = [one for one in run["warnings"] if "the service index mounts" in one]
+        for mount in ("./storage/index", "the volume torrust_index", "/srv/of-others, outside of"):
+            assert mount in warning
+        tool(host, "verify").succeeded()
+        host.sh(f"sed -i 's/infinity/1000000/' {DEPLOY_DIR}/docker-compose.override.yml")
+        tool(host, "restore", run["id"], "--only", "config", "--confirm").succeeded()
+        assert host.read(f"{DEPLOY_DIR}/docker-compose.override.yml") == OVERRIDE
+        deployment.wait_for_tracker()
+    deployment.run().succeeded()
+    assert deployment.last_run()["warnings"] == []
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "docker-compose.yaml", "deploy/stack.yml"])
+def test_p07_the_compose_file_may_have_another_name(deployment: Deployment, name: str) -> None:
+    host, usual = deployment.host, f"{DEPLOY_DIR}/docker-compose.yml"
+    compose = f"docker compose --project-directory {DEPLOY_DIR}"
+    host.sh(
+        f"mkdir -p {DEPLOY_DIR}/deploy && mv {usual} {DEPLOY_DIR}/{name} && "
+        f"{compose} --file {DEPLOY_DIR}/{name} up --detach --force-recreate --no-deps tracker",
+        seconds=RUN_SECONDS,
+    )
+    try:
+        deployment.wait_for_tracker()
+        deployment.run().succeeded()
+        run = deployment.last_run()
+        assert (run["result"], run["compose_files"]) == ("success", [name])
+        assert name in host.sh(f"tar -tf {deployment.file(run, 'config')}").splitlines()
+    finally:
+        host.sh(
+            f"mv {DEPLOY_DIR}/{name} {usual}; rmdir {DEPLOY_DIR}/deploy; "
+            f"{compose} up --detach --force-recreate --no-deps tracker",
+            seconds=RUN_SECONDS,
+        )
+        deployment.wait_for_tracker()
+
+
+def test_p08_p12_p44_what_a_stop_does_to_the_network_is_told(deployment: Deployment) -> None:
+    """A rule for IPv6 is lost while the tracker is down, as Docker lost one."""
+    host, rule = deployment.host, "FORWARD -p udp -m udp --dport 6969 -j ACCEPT"
+    host.sh(f"ip6tables -A {rule}")
+    try:
+        with further_services(deployment), deployment.configured(QUIESCE="stop"):
+            with deployment.running() as run:
+                run.hold_capture()
+                host.sh(f"ip6tables -D {rule}")
+                run.release_capture()
+                run.wait().succeeded()
+            manifest = deployment.last_run()
+            told = "\n".join(manifest["warnings"])
+            assert "the service exporter uses the network of the tracker" in told
+            assert "the firewall (ip6tables-save) is not as it was" in told
+            assert f"gone: -A {rule}" in told
+            assert "does not answer any more" not in told
+            # The real tracker 3.0.0 ignores TERM.
+            assert manifest["killed"] is True
+            assert manifest["durations"]["stop"] >= 9
+    finally:
+        host.sh(f"ip6tables -D {rule}", check=False)
+    deployment.wait_for_tracker()
+
+
+REGISTRY = "localhost:5000/torrust/tracker"
+USE_RECORDED = """
+import sys
+sys.path.insert(0, "/usr/local/lib/tracker-backup")
+from pathlib import Path
+from tracker_backup.documents import RunManifest
+from tracker_backup.stack import use_recorded_images
+use_recorded_images(RunManifest.read(Path(sys.argv[1])).releases)
+"""
+
+
+def pushed(host: Host, version: str) -> None:
+    """The registry's tag `develop` means this version from now on."""
+    text = f"FROM torrust/tracker:develop\nLABEL org.opencontainers.image.version={version}\n"
+    name = f"{REGISTRY}:develop"
+    host.run("docker", "build", "--tag", name, "-", stdin=text, seconds=RUN_SECONDS)
+    host.run("docker", "push", name, seconds=RUN_SECONDS)
+
+
+@contextmanager
+def registry(host: Host) -> Iterator[None]:
+    """Debian's docker-registry, on the host's loopback."""
+    host.sh(
+        "apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive apt-get install --yes "
+        "--quiet=2 --no-install-recommends docker-registry && systemctl restart docker-registry",
+        seconds=RUN_SECONDS,
+    )
+    try:
+        wait_until(
+            "the registry",
+            lambda: host.run("curl", "-fsS", "localhost:5000/v2/", check=False).returncode == 0,
+            30,
+        )
+        yield
+    finally:
+        host.sh("systemctl stop docker-registry; rm -rf /var/lib/docker-registry/*")
+
+
+@pytest.mark.slow
+def test_p42_a_restore_takes_the_image_that_a_run_recorded(deployment: Deployment) -> None:
+    host, name = deployment.host, f"{REGISTRY}:develop"
+    usual, compose = "torrust/tracker:develop", f"docker compose --project-directory {DEPLOY_DIR}"
+    file = f"{DEPLOY_DIR}/docker-compose.yml"
+
+    def use(image: str) -> None:
+        host.sh(
+            f"sed -i 's|image: .*tracker:develop|image: {image}|' {file} && "
+            f"{compose} up --detach --no-deps tracker",
+            seconds=RUN_SECONDS,
+        )
+        deployment.wait_for_tracker()
+
+    with registry(host):
+        pushed(host, "3.0.0")
+        try:
+            use(name)
+            deployment.run().succeeded()
+            run = deployment.last_run()
+            release = run["releases"]["tracker"]
+            assert (release["name"], release["version"]) == (name, "3.0.0")
+            assert release["digest"].startswith(f"{REGISTRY}@sha256:")
+            assert run["releases"]["caddy"]["digest"] == ""  # no registry has it
+        finally:
+            use(usual)
+        pushed(host, "4.0.0")
+        host.run("docker", "rmi", "--force", name, release["digest"], check=False)
+        command = ["python3", "-c", USE_RECORDED, f"{DESTINATION}/runs/{run['id']}.json"]
+        told = host.run(*command, seconds=RUN_SECONDS).stdout
+        label = '{{index .Config.Labels "org.opencontainers.image.version"}}'
+        found = host.run("docker", "image", "inspect", "--format", label, name).stdout
+        assert found == "3.0.0\n"
+        assert f"{name} means another image today (4.0.0, " in told
+        assert "they differ in the major version" in told
+        assert "no registry knows the image that caddy had" in told
+        host.run("docker", "rmi", "--force", name, release["digest"], check=False)
+        pushed(host, "4.0.0")
+    told = host.run(*command, seconds=RUN_SECONDS).stdout
+    assert f"{release['digest']}, which tracker had, cannot be pulled" in told
+    found = host.run("docker", "image", "inspect", "--format", label, name).stdout
+    assert found == "4.0.0\n"
+    host.run("docker", "rmi", "--force", name)
 
 
 def test_p20_a_table_that_is_gone_suspends_retention_and_no_backup(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -657,6 +658,24 @@ def test_a_lost_connection_does_not_end_a_restore_half_way(
     as_backed_up(deployment, good)
 
 
+@pytest.mark.slow
+@pytest.mark.only("sqlite3")
+def test_ctrl_c_at_the_playbook_does_not_end_a_restore_half_way(
+    deployment: Deployment, good: Good
+) -> None:
+    host, bundle, journal = deployment.host, deployment.bundle, f"{faults.STATE}/restore.json"
+    deployment.query(SPOIL)
+    options = ("-e", f"backup_run={good.id}", "-e", "confirm_restore=yes")
+    with bundle.begun("restore-backup", *options) as playbook:
+        wait_until("the restore to stop the stack", lambda: host.exists(journal), 300)
+        os.killpg(playbook.pid, signal.SIGINT)
+        host.run("pkill", "-KILL", "-f", "^sshd.*: torrust", check=False)
+    assert playbook.returncode != 0
+    assert host.exists(journal), "the restore was over before Ansible was ended"
+    wait_until("the restore to end", lambda: not host.exists(journal), 120)
+    as_backed_up(deployment, good)
+
+
 @pytest.mark.only("sqlite3")
 def test_a_mount_point_among_the_targets_is_refused_before_anything_stops(
     deployment: Deployment, good: Good
@@ -741,7 +760,9 @@ def spoilt(deployment: Deployment, good: Good) -> Iterator[Good]:
     as_backed_up(deployment, good)
 
 
-@pytest.mark.parametrize("step", range(10))
+@pytest.mark.parametrize(
+    "step", [one if one == 4 else pytest.param(one, marks=pytest.mark.slow) for one in range(10)]
+)
 def test_a_restore_killed_at_any_step_is_rolled_back(
     deployment: Deployment, spoilt: Good, step: int
 ) -> None:

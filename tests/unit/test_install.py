@@ -406,7 +406,8 @@ def test_a_bundle_of_another_deploy_directory_is_refused_until_the_first_is_unin
 
 def test_another_spelling_of_the_deploy_directory_is_the_same_one(host: Sandbox) -> None:
     (host.path / "link").symlink_to(host.deploy)
-    host.make_bundle(DEPLOY_DIR=str(host.path / "link"))
+    link = host.path / "link"
+    host.make_bundle(DEPLOY_DIR=str(link), DESTINATION=str(link / "storage/backup"))
     assert host.install().code == 0
 
 
@@ -861,7 +862,7 @@ def test_uninstalling_removes_the_image_that_was_pulled(sandbox: Sandbox) -> Non
 
 def test_uninstalling_removes_our_network_also_when_the_stack_is_down(host: Sandbox) -> None:
     (host.stub / "hooks/network").write_text("print('deploy_backup_network')\nleave(0)\n")
-    (host.stub / "tracker/id").write_text("")
+    (host.stub / "tracker/directory").write_text("/elsewhere")
     assert host.call("uninstall").code == 0
     label = "label=com.docker.compose."
     listed = f"--filter {label}network=backup_network --filter {label}project=deploy"

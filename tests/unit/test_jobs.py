@@ -51,7 +51,7 @@ def test_of_endless_messages_the_end_is_kept(jobs: ModuleType) -> None:
 
 @pytest.mark.parametrize("script", ["sleep 60", "exec >&- 2>&-; sleep 60", f"({ENDLESS}) >&2"])
 def test_a_program_that_does_not_end_is_refused(jobs: ModuleType, script: str) -> None:
-    with pytest.raises(jobs.Refused, match=r"was not over|did not end"):
+    with pytest.raises(jobs.Refused, match="was not over"):
         jobs.execute("c", "bash", "-c", script, seconds=1)
 
 

@@ -190,3 +190,20 @@ def test_commands_that_only_show_are_not_in_the_log(host: Sandbox, log: Path) ->
     for command in ("list", "status"):
         start(installed(host), command)
     assert log.read_text() == ""
+
+
+def test_paths_are_utf8_in_every_locale(host: Sandbox) -> None:
+    deploy = host.deploy.with_name("dépôt")
+    host.deploy.rename(deploy)
+    conf = host.config
+    conf.write_text(conf.read_text().replace(str(host.deploy), str(deploy)))
+    latin = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    done = subprocess.run(
+        [sys.executable, installed(host), "status", "--json"],
+        env={**os.environ, **latin},
+        capture_output=True,
+        check=False,
+    )
+    assert b"Traceback" not in done.stderr
+    assert b"cannot read" not in done.stdout + done.stderr
+    assert b"production" in done.stdout

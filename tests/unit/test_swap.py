@@ -99,7 +99,7 @@ class Swapper:
         """The moves and the directories made, as the journal has them, after the swap."""
         self.tool.swap.check(self.host, self.work, self.paths)
         moves = self.tool.swap.prepare(self.host, self.work, self.paths)
-        journal = self.tool.swap.look(self.host, moves, ["storage/caddy/config"])
+        journal = self.tool.swap.look(self.host, moves, ["storage/mysql/data"])
         self.tool.swap.make_directories(self.host, self.work / "new", journal[1])
         self.journal = journal
         self.tool.swap.swap(self.host, journal[0])
@@ -122,7 +122,7 @@ def test_whole_targets_are_swapped_and_the_database_with_its_journals(swapper: S
     assert (swapper.deploy / ENV).read_text() == "new"
     assert sorted(path.name for path in (swapper.deploy / CADDY).iterdir()) == ["cert", "new"]
     assert not (swapper.deploy / f"{DATABASE}-journal").exists()
-    assert (swapper.deploy / "storage/caddy/config").is_dir()
+    assert (swapper.deploy / "storage/mysql/data").is_dir()
     old = swapper.work / "old"
     assert (old / f"{DATABASE}-journal").read_text() == "hot"
     assert (old / CADDY / "old" / LONG).read_text() == "old"
@@ -217,6 +217,39 @@ def test_set_uid_bits_are_dropped_again(swapper: Swapper) -> None:
     (swapper.work / "new" / CADDY / "cert").chmod(0o6755)
     swapper.swap()
     assert (swapper.deploy / CADDY / "cert").stat().st_mode & 0o7777 == 0o755
+
+
+def test_only_paths_of_our_own_list_are_replaced(
+    swapper: Swapper, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run manifest names what a reader said that it archived."""
+    swapper.put(
+        swapper.deploy / "backup/backup-paths.txt",
+        "/data/.env\n?/data/storage/caddy/data\ndir:/data/storage/mysql\n"
+        "sqlite:/data/storage/grafana/data/grafana.db\n",
+    )
+    paths = [".env", "storage/mysql", "storage/grafana/data/grafana.db", "backup/secrets", "../x"]
+    run = SimpleNamespace(paths=paths, compose_files=[])
+    found = swapper.tool.swap.targets(swapper.host, run, {"config", "database"}, DATABASE)
+    assert found == [".env", "storage/grafana/data/grafana.db", DATABASE]
+    assert "backup/secrets is in the backup, but not in the path list" in capsys.readouterr().out
+    assert swapper.tool.swap.targets(swapper.host, run, {"database"}, DATABASE) == [DATABASE]
+
+
+def test_the_compose_files_of_the_run_are_replaced_and_nothing_in_their_disguise(
+    swapper: Swapper,
+) -> None:
+    swapper.put(swapper.deploy / "backup/backup-paths.txt", "/data/.env\n")
+    good = ["docker-compose.yml", "docker-compose.override.yml", "compose/extra.yaml"]
+    bad = ["backup/x.yml", "storage/tracker/x.yml", "docker-compose.backup.yml", "secrets"]
+    run = SimpleNamespace(paths=[*good, *bad], compose_files=[*good, *bad])
+    assert swapper.tool.swap.targets(swapper.host, run, {"config"}, "") == good
+
+
+@pytest.mark.parametrize("path", ["a/../../x", "..", "./a", "a//b", "/etc"])
+def test_no_path_leads_up(swapper: Swapper, path: str) -> None:
+    with pytest.raises(swapper.tool.host.Refused, match="is no plain path"):
+        swapper.tool.trees.facts_of(swapper.deploy, path)
 
 
 # ---------------------------------------------------------------- mounts

@@ -37,13 +37,14 @@ class Copy:
 
     host: Host  # with the copy's directory in the place of the deploy directory
     name: str
+    compose_files: list[str]  # below that directory
 
     @property
     def files(self) -> list[str]:
         directory = self.host.deploy_dir
         return [
             *("--project-name", self.name, "--project-directory", str(directory)),
-            *("--file", str(directory / "docker-compose.yml")),
+            *(word for name in self.compose_files for word in ("--file", str(directory / name))),
         ]
 
     @property
@@ -66,7 +67,8 @@ def planned(host: Host, run: RunManifest, kinds: set[str], to: str, name: str) -
         raise Refused(f"{to} is not empty; nothing is replaced there", 2)
     if docker(*words("ps --all --quiet --filter"), f"{PROJECT}={name}").strip():
         raise Refused(f"there are containers of a Compose project {name} already", 2)
-    if "config" not in kinds or "docker-compose.yml" not in run.paths:
+    files = run.compose_files or ["docker-compose.yml"]  # an older run had no other
+    if "config" not in kinds or not {*files} <= {*run.paths}:
         raise Refused("a copy needs the configuration: leave out --only database", 2)
     driver = driver_of(host)
     if "database" in kinds and not driver.target(host) and not driver.service(host):
@@ -77,9 +79,9 @@ def planned(host: Host, run: RunManifest, kinds: set[str], to: str, name: str) -
         )
     say(
         f"the copy publishes the same ports as the deployment that runs: change them in "
-        f"{place / 'docker-compose.yml'} before you start it; nothing is started now"
+        f"{place / files[0]} before you start it; nothing is started now"
     )
-    return Copy(replace(host, deploy_dir=place), name)
+    return Copy(replace(host, deploy_dir=place), name, files)
 
 
 def restore_beside(host: Host, copy: Copy, run: RunManifest, kinds: set[str]) -> None:

@@ -7,9 +7,7 @@ while it works, the file systems that it fills keep a reserve.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import selectors
 import subprocess
 import tempfile
 import time
@@ -30,6 +28,7 @@ from .protocol import (
     encode_job,
     printable,
 )
+from .roles import blocks
 from .space import require_reserve
 
 # How a container of ours is started: it can do nothing but what the caller adds.
@@ -47,7 +46,6 @@ THROW_AWAY = words(
 SERVER_MIB = 600  # that must be available for one
 OUTPUT_BYTES = 1 << 20
 SAID_BYTES = 4096
-WATCH_SECONDS = 1
 watched: list[Path] = []
 
 
@@ -136,35 +134,27 @@ def execute(
             stderr=subprocess.PIPE,
         )
     assert process.stdout and process.stderr
-    with process, selectors.DefaultSelector() as selector:
+    streams = (process.stdout.fileno(), process.stderr.fileno())
+    with process:
         try:
-            for stream in (process.stdout, process.stderr):
-                selector.register(stream, selectors.EVENT_READ)
-            while selector.get_map():
-                left = deadline - time.monotonic()
-                require_reserve(watched)
-                ready = selector.select(max(0.0, min(left, WATCH_SECONDS)))
-                if left <= 0:
-                    raise Refused(f"{words[0]} in {container} was not over after {seconds} s")
-                for key, _ in ready:
-                    block = os.read(key.fd, 1 << 16)
-                    if not block:
-                        selector.unregister(key.fileobj)
-                    elif key.fileobj is process.stderr:
-                        said = (said + block)[-SAID_BYTES:]
-                    else:
-                        limit -= len(block)
-                        if limit < 0:
-                            raise Refused(f"{words[0]} in {container} printed too much")
-                        if into:
-                            into.write(block)
-                        else:
-                            output += block
+            for stream, block in blocks(streams, seconds, lambda: require_reserve(watched)):
+                if stream == streams[1]:
+                    said = (said + block)[-SAID_BYTES:]
+                    continue
+                limit -= len(block)
+                if limit < 0:
+                    raise Refused(f"{words[0]} in {container} printed too much")
+                if into:
+                    into.write(block)
+                else:
+                    output += block
             process.wait(max(1.0, deadline - time.monotonic()))
         except BaseException as error:
             process.kill()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise Refused(f"{words[0]} in {container} did not end") from error
+            if isinstance(error, (TimeoutError, subprocess.TimeoutExpired)):
+                raise Refused(
+                    f"{words[0]} in {container} was not over after {seconds} s"
+                ) from error
             raise
     text = "\n".join(map(printable, said.decode(errors="replace").strip().splitlines()))
     return Done(process.returncode, bytes(output), text)

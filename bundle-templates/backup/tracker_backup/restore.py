@@ -101,7 +101,7 @@ def undo_both(host: Host, journal: RestoreJournal) -> None:
     for name, back in (("the files", undo_swap), ("the database", undo_import)):
         try:
             back(host, journal)
-        except Refused as error:
+        except (Refused, OSError) as error:
             failures.append(f"{name} cannot be rolled back: {error}")
     if failures:
         raise Refused("; ".join(failures))

@@ -16,7 +16,7 @@ import re
 import stat
 import subprocess
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from secrets import token_hex
 
 from .documents import Move, RunManifest
@@ -33,6 +33,7 @@ MOUNTS = Path("/proc/self/mountinfo")
 ROOM = ".tracker-backup-restore"  # in another mount than staging's
 BEFORE = ".tracker-backup-before-restore"
 SQLITE_HEADER = b"SQLite format 3\0"
+COMPOSE_FILE = re.compile(r"(?!backup/|storage/|docker-compose\.backup\.)[^\0]*\.ya?ml")
 JOURNALS = ("-journal", "-wal", "-shm")
 NAMED = 20  # of the files that the backup does not have
 
@@ -44,11 +45,14 @@ def listed(host: Host) -> dict[str, str]:
 
 
 def targets(host: Host, run: RunManifest, kinds: set[str], database: str) -> list[str]:
-    """What a restore of this run replaces: the database file, and what both the run and the present
-    path list have. A path that only the run has could be anybody's by now.
+    """What a restore of this run replaces: the database file, the compose files of the run, and
+    what both the run and the present path list have. Another path that only the run has could be
+    anybody's by now.
     """
     config = "config" in kinds
-    lines = listed(host)
+    lines = listed(host) | {
+        path: "path" for path in run.compose_files if COMPOSE_FILE.fullmatch(path)
+    }
     found = [path for path in run.paths if lines.get(path, "dir") != "dir"] if config else []
     for path in run.paths if config else ():
         if path not in lines:
@@ -208,9 +212,8 @@ def look(host: Host, moves: list[Move], directories: list[str]) -> tuple[list[Mo
         for one in moves
     ]
     wanted = {*directories}
-    for move in moves:
-        parts = move.path.split("/")
-        wanted |= {"/".join(parts[:length]) for length in range(1, len(parts))}
+    for path in (*directories, *(move.path for move in moves)):
+        wanted |= {str(above) for above in PurePosixPath(path).parents[:-1]}
     missing = [one for one in sorted(wanted) if facts_of(host.deploy_dir, one) is None]
     return seen, missing
 

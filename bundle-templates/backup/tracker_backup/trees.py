@@ -29,6 +29,7 @@ def below(base: Path, path: str, *, make: bool = False) -> Iterator[int]:
 
     FileNotFoundError if one is missing. Refused if something on the way is no directory.
     """
+    refuse_dots(path)
     current = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     done: list[str] = [str(base)]
     try:
@@ -56,9 +57,15 @@ def below(base: Path, path: str, *, make: bool = False) -> Iterator[int]:
         os.close(current)
 
 
+def refuse_dots(path: str) -> None:
+    if path and {"", ".", ".."} & {*path.split("/")}:
+        raise Refused(f"{shown(path)} is no plain path")
+
+
 @contextlib.contextmanager
 def parent(base: Path, path: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
     """The descriptor of the directory that holds the path, and the last name of the path."""
+    refuse_dots(path)
     above, _, name = path.rpartition("/")
     with below(base, above, make=make) as directory:
         yield directory, name

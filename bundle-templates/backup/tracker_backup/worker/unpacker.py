@@ -119,8 +119,8 @@ class Extraction:
             if count >= MEMBERS:
                 raise StepFailed(f"the archive has more than {MEMBERS} members")
             if not is_wanted(parts, member.isdir(), wanted):
-                self.note("not below a path of the run", parts)
-            elif len(parts) > LEVELS:
+                continue
+            if len(parts) > LEVELS:
                 self.note(f"more than {LEVELS} levels", parts)
             else:
                 self.add(member, parts)
