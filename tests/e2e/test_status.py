@@ -92,6 +92,20 @@ def test_doctor_names_everything_that_is_broken_at_once(deployment: Deployment) 
     assert problems(host, "doctor") == []
 
 
+@pytest.mark.only("mysql")
+def test_doctor_proves_the_password_of_each_user(deployment: Deployment) -> None:
+    """The one that dumps, and root, whom only a restore needs."""
+    host = deployment.host
+    for name, check in (("db_password", "backup"), ("db_root_password", "database")):
+        path = f"{DEPLOY_DIR}/backup/secrets/{name}"
+        with broken(
+            host, f"cp -p {path} /root/kept; printf wrong >{path}", f"mv /root/kept {path}"
+        ):
+            (problem,) = problems(host, "doctor")
+        assert problem.startswith(f"{check}: ") and "denied" in problem, problem
+    assert problems(host, "doctor") == []
+
+
 def test_cron_beats_each_minute(deployment: Deployment) -> None:
     """And the status knows when the daemon goes away, and when it comes back."""
     host = deployment.host
