@@ -95,14 +95,14 @@ def test_doctor_names_everything_that_is_broken_at_once(deployment: Deployment) 
 @pytest.mark.only("mysql")
 def test_doctor_proves_the_password_of_each_user(deployment: Deployment) -> None:
     """The one that dumps, and root, whom only a restore needs."""
-    host = deployment.host
-    for name, check in (("db_password", "backup"), ("db_root_password", "database")):
-        path = f"{DEPLOY_DIR}/backup/secrets/{name}"
-        with broken(
-            host, f"cp -p {path} /root/kept; printf wrong >{path}", f"mv /root/kept {path}"
-        ):
-            (problem,) = problems(host, "doctor")
-        assert problem.startswith(f"{check}: ") and "denied" in problem, problem
+    host, secrets = deployment.host, f"{DEPLOY_DIR}/backup/secrets"
+    user, root = f"{secrets}/db_password", f"{secrets}/db_root_password"
+    with broken(host, f"cp -p {user} kept; printf wrong >{user}", f"mv kept {user}"):
+        (problem,) = problems(host, "doctor")
+    assert problem.startswith("backup: ") and "denied" in problem, problem
+    with broken(host, f"printf wrong >{root}", f"rm {root}"):
+        (problem,) = problems(host, "doctor")
+    assert problem.startswith("database: ") and "denied" in problem, problem
     assert problems(host, "doctor") == []
 
 
