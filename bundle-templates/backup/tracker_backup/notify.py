@@ -19,6 +19,7 @@ from .host import CONFIG, IN_SIDECAR, Host, Refused, parse_time, utc_now
 from .log import complain
 from .outbox import TEXT, Send, call, extended, post, send_all
 from .said import own_log, redact
+from .secrets import read_one_line
 
 BODY_BYTES = 100_000
 OTHERS = 75  # the exit code when another run holds the lock: that one is told
@@ -169,4 +170,4 @@ def secret(host: Host, key: str) -> str:
     if not (place := host.backup_settings.get(f"NOTIFY_{key}_FILE")):
         return ""
     path = host.deploy_dir / "backup/secrets" / place.rpartition("/")[2]
-    return path.read_text(encoding="utf-8").removesuffix("\n")
+    return read_one_line(path)
