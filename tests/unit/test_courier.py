@@ -248,3 +248,22 @@ def test_the_repositorys_id_and_a_files_content_are_answered(courier: Courier) -
     assert courier.ask("show", snapshot="5a", file="/runs/x.json")["text"] == "content \x1b"
     courier.answers(output="x" * 600_000)
     assert courier.ask("show", snapshot="5a", file="/runs/x.json")["code"] == 1
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("2048", ["--limit-upload=2048"]), ("", [])])
+def test_a_limit_of_the_upload_is_an_option_of_restic(
+    courier: Courier, limit: str, expected: list[str]
+) -> None:
+    courier.settings |= {"RESTIC_LIMIT_UPLOAD_KIB": limit} if limit else {}
+    courier.ask("backup", host="demo", tag="run=1", time="now", files=["runs/1.json"])
+    (call,) = courier.calls
+    assert [word for word in call if "limit" in word] == expected
+
+
+def test_restic_has_a_low_priority(courier: Courier) -> None:
+    courier.is_restic(
+        f"priority = os.getpriority(os.PRIO_PROCESS, 0)\n"
+        f"open({str(courier.path / 'priority')!r}, 'w').write(str(priority))\n"
+    )
+    courier.ask("init")
+    assert (courier.path / "priority").read_text() == "10"
