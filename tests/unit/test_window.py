@@ -203,6 +203,7 @@ def test_a_signal_before_the_end_of_the_window_begins_does_not_leave_it_open(
     for name, value in {
         "driver_of": lambda _: SimpleNamespace(SOURCE="reader"),
         "read_runs": lambda _: [],
+        "stack_facts": lambda _: SimpleNamespace(compose_files=[]),
         "IN_SIDECAR": True,
         "fault_point": lambda *_: None,
         "Role": lambda *_: nullcontext(),
