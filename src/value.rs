@@ -196,7 +196,10 @@ fn relative_and_normal(text: &str) -> Result<(), Refusal> {
         return refuse(ALLOWED, "write it relative to backup.deploy_dir");
     }
     if text.starts_with(['?', '#']) || text.contains(':') || text.trim() != text {
-        return refuse(ALLOWED, "write the path alone; one with a colon cannot be archived");
+        return refuse(
+            ALLOWED,
+            "write the path alone; one with a colon cannot be archived",
+        );
     }
     if text.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return refuse(ALLOWED, "write the shortest form of the path");
