@@ -423,7 +423,7 @@ fn the_sidecars_services_have_what_the_roles_have_and_their_own_places_alone() {
                 // Cron needs SETGID.
                 "backup" => (
                     "unless-stopped",
-                    "[CHOWN, DAC_OVERRIDE, SETGID]",
+                    "[CHOWN, DAC_OVERRIDE, FOWNER, SETGID]",
                     "",
                     "[sidecar]",
                 ),

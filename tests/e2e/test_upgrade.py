@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -17,7 +15,8 @@ from e2e.faults import STATE
 from e2e.host import Host
 from e2e.stack import DEPLOY_DIR, Stack, wait_for_tracker
 
-OLD = REPOSITORY / "tests/fixtures/21bbb31/bundles/sqlite-minimal"
+OLD = REPOSITORY / "tests/fixtures/21bbb31/bundles/sqlite-minimal/bundle"
+UPLOAD = f"{STATE}/bundle"
 CRON = "/etc/cron.d/tracker-backup"
 ROWS = """
 INSERT INTO torrents (info_hash, completed) VALUES ('00000000000000000000000000000000000000a1', 7);
@@ -49,18 +48,20 @@ WORK = {
 pytestmark = pytest.mark.slow
 
 
-def old_bundle(directory: Path, key: Path, address: str) -> Bundle:
-    """The old bundle for this host: the generator would have written these three values."""
-    shutil.copytree(OLD / "bundle", directory)
-    variables = directory / "variables.yml"
-    text = variables.read_text(encoding="utf-8")
-    text = text.replace("backup_host: !unsafe ''", f"backup_host: !unsafe '{address}'")
-    variables.write_text(text.replace("~/.ssh/torrust", str(key)), encoding="utf-8")
-    manifest = json.loads((directory / "manifest.json").read_bytes())
-    digest = hashlib.sha256(variables.read_bytes()).hexdigest()
-    manifest["files"]["variables.yml"]["sha256"] = digest
-    (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    return Bundle(directory)
+def install_old(host: Host) -> Outcome:
+    """Uploads the old bundle to where its playbook did, and runs its installer, as that did."""
+    upload = UPLOAD.lstrip("/")
+    files = [path for path in OLD.rglob("*") if path.is_file()]
+    tree: dict[str, str | None] = {
+        f"{upload}/{path.relative_to(OLD)}": path.read_text(encoding="utf-8") for path in files
+    }
+    parents = {str(parent) for path in tree for parent in PurePath(path).parents}
+    inside = sorted(parent for parent in parents if parent.startswith(upload.rpartition("/")[0]))
+    host.unpack({**dict.fromkeys(inside), **tree}, modes=dict.fromkeys([*inside, *tree], 0o755))
+    done = host.run(
+        f"{UPLOAD}/host/tracker-backup", "install", stdin="{}", check=False, seconds=600
+    )
+    return Outcome(done.returncode, done.stdout + done.stderr)
 
 
 @pytest.fixture
@@ -70,11 +71,12 @@ def old(docker: None, tmp_path: Path) -> Iterator[Deployment]:
     with Host(f"gen-backup-bundle-e2e-upgrade-{os.getpid()}") as host:
         host.authorize(key.with_suffix(".pub").read_text(encoding="utf-8"))
         stack.bring_up(host)
-        bundle = old_bundle(tmp_path / "old", key, host.address)
         nothing = Outcome(0, "")
+        bundle = Bundle(tmp_path / "new")  # which a test makes
         deployment = Deployment(host, stack, bundle, key, frozenset(), nothing, nothing)
         deployment.query(ROWS)
-        bundle.playbook("install-backup").succeeded()
+        install_old(host).succeeded()
+        deployment.run().succeeded()
         deployment.query("DELETE FROM whitelist;")
         deployment.run().succeeded()
         host.run("tracker-backup", "acknowledge")
@@ -86,7 +88,7 @@ def old(docker: None, tmp_path: Path) -> Iterator[Deployment]:
 def new_bundle(old: Deployment) -> Bundle:
     environment = old.stack.environment(old.key, {})
     environment["environment"]["name"] = "sqlite-minimal"
-    return Bundle.generate(environment, old.key.with_name("new"), old.host.address)
+    return Bundle.generate(environment, old.bundle.directory, old.host.address)
 
 
 def die(host: Host, after: str, command: str) -> None:
@@ -139,9 +141,9 @@ def downgrade(old: Deployment, new: Bundle) -> None:
     places = f"/usr/local/bin /usr/local/lib/tracker-backup /etc/tracker-backup.conf {CRON}"
     digest = f"find {places} {DEPLOY_DIR}/backup -type f | sort | xargs sha256sum"
     before, files = old.host.sh(digest), old.published()
-    refused = old.bundle.playbook("install-backup")
+    refused = install_old(old.host)
     assert refused.code != 0
-    assert "written by a newer gen-backup-bundle" in " ".join(refused.output.split())
+    assert "written by a newer gen-backup-bundle" in refused.output
     assert (old.host.sh(digest), old.published()) == (before, files)
     assert new.playbook("install-backup").succeeded().changed == 0
     assert old.host.exists(f"{DESTINATION}/runs")

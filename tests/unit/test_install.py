@@ -803,6 +803,29 @@ def test_uninstalling_leaves_files_and_images_of_others(host: Sandbox) -> None:
         assert path.read_text() == "mine"
 
 
+def test_uninstalling_removes_what_an_installation_that_died_was_writing(host: Sandbox) -> None:
+    partial = host.cron.with_name("tracker-backup.partial")
+    partial.write_text("* * * * * root")
+    assert host.call("uninstall").code == 0
+    assert not partial.exists()
+
+
+def test_what_is_not_synced_file_by_file_is_synced_before_the_schedule_is_there(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(os, "sync", lambda: seen.append(sandbox.cron.exists()))
+    module = sandbox.root / "usr/local/lib/tracker-backup/tracker_backup/main.py"
+    assert sandbox.install().code == 0
+    assert seen == [False]
+    assert sandbox.install().code == 0
+    assert len(seen) == 1
+    module.write_text("")
+    assert sandbox.install("--check").changes == [f"changed: {module}"]
+    assert sandbox.install().changes == [f"changed: {module}"]
+    assert len(seen) == 2
+
+
 def test_uninstalling_without_docker_warns_and_removes_the_rest(
     host: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

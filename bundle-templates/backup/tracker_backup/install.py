@@ -25,7 +25,7 @@ from .docker import (
     remove_networks,
     reported,
 )
-from .files import make_directory, put, remove, remove_tree
+from .files import make_directory, partial_of, put, remove, remove_tree
 from .host import BUNDLE, CONFIG, RECORD, ROOT, STATE, Host, Refused, read_settings
 from .log import LOG, say
 from .monitoring import put_monitoring, remove_monitoring
@@ -174,7 +174,7 @@ def keep_bundle(bundle: dict[str, bytes]) -> None:
         if path.is_file()
     }
     if RECORD.is_symlink() or kept != bundle:
-        partial = RECORD.with_name("bundle.partial")
+        partial = partial_of(RECORD)
         for old in (partial, RECORD):
             remove_tree(old)
         for name, content in bundle.items():
@@ -234,10 +234,15 @@ def put_everything(
     if host.strategy != "sidecar":
         remove_sidecar(host)
     put_secrets(host, named_secrets(BUNDLE / "backup/backup.conf"), secrets)
+    unsynced = False  # the package has many files, so they go to disk together, before the rest
     for path, (name, mode) in wanted.items():
         if foreign and path.exists():
             say(f"info: {path} was there before and is replaced")
-        put(path, bundle[name], mode)
+        together = name.startswith(PACKAGE)
+        if unsynced and not together and not arguments.check:
+            os.sync()
+        changed = put(path, bundle[name], mode, sync=not together)
+        unsynced = together and (changed or unsynced)
     for stray in strays(host, wanted):
         remove(stray)
     if "METRICS_DIRECTORY" in read_settings(BUNDLE / "host/tracker-backup.conf"):
@@ -282,6 +287,7 @@ def command_uninstall(_: argparse.Namespace) -> int:
             remove_monitoring(host, directory)
             for path in reversed(places(host, ())):  # the schedule first
                 remove(path)
+                remove(partial_of(path))
             with reported():
                 remove_sidecar(host)
             shared, *ours = folders(host)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from .files import PRIVATE, make_directory, put, remove
-from .host import BUNDLE, Host, Refused, read_settings
+from .host import BUNDLE, Host, Refused
+from .settings import read_settings
 
 SECRET_FILE = re.compile(r"/run/secrets/([a-z_]+)")
 SECRET_NAME = re.compile(r"[a-z_]+")
-ONE_LINE = ("password", "repository")  # names of secrets of one line end so
+FILES = ("restic_environment", "restic_known_hosts", "restic_ssh_key")  # all others are one line
 
 
 def put_secrets(host: Host, needed: list[str], given: Mapping[str, str]) -> None:
@@ -48,8 +49,8 @@ def read_secrets() -> dict[str, str]:
 
 
 def secret_text(name: str, value: object) -> str:
-    """The text of a secret. A password or an address loses one line end, which editors, `echo` and
-    YAML's blocks add.
+    """The text of a secret. What is one line loses one line end, which editors, `echo` and YAML's
+    blocks add.
     """
     try:
         text = (value if isinstance(value, bytes) else str(value).encode()).decode()
@@ -59,7 +60,13 @@ def secret_text(name: str, value: object) -> str:
         raise Refused(
             f"the secret {name} is not UTF-8 text: correct it, then try again", 2
         ) from None
-    return without_line_end(text) if name.endswith(ONE_LINE) else text
+    return text if name in FILES else without_line_end(text)
+
+
+def read_one_line(path: Path) -> str:
+    """A secret of this host, which somebody may have edited by hand."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return without_line_end(file.read())
 
 
 def without_line_end(text: str) -> str:

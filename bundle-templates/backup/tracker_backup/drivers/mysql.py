@@ -22,6 +22,7 @@ from ..documents import RunManifest
 from ..files import sync_directory
 from ..host import IN_SIDECAR, Host, Refused
 from ..jobs import CONFINED, THROW_AWAY, ask, docker_root, require_memory, watching
+from ..secrets import read_one_line
 from ..space import require_space
 from ..workshop import compare_rows
 from .driver import Driver
@@ -59,7 +60,7 @@ class MySQL(Driver):
         if not IN_SIDECAR:
             secret = host.deploy_dir / "backup/secrets" / secret.name
         try:
-            password = secret.read_text(encoding="utf-8").removesuffix("\n")
+            password = read_one_line(secret)
         except OSError as error:
             raise Refused(f"the secret {secret} cannot be read: {error.strerror}", 2) from error
         keys = ("host", "port", "user", "name", "tls")
@@ -234,4 +235,4 @@ def external_server(host: Host) -> Iterator[Server]:
 def secret(host: Host, name: str) -> str:
     """Empty if the host does not have it. One line end is an editor's."""
     path = host.deploy_dir / "backup/secrets" / name
-    return path.read_text(encoding="utf-8").removesuffix("\n") if path.exists() else ""
+    return read_one_line(path) if path.exists() else ""
