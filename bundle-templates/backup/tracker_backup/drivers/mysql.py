@@ -84,7 +84,8 @@ class MySQL(Driver):
             port, name = database.get("port") or PORT, database.get("database", "")
             return address(database["host"], port, name) if database.get("host") else ""
         try:
-            url = urlsplit(path)
+            # A password may hold any character.
+            url = urlsplit("//" + path.partition("://")[2].rpartition("@")[2])
             name = unquote(url.path.removeprefix("/"))
             return address(unquote(url.hostname or ""), str(url.port or PORT), name)
         except ValueError:  # of the port, or of an address in brackets
