@@ -233,13 +233,13 @@ pub fn templates() -> impl Iterator<Item = (&'static str, Cow<'static, str>)> {
 
 /// Sentences that the bundle's README shares with the page of `explain`.
 pub const SENTENCES: [(&str, &str); 5] = [
-    ("sentences/what", include_str!("sentences/what.tera")),
-    ("sentences/where", include_str!("sentences/where.tera")),
-    ("sentences/when", include_str!("sentences/when.tera")),
-    ("sentences/kept", include_str!("sentences/kept.tera")),
+    ("sentences/what", include_str!("sentences/what.md.tera")),
+    ("sentences/where", include_str!("sentences/where.md.tera")),
+    ("sentences/when", include_str!("sentences/when.md.tera")),
+    ("sentences/kept", include_str!("sentences/kept.md.tera")),
     (
         "sentences/meanwhile",
-        include_str!("sentences/meanwhile.tera"),
+        include_str!("sentences/meanwhile.md.tera"),
     ),
 ];
 

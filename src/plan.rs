@@ -78,6 +78,7 @@ pub struct Places {
     pub repositories: Vec<HostPath>,
     /// Where metrics are written.
     pub textfile_dirs: Vec<HostPath>,
+    pub has_metrics: bool,
     pub ca_files: Vec<HostPath>,
     /// The lines of `backup-paths.txt`, in their order.
     pub paths: Vec<String>,
@@ -253,6 +254,7 @@ impl Places {
         Self {
             masked: masked.map(|path| format!("/data{path}")).collect(),
             repositories: one(repository.and_then(Repository::directory)),
+            has_metrics: metrics.is_some(),
             textfile_dirs: one(metrics.map(|metrics| &metrics.textfile_dir)),
             ca_files: one(tls.and_then(|tls| tls.ca_file.as_ref())),
             paths: environment

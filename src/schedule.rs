@@ -32,9 +32,6 @@ pub struct CronSchedule {
     weekdays: u64,
     /// A day must be in `days` and in `weekdays`; otherwise in one of them.
     both: bool,
-    /// The same for the crate `cron`. It follows Quartz, where a day must always be in both sets.
-    /// So there are two schedules when one set is enough.
-    quartz: Vec<cron::Schedule>,
 }
 
 impl CronSchedule {
@@ -75,9 +72,9 @@ impl CronSchedule {
             .and_utc()
             .max(DateTime::UNIX_EPOCH - TimeDelta::seconds(1));
         let runs = self
-            .quartz
-            .iter()
-            .flat_map(|schedule| schedule.after(&after).take(n));
+            .for_cron()
+            .into_iter()
+            .flat_map(|schedule| schedule.after(&after).take(n).collect::<Vec<_>>());
         let union: BTreeSet<NaiveDateTime> = runs.map(|run| run.naive_utc()).collect();
         union.into_iter().take(n).collect()
     }
@@ -134,8 +131,11 @@ impl CronSchedule {
         longest
     }
 
+    /// The same for the crate `cron`, which follows Quartz: a day must always be in both sets. So
+    /// there are two schedules when one set is enough.
+    ///
     /// Lists of plain numbers are the same to Debian and to Quartz, whose Sunday is 1.
-    fn to_quartz(&self) -> Result<Vec<cron::Schedule>, cron::error::Error> {
+    fn for_cron(&self) -> Vec<cron::Schedule> {
         let [minutes, hours, days, months] =
             [self.minutes, self.hours, self.days, self.months].map(list);
         let weekdays = list(self.weekdays << 1);
@@ -144,8 +144,10 @@ impl CronSchedule {
         } else {
             vec![(days.as_str(), "*"), ("*", weekdays.as_str())]
         };
-        let parse =
-            |(days, weekdays)| format!("0 {minutes} {hours} {days} {months} {weekdays}").parse();
+        let parse = |(days, weekdays)| {
+            let text = format!("0 {minutes} {hours} {days} {months} {weekdays}");
+            text.parse().expect("lists of numbers that are not empty")
+        };
         day_fields.into_iter().map(parse).collect()
     }
 }
@@ -187,7 +189,6 @@ impl FromStr for CronSchedule {
             weekdays: WEEKDAY.parse(weekday)?,
             // load_entry looks at the first character alone: `*/2` and `*,1` count as `*`.
             both: day.starts_with('*') || weekday.starts_with('*'),
-            quartz: Vec::new(),
         };
         schedule.weekdays = (schedule.weekdays | (schedule.weekdays >> 7)) & 0x7f;
         let exists = |(month, day)| has(schedule.months, month) && has(schedule.days, day);
@@ -196,7 +197,6 @@ impl FromStr for CronSchedule {
         if schedule.both && !dates.any(exists) {
             return Err(ScheduleError::NeverFires);
         }
-        schedule.quartz = schedule.to_quartz()?;
         Ok(schedule)
     }
 }
@@ -363,9 +363,6 @@ pub enum ScheduleError {
     /// 30 February.
     #[error("never fires: none of its months has one of its days of the month")]
     NeverFires,
-    /// A defect of ours: the crate `cron` reads less than Debian does.
-    #[error("the next runs cannot be computed")]
-    Quartz(#[from] cron::error::Error),
 }
 
 /// What is wrong with an item of a field's list.
@@ -410,7 +407,6 @@ impl ScheduleError {
                 "take a day that the month has; for days of the month or of the week, \
                  let neither begin with `*`"
             }
-            Self::Quartz(_) => "report it as a defect; another way to write the same may work",
         };
         hint.to_owned()
     }

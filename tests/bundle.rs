@@ -423,7 +423,7 @@ fn the_sidecars_services_have_what_the_roles_have_and_their_own_places_alone() {
                 // Cron needs SETGID.
                 "backup" => (
                     "unless-stopped",
-                    "[CHOWN, DAC_OVERRIDE, SETGID]",
+                    "[CHOWN, DAC_OVERRIDE, FOWNER, SETGID]",
                     "",
                     "[sidecar]",
                 ),
@@ -664,6 +664,16 @@ fn the_cron_file_is_one_that_cron_reads() {
         assert_eq!(jobs[0].split_whitespace().nth(5), Some("root"));
         assert!(jobs[1].starts_with("@reboot root ") && jobs[2].starts_with("* * * * * root "));
     }
+}
+
+#[test]
+fn extra_paths_are_the_last_lines_of_the_path_list() {
+    let mut environment = example("sqlite-minimal");
+    environment["backup"]["extra_paths"] = json!(["storage/index", "more files/a.toml"]);
+    let scratch = Scratch::new(&environment);
+    scratch.generate();
+    let lines = scratch.read("out/backup/backup-paths.txt");
+    assert!(lines.ends_with("/data/storage/index\n/data/more files/a.toml\n"));
 }
 
 #[test]

@@ -194,8 +194,12 @@ fn the_schema_states_the_defaults_of_the_program() {
     let properties = schema["properties"]["backup"]["properties"]
         .as_object()
         .unwrap();
+    // A host that is absent, and no extra paths, are not written, so that they do not change the
+    // digest of the environment file.
+    let unwritten = ["host", "extra_paths"];
     let stated = properties
         .iter()
+        .filter(|(key, _)| !unwritten.contains(&key.as_str()))
         .filter_map(|(key, property)| Some((key, property.get("default")?)));
     let in_program = program
         .as_object()
@@ -203,9 +207,12 @@ fn the_schema_states_the_defaults_of_the_program() {
         .iter()
         .filter(|(_, value)| !value.is_null());
     assert_eq!(stated.collect::<Vec<_>>(), in_program.collect::<Vec<_>>());
-    // And it knows the same keys. A host that is absent is not written, so that it does not change
-    // the digest of the environment file.
-    let keys: Vec<_> = properties.keys().filter(|key| *key != "host").collect();
+    assert_eq!(properties["extra_paths"]["default"], serde_json::json!([]));
+    // And it knows the same keys.
+    let keys: Vec<_> = properties
+        .keys()
+        .filter(|key| !unwritten.contains(&key.as_str()))
+        .collect();
     assert_eq!(
         keys,
         program.as_object().unwrap().keys().collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! An explanation in plain words: `page.tera`, which shares its sentences with the bundle's README.
+//! An explanation in plain words: `page.txt.tera`, which shares sentences with the bundle's README.
 
 use std::fmt::{self, Display, Write as _};
 
@@ -128,7 +128,7 @@ impl Explanation {
 
 impl Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let page = bundle::page(include_str!("page.tera"), &Words::new(self));
+        let page = bundle::page(include_str!("page.txt.tera"), &Words::new(self));
         page.trim_end()
             .lines()
             .try_for_each(|line| f.write_str(&filled(line)))

@@ -263,7 +263,34 @@ def test_p08_p12_p44_what_a_stop_does_to_the_network_is_told(deployment: Deploym
     deployment.wait_for_tracker()
 
 
+GRAFANA = f"{DEPLOY_DIR}/storage/grafana/data/grafana.db"
+
+
+def test_p28_the_database_of_a_stopped_grafana_in_wal_mode_is_captured(
+    deployment: Deployment,
+) -> None:
+    host, compose = deployment.host, f"docker compose --project-directory {DEPLOY_DIR}"
+    host.sh(f"{compose} stop grafana && sqlite3 {GRAFANA} 'PRAGMA journal_mode=WAL'")
+    try:
+        assert not host.exists(f"{GRAFANA}-wal")
+        deployment.run().succeeded()
+        run = deployment.last_run()
+        assert (run["result"], run["warnings"]) == ("success", [])
+        members = host.sh(f"tar -tf {deployment.file(run, 'config')}").splitlines()
+        assert GRAFANA.removeprefix(f"{DEPLOY_DIR}/") in members
+    finally:
+        host.sh(f"sqlite3 {GRAFANA} 'PRAGMA journal_mode=DELETE'; {compose} start grafana")
+
+
 REGISTRY = "localhost:5000/torrust/tracker"
+REGISTRY_CONFIG = """\
+version: 0.1
+storage:
+  filesystem:
+    rootdirectory: /var/lib/docker-registry
+http:
+  addr: 127.0.0.1:5000
+"""
 USE_RECORDED = """
 import sys
 sys.path.insert(0, "/usr/local/lib/tracker-backup")
@@ -287,9 +314,12 @@ def registry(host: Host) -> Iterator[None]:
     """Debian's docker-registry, on the host's loopback."""
     host.sh(
         "apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive apt-get install --yes "
-        "--quiet=2 --no-install-recommends docker-registry && systemctl restart docker-registry",
+        "--quiet=2 --no-install-recommends docker-registry && systemctl stop docker-registry",
         seconds=RUN_SECONDS,
     )
+    # Debian's own configuration wants a password.
+    host.unpack({"etc/docker/registry/config.yml": REGISTRY_CONFIG})
+    host.run("systemctl", "start", "docker-registry")
     try:
         wait_until(
             "the registry",

@@ -352,6 +352,12 @@ attempt("make a socket", lambda: socket.socket(socket.AF_UNIX).bind("/work/socke
 attempt("move the directory", lambda: os.rename("/work/job", "/work/other"))
 attempt("end the supervisor", lambda: os.kill(1, signal.SIGKILL))
 attempt("see the lock", lambda: os.listdir("/var/lib/tracker-backup"))
+def keep():  # what root without FOWNER could not remove
+    os.makedirs("/work/job/deep")
+    open("/work/job/deep/file", "w").close()
+    for directory in ("/work/job/deep", "/work/job"):
+        os.chmod(directory, 0o1777)
+attempt("keep its files", keep)
 attempt("leave a file", lambda: open("/dev/shm/left", "w").write("x"))
 secret = PASSWORD
 seen = []
@@ -423,6 +429,7 @@ def expect_a_job_and_no_more(sidecar: Deployment, service: str, user: int) -> No
         "move the directory": "Permission denied",
         "end the supervisor": "Operation not permitted",
         "see the lock": "No such file or directory",
+        "keep its files": "None",
         "leave a file": "1",
         "password": "[]",
     }
@@ -445,13 +452,19 @@ def test_an_examiner_of_the_sidecar_sees_its_own_database_alone(sidecar: Deploym
         expect_a_job_and_no_more(sidecar, "backup-examiner", 64001)
         found = probe(sidecar, "backup-examiner", 64001, "/work/job")
         assert found["interfaces"] == ["lo"]
-        assert {name.partition(".")[0] for name in found["list /work/job"]} <= {"database", ""}
+        assert {name.partition(".")[0] for name in found["list /work/job"]} <= {
+            "database",
+            "deep",
+            "",
+        }
         sidecar.host.sh(f"rm -f {STAGING}/examiner/job/.b")
     wait_until(
         "the next life of the examiner",
         lambda: sidecar.host.sh(f"ls {STAGING}/examiner").split() == ["socket"],
         60,
     )
+    directories = {name.partition("-")[2] for name in expected_services(sidecar)} - {""}
+    assert set(sidecar.host.sh(f"ls -A {STAGING}").split()) == directories, "nothing was kept"
     left = services(sidecar.host)["backup-examiner"]
     assert sidecar.host.sh(f"docker exec {left} ls /dev/shm") == "", "the next life sees nothing"
 
@@ -473,8 +486,9 @@ def test_the_core_has_no_network_and_no_secret_but_the_databases(sidecar: Deploy
         found = probe(sidecar, "backup", 0, "/staging")
     finally:
         host.sh(f"rm -f {DEPLOY_DIR}/backup/secrets/probe {STAGING}/.b")
-    # CHOWN, DAC_OVERRIDE and SETGID
-    assert (found["uid"], found["capabilities"]) == (0, f"{(1 << 0) + (1 << 1) + (1 << 6):016x}")
+    # CHOWN, DAC_OVERRIDE, FOWNER and SETGID
+    capabilities = (1 << 0) + (1 << 1) + (1 << 3) + (1 << 6)
+    assert (found["uid"], found["capabilities"]) == (0, f"{capabilities:016x}")
     assert (found["no new privileges"], found["interfaces"]) == ("1", ["lo"])
     assert found["another network"] == "ENETUNREACH"
     assert found["Docker"] == "ENOENT"

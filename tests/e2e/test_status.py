@@ -92,6 +92,20 @@ def test_doctor_names_everything_that_is_broken_at_once(deployment: Deployment) 
     assert problems(host, "doctor") == []
 
 
+@pytest.mark.only("mysql")
+def test_doctor_proves_the_password_of_each_user(deployment: Deployment) -> None:
+    """The one that dumps, and root, whom only a restore needs."""
+    host, secrets = deployment.host, f"{DEPLOY_DIR}/backup/secrets"
+    user, root = f"{secrets}/db_password", f"{secrets}/db_root_password"
+    with broken(host, f"cp -p {user} kept; printf wrong >{user}", f"mv kept {user}"):
+        (problem,) = problems(host, "doctor")
+    assert problem.startswith("backup: ") and "denied" in problem, problem
+    with broken(host, f"printf wrong >{root}", f"rm {root}"):
+        (problem,) = problems(host, "doctor")
+    assert problem.startswith("database: ") and "denied" in problem, problem
+    assert problems(host, "doctor") == []
+
+
 def test_cron_beats_each_minute(deployment: Deployment) -> None:
     """And the status knows when the daemon goes away, and when it comes back."""
     host = deployment.host

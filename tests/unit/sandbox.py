@@ -4,6 +4,7 @@ it for its own.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -280,6 +281,8 @@ class Sandbox:
                 outcome = [facts.pop(key) for key in ("result", "code", "reason")]
                 run = package.run.Run(dry_run=False)
                 run.host, run.window = host, SimpleNamespace(seconds=facts.pop("window_seconds"))
+                with contextlib.suppress(package.host.Refused):
+                    run.facts = package.deployment.stack_facts(host)
                 run.found = package.protocol.Answer(**facts.pop("found"))
                 run.files = [package.documents.BackupFile(**file) for file in facts.pop("files")]
                 vars(run).update(facts)

@@ -38,6 +38,7 @@ def start(target: Path, seconds: float) -> subprocess.Popen[str]:
         stdin=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        env={**os.environ, "TRACKER_BACKUP_LOG": f"{target}.log"},
     )
 
 
@@ -45,6 +46,7 @@ def test_what_it_says_and_its_exit_code_are_those_of_the_work(tmp_path: Path) ->
     process = start(tmp_path / "done", 0)
     assert process.communicate(timeout=30) == ("begun\nodd \\udcff\n", "complaint\n")
     assert process.returncode == 7
+    assert (tmp_path / "done.log").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGKILL])

@@ -40,6 +40,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "problems": ["damage"],
         "succeeded": "2025-12-25T03:00:00Z",
         "seconds": 1.5,
+        "impossible": "no memory",
     },
     "StackFacts": {
         "format": 1,

@@ -255,8 +255,8 @@ def test_a_name_that_is_none_is_refused(server: Server, line: str) -> None:
 
 
 def test_more_tables_than_an_answer_may_have_are_refused(server: Server) -> None:
-    server.has_tables(*(f"t{n}" for n in range(10001)))
-    assert server.preflight().reason == "the database has more than 10000 tables"
+    server.has_tables(*(f"t{n}" for n in range(1001)))
+    assert server.preflight().reason == "the database has more than 1000 tables"
 
 
 # ---------------------------------------------------------------- a hostile server
@@ -309,11 +309,9 @@ def test_a_server_that_says_nothing_meets_the_time_limit(
 def test_a_dump_is_taken_in_one_transaction_without_a_privilege_that_users_lack(
     server: Server,
 ) -> None:
-    answer = server.capture()
-    assert (answer.code, answer.tools) == (
-        0,
-        {"mariadb-dump": "mariadb-dump from 11.8, client 10.19"},
-    )
+    tools = {"mariadb-dump": "mariadb-dump from 11.8, client 10.19"}
+    assert server.preflight().tools == tools
+    assert server.capture().code == 0
     assert (server.work / "database.sql").read_text() == WRITTEN
     (call,) = [call for call in server.calls("mariadb-dump") if "--version" not in call]
     _, options, words = call.split("\t", 2)
@@ -543,8 +541,8 @@ def test_long_rows_are_counted_once(server: Server) -> None:
 
 
 def test_more_tables_than_an_answer_may_have_fail_a_dump(server: Server) -> None:
-    stream = dump_of(*(f"CREATE TABLE `t{n}` (\n);" for n in range(10001)))
-    with pytest.raises(server.module("service").StepFailed, match="more than 10000 tables"):
+    stream = dump_of(*(f"CREATE TABLE `t{n}` (\n);" for n in range(1001)))
+    with pytest.raises(server.module("service").StepFailed, match="more than 1000 tables"):
         server.module("dumps").digest(stream)
 
 

@@ -14,7 +14,7 @@ from unit.sandbox import Sandbox
 
 @pytest.fixture
 def run(tool: ModuleType) -> Any:
-    return tool.run
+    return tool.capture
 
 
 def lines(tool: ModuleType, path: Path, *texts: bytes) -> Any:
@@ -27,9 +27,9 @@ def test_a_path_counts_as_archived_only_if_it_is_in_the_path_list(
 ) -> None:
     listed = lines(tool, tmp_path / "list", b"/data/.env", b"?/data/a", b"?/data/b", b"/data/c")
     answer = SimpleNamespace(paths=[".env", "a", "../../etc/shadow", "made up"], missing=[])
-    assert tool.run.listed_paths(listed, answer) == ([".env", "a"], ["c"])
+    assert tool.finish.listed_paths(listed, answer) == ([".env", "a"], ["c"])
     answer = SimpleNamespace(paths=[".env", "c"], missing=["c", "another"])
-    assert tool.run.listed_paths(listed, answer) == ([".env", "c"], ["c"])
+    assert tool.finish.listed_paths(listed, answer) == ([".env", "c"], ["c"])
 
 
 def test_a_path_that_is_no_utf8_is_named_as_the_reader_names_it(
@@ -37,7 +37,7 @@ def test_a_path_that_is_no_utf8_is_named_as_the_reader_names_it(
 ) -> None:
     listed = lines(tool, tmp_path / "list", b"/data/caf\xe9")
     answer = SimpleNamespace(paths=["caf\\xe9"], missing=[])
-    assert tool.run.listed_paths(listed, answer) == (["caf\\xe9"], [])
+    assert tool.finish.listed_paths(listed, answer) == (["caf\\xe9"], [])
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_more_databases_than_there_are_users_for_are_left_out_with_a_warning(
 
     run = tool.run.Run(dry_run=False)
     reader = SimpleNamespace(ask=ask)
-    assert tool.run.examine_members(run, reader, lines(tool, tmp_path / "list", *texts), 1) == []
+    assert tool.finish.examine_members(run, reader, lines(tool, tmp_path / "list", *texts), 1) == []
     assert asked == list(range(99))
     assert run.warnings == ["101 databases are in the path list; only the first 99 are backed up"]
 

@@ -23,7 +23,7 @@ class Disks:
     """A prepared run, and file systems of 100 GiB on which so much is free."""
 
     def __init__(self, host: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.module, self.run = host.package.run, host.package.run.Run(dry_run=False)
+        self.module, self.run = host.package.prepare, host.package.current.Run(dry_run=False)
         self.package, self.host = host.package, host
         self.run.id, self.run.last = "20260102_030405", None
         self.read()

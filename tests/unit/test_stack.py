@@ -177,3 +177,59 @@ def test_p08_what_uses_the_trackers_network_is_cut_off_by_a_stop(stack: Any) -> 
     found[1]["HostConfig"] = {"NetworkMode": "container:tracker-id"}
     (warning,) = stack.cut_off(found)
     assert "the service exporter uses the network of the tracker" in warning
+
+
+# ---------------------------------------------------------------- P07: compose files
+
+
+@pytest.fixture
+def deployed(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The names of the compose files, by files that exist and labels from old to new."""
+    docker = importlib.import_module(f"{tool.__name__}.docker")
+
+    def names(files: list[str], labels: list[str]) -> list[str]:
+        for file in files:
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).touch()
+        found = []
+        for index, label in enumerate(labels):
+            listed = ",".join(str(tmp_path / one) for one in label.split(",") if one)
+            one = container("tracker", Created=f"2026-01-0{index + 1}T00:00:00Z")
+            one["Config"]["Labels"][docker.FILES_LABEL] = listed
+            found.append(one)
+        monkeypatch.setattr(docker, "stack_containers", lambda _: found[::-1])
+        host = SimpleNamespace(deploy_dir=tmp_path)
+        return [str(file.relative_to(tmp_path)) for file in docker.compose_files(host)]
+
+    return names
+
+
+@pytest.mark.parametrize(
+    ("files", "labels", "found"),
+    [
+        (["docker-compose.yml"], [], ["docker-compose.yml"]),
+        (["docker-compose.yml"], ["docker-compose.yml"], ["docker-compose.yml"]),
+        (["a.yml", "b/c.yml"], ["a.yml", "a.yml,b/c.yml"], ["a.yml", "b/c.yml"]),
+        # Ours is no file of the stack, and a label can name a file that is gone.
+        (["a.yml"], ["a.yml,docker-compose.backup.yml"], ["a.yml"]),
+        (["a.yml"], ["a.yml", "gone.yml"], ["a.yml"]),
+        (["compose.yaml"], ["gone.yml"], ["compose.yaml"]),
+        # Without a label, Compose's own order, and the override file of that name.
+        (["compose.yml", "docker-compose.yml"], [], ["compose.yml"]),
+        (
+            ["docker-compose.yml", "docker-compose.override.yml", "compose.override.yaml"],
+            [],
+            ["docker-compose.yml", "docker-compose.override.yml"],
+        ),
+        (
+            ["compose.yaml", "compose.override.yaml"],
+            [""],
+            ["compose.yaml", "compose.override.yaml"],
+        ),
+        ([], [], []),
+    ],
+)
+def test_p07_the_compose_files_are_those_that_compose_used(
+    deployed: Any, files: list[str], labels: list[str], found: list[str]
+) -> None:
+    assert deployed(files, labels) == found

@@ -139,6 +139,20 @@ def test_what_was_swapped_is_swapped_back(swapper: Swapper) -> None:
     assert swapper.picture() == before
 
 
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_a_server_began_in_a_directory_of_the_restore_goes_where_the_machine_was_empty(
+    swapper: Swapper, empty: bool
+) -> None:
+    before = swapper.picture()
+    swapper.swap()
+    swapper.put(swapper.deploy / "storage/mysql/data/ibdata1", "half")
+    room = str(swapper.work.relative_to(swapper.deploy)) if empty else ""
+    swapper.tool.swap.undo(swapper.host, *swapper.journal, room)
+    left = swapper.picture().keys() - before.keys()
+    data = {"storage/mysql", "storage/mysql/data", "storage/mysql/data/ibdata1"}
+    assert left == (set() if empty else data)
+
+
 @pytest.mark.parametrize("number", range(9))
 @pytest.mark.parametrize("second", range(9))
 def test_a_death_at_any_rename_of_the_swap_and_of_the_roll_back_is_undone(

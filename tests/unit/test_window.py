@@ -208,8 +208,8 @@ def test_a_signal_before_the_end_of_the_window_begins_does_not_leave_it_open(
         "Role": lambda *_: nullcontext(),
         "signals": signals,
     }.items():
-        monkeypatch.setattr(tool.run, name, value)
-    with pytest.raises(tool.signals.Ended) as ended, tool.run.capturing(run):
+        monkeypatch.setattr(tool.capture, name, value)
+    with pytest.raises(tool.signals.Ended) as ended, tool.capture.capturing(run):
         os.kill(os.getpid(), signal.SIGTERM)
     assert left == [ended.value]
 

@@ -19,8 +19,10 @@ A module imports only from those before it in this list:
     fetch, beside, restore            and back, in place or beside what runs
     tracker, window, reach            the time in which the tracker is down
     sidecar                           the container that stays up
-    outbox, notify                    who is told how a run ended
+    outbox, said, notify              who is told how a run ended
     checks, status                    what the operator asks
+    current, prepare                  the run in progress; what comes before the window
+    capture, finish                   its roles in the window, and after it
     run, doctor                       the whole run; whether it would succeed
     planted, metrics, report          what Prometheus reads; what is reported after a command
     catch_up, monitoring              a run that was missed; rules and a dashboard for the stack

@@ -18,7 +18,7 @@ from .deployment import make_deploy_directory
 from .docker import BUILD_SECONDS, docker, words
 from .documents import RunManifest
 from .drivers import driver_of
-from .files import make_directory, put, remove_tree
+from .files import put, remove_tree
 from .host import Host, Refused
 from .jobs import ready_image
 from .log import say
@@ -89,10 +89,10 @@ def restore_beside(host: Host, copy: Copy, run: RunManifest, kinds: set[str]) ->
         ready_image(host)
         make_deploy_directory(copy.host, run.directories)
         own = copy.host.deploy_dir / "backup"
-        for directory, mode in ((copy.host.staging, 0o700), (own, 0o755)):
-            make_directory(directory, mode)
+        for directory in (copy.host.staging, own):  # for this work alone
+            directory.mkdir(mode=0o700)
         for name in ("backup.conf", "backup-paths.txt"):
-            put(own / name, (host.configuration / name).read_bytes(), 0o644)
+            (own / name).write_bytes((host.configuration / name).read_bytes())
         with workshop(copy.host, "restore") as work:
             place_files(copy, run, kinds, work)
             write_override(host, copy)

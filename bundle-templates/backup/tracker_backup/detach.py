@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -39,6 +40,8 @@ def detached(work: Callable[[], int]) -> int:
 
 def alone(work: Callable[[], int], said: IO[bytes], complained: IO[bytes]) -> int:
     os.setsid()
+    with contextlib.suppress(OSError):
+        LOG.touch(0o640)  # an empty machine has none yet
     signals.catch()
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -16,18 +16,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .checks import QUICK, Advice, Case, Check, examine, refusal, show_findings
+from .current import Run
 from .docker import WORK_SECONDS, check_docker, docker, has_image, stack_containers, words
 from .drivers import driver_of
 from .files import remove_tree
-from .host import CONFIG, ROOT, Host, Refused
+from .host import CONFIG, ROOT, Host
 from .log import say
 from .remote import remembered
 from .repository import NO_REPOSITORY, RepositoryFailure, repository, uses_restic
-from .run import Run, back_up
+from .run import back_up
 from .runs import newest_success
 from .sidecar import find_core
 from .signals import Ended, signals
 from .space import require_reserve
+from .stack import releases
 from .state import acquire, refuse_while_unfinished
 
 SMALL_BYTES = 1 << 30  # of memory, for a second MySQL
@@ -94,13 +96,10 @@ def images(case: Case) -> Iterator[str]:
     last, service = newest_success(case.runs), driver_of(case.host).SERVICE
     if last and (wanted := last.images.get(service)) and not has_image(wanted):
         yield f"verify needs the image {wanted}, which is gone: `tracker-backup run`, then verify"
-    for found in stack_containers(case.host):
-        digests, template = "", "{{json .RepoDigests}}"
-        with contextlib.suppress(Refused):
-            digests = docker("image", "inspect", "--format", template, found["Image"]).strip()
-        if digests in ("", "[]", "null"):
+    for service, release in releases(stack_containers(case.host)).items():
+        if not release.digest:
             yield Advice(
-                f"no registry is known for the image {found['Config']['Image']}: keep a copy of "
+                f"no registry is known for {release.name}, the image of {service}: keep a copy of "
                 "it (docker save), which a restore onto an empty machine needs"
             )
 

@@ -6,7 +6,6 @@ Nothing in here fails a run. What could not be sent stands in the state, and `st
 from __future__ import annotations
 
 import json
-import os
 import socket
 import uuid
 from collections.abc import Iterator
@@ -17,9 +16,9 @@ from urllib.parse import urlencode
 
 from .documents import Name, Reason, StateDocument, Time
 from .host import CONFIG, IN_SIDECAR, Host, Refused, parse_time, utc_now
-from .log import LOG, complain
+from .log import complain
 from .outbox import TEXT, Send, call, extended, post, send_all
-from .protocol import printable
+from .said import own_log, redact
 from .secrets import read_one_line
 
 BODY_BYTES = 100_000
@@ -27,7 +26,6 @@ OTHERS = 75  # the exit code when another run holds the lock: that one is told
 MESSAGE_BYTES = 4000  # ntfy makes an attachment of a longer message
 QUIET_SECONDS = 6 * 3600  # in which the same failure outside a run is told once
 UNVERIFIED = "unverified"  # the result that stands for a failed verification
-SHORTEST_SECRET = 4  # a shorter text is not hidden, because it would stand everywhere
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,8 @@ def tell_end(run: str, result: str, code: int, reason: str) -> None:
     """How a run on the host ended; without an id, before it really began."""
     if not IN_SIDECAR and code != OTHERS:
         with never_failing():
-            tell(Host.read(CONFIG), Event(run, result, code, reason, own_log()))
+            said = own_log(reason[:60] or f"run {run} succeeded")
+            tell(Host.read(CONFIG), Event(run, result, code, reason, said))
 
 
 def tell(host: Host, event: Event) -> None:
@@ -166,37 +165,9 @@ def ping(host: Host, url: str, run: str, suffix: str, body: bytes) -> None:
     post(extended(url, suffix, f"rid={rid}"), body, TEXT)
 
 
-# ---------------------------------------------------------------- secrets and the log
-
-
 def secret(host: Host, key: str) -> str:
     """The value of a secret of `backup.notify`; empty if it is not set."""
     if not (place := host.backup_settings.get(f"NOTIFY_{key}_FILE")):
         return ""
     path = host.deploy_dir / "backup/secrets" / place.rpartition("/")[2]
     return read_one_line(path)
-
-
-def redact(host: Host, text: str) -> str:
-    """The text without any secret of this backup."""
-    hidden: set[str] = set()
-    for path in (host.deploy_dir / "backup/secrets").glob("*"):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            login = line.partition("//")[2].rpartition("@")[0]
-            hidden |= {line, line.partition("=")[2], login, login.partition(":")[2]}
-    for value in sorted(hidden, key=len, reverse=True):
-        if len(value) >= SHORTEST_SECRET:
-            text = text.replace(value, "***")
-    return text
-
-
-def own_log() -> str:
-    """The end of the log, from the first line that this process wrote."""
-    try:
-        with LOG.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - BODY_BYTES))
-            lines = file.read(BODY_BYTES).decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    own = [number for number, line in enumerate(lines) if f"[{os.getpid()}]: " in line]
-    return "".join(f"{printable(line, 2000)}\n" for line in lines[own[0] :]) if own else ""

@@ -7,8 +7,9 @@ from __future__ import annotations
 from . import metrics
 from .documents import RemoteState, VerificationState
 from .host import CONFIG, IN_SIDECAR, Host
-from .notify import UNVERIFIED, Event, Notices, never_failing, own_log, tell
+from .notify import UNVERIFIED, Event, Notices, never_failing, tell
 from .runs import read_runs
+from .said import own_log
 
 AFTER = ("acknowledge", "push", "restore", "rollback", "sidecar", "verify", "window")
 AT_ONCE = 3  # the newest runs of the sidecar that are reported at one time

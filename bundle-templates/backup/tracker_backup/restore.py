@@ -108,8 +108,10 @@ def undo_both(host: Host, journal: RestoreJournal) -> None:
 
 
 def undo_swap(host: Host, journal: RestoreJournal) -> None:
-    undo(host, journal.moves, journal.made)
-    undo_older(host, host.staging / journal.work)
+    work = host.staging / journal.work
+    room = str(work.relative_to(host.deploy_dir)) if journal.fresh else ""
+    undo(host, journal.moves, journal.made, room)
+    undo_older(host, work)
 
 
 def undo_import(host: Host, journal: RestoreJournal) -> None:

@@ -334,8 +334,7 @@ def hand_over(
                 raise Refused(f"{old} cannot be handed over: {error.strerror}") from error
             descriptor = take(directory, new, source.uid, limit)
             try:
-                os.fchown(descriptor, os.geteuid(), -1)  # the sidecar has no FOWNER
-                os.fchmod(descriptor, 0o600)
                 os.fchown(descriptor, target.uid, -1)
+                os.fchmod(descriptor, 0o600)
             finally:
                 os.close(descriptor)

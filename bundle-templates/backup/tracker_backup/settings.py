@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 DATA = Path(os.environ.get("BACKUP_DATA", "/data"))  # the deploy directory, in containers
+COMPOSE_FILE = "docker-compose.yml"  # in the path list
 
 
 class Refused(Exception):
@@ -69,14 +70,19 @@ def read_settings(path: Path) -> Settings:
     return settings
 
 
-def read_path_list(file: Path, base: Path = DATA) -> list[Line]:
-    """The lines of the path list, whose paths lie below `base`."""
+def read_path_list(file: Path, base: Path = DATA, compose: Sequence[str] = ()) -> list[Line]:
+    """The lines of the path list, whose paths lie below `base`. The stack's compose files, as the
+    host knows them, take the place of COMPOSE_FILE.
+    """
     lines = []
     for _, text in read_lines(file):
         kind, colon, path = text.removeprefix("?").partition(":")
         if not colon or kind not in ("dir", "sqlite"):
             kind, path = "path", text.removeprefix("?")
         lines.append(Line(kind, relative(path, base, file), text.startswith("?")))
+    if compose:
+        lines = [line for line in lines if line.path != COMPOSE_FILE]
+        lines += [Line("path", one, False) for one in compose]
     if not any(line.kind == "path" for line in lines):
         raise Refused(f"{file} names no path", 2)
     return lines

@@ -283,10 +283,12 @@ def keep_old(host: Host, work: Path, moves: list[Move]) -> None:
 # ---------------------------------------------------------------- and back
 
 
-def undo(host: Host, moves: list[Move], made: list[str]) -> None:
+def undo(host: Host, moves: list[Move], made: list[str], empty: str = "") -> None:
     """Puts everything back, from wherever the swap has come to. Can die and be begun again.
 
-    A failure of one does not keep the others from being put back.
+    A failure of one does not keep the others from being put back. If the machine was empty before,
+    `empty` is the room for what is in directories that the restore made: a server that was ended
+    while it began could not use its own any more.
     """
     failures = []
     for move in moves:
@@ -298,7 +300,10 @@ def undo(host: Host, moves: list[Move], made: list[str]) -> None:
     for path in reversed(made):
         try:
             with parent(host.deploy_dir, path) as (directory, name):
-                os.rmdir(name, dir_fd=directory)
+                if empty:
+                    move_aside(host.deploy_dir, path, empty)
+                else:
+                    os.rmdir(name, dir_fd=directory)
         except FileNotFoundError:
             continue
         except (OSError, Refused):

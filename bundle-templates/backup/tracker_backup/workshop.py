@@ -109,7 +109,7 @@ def examine(host: Host, run: RunManifest, scratch: Path) -> Answer:
     scope = "exclude-statistics" if DUMPS[1] in names else "full"
     options = (word.format(uid) for word in EXAMINER)
     name = f"tracker-backup-{scratch.parent.name}.examiner"
-    limit = Space.of(scratch).room
+    limit = Space.of(scratch).room + max((scratch / one).lstat().st_size for one in names)
     with container(name, host.image, *CONFINED, *options, *bind(scratch, "/work")) as started:
         arguments = {"driver": run.driver, "scope": scope, "limit_bytes": limit}
         answer = ask(started, "examiner", "examine", WORK_SECONDS, **arguments)
@@ -117,7 +117,7 @@ def examine(host: Host, run: RunManifest, scratch: Path) -> Answer:
         raise Unrestorable(answer.reason)
     with opened(scratch) as directory:
         for one in names:
-            os.close(take(directory, one, uid, limit + (scratch / one).lstat().st_size))
+            os.close(take(directory, one, uid, limit))
     return answer
 
 

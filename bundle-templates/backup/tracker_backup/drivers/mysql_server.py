@@ -26,8 +26,9 @@ LINE_BYTES = 4096  # of a dump's first line
 RESERVE_BYTES = 256 << 20  # of staging, when the present database is saved
 DROPS = 3  # attempts
 BATCH = ("--batch", "--skip-column-names", "--binary-mode")
-# Otherwise a statement waits for a year while somebody holds a lock.
-PATIENCE = "--init-command=SET SESSION lock_wait_timeout = 60"
+# Otherwise a statement waits for a year while somebody holds a lock, and a server's own `sql_mode`
+# changes what statements mean.
+SESSION = "--init-command=SET SESSION lock_wait_timeout = 60, sql_mode = ''"
 IMPORTER = "tracker_backup_import_"  # and random digits: the user of one import
 OWN_SCHEMAS = "'mysql', 'sys', 'information_schema', 'performance_schema'"
 # What lets a user give an object to another account, by the versions of MySQL and MariaDB.
@@ -56,7 +57,7 @@ class Server:
     def tell(self, *statements: str, seconds: float = STATEMENT_SECONDS, force: str = "") -> Done:
         """Runs statements. With `--force`, one that fails does not end the others."""
         text = "".join(f"{statement};\n" for statement in statements)
-        words = (*self.client, PATIENCE, *BATCH, *filter(None, [force]))
+        words = (*self.client, SESSION, *BATCH, *filter(None, [force]))
         return execute(self.container, *words, given=text.encode(), seconds=seconds)
 
     def count(self, what: str) -> int:
@@ -196,7 +197,7 @@ class Server:
         first = dump.readline(LINE_BYTES)
         start = len(first) if first.startswith(b"/*M!999999") else 0
         os.lseek(dump.fileno(), start, os.SEEK_SET)
-        words = (*self.client, PATIENCE, "--binary-mode", self.database)
+        words = (*self.client, SESSION, "--binary-mode", self.database)
         return execute(self.container, *words, given=dump, seconds=WORK_SECONDS)
 
     def count_rows(self) -> dict[str, int]:

@@ -37,7 +37,6 @@ SAMPLE_BYTES = 64 << 20
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 HEADER = b"SQLite format 3\0"
 JOURNALS = ("-journal", "-wal")
-COMPOSE_FILE = "docker-compose.yml"  # in the path list
 
 
 # ---------------------------------------------------------------- preflight
@@ -222,12 +221,7 @@ def database(arguments: dict[str, Any]) -> AbstractContextManager[tuple[int, str
 
 
 def read_lines(arguments: dict[str, Any]) -> list[Line]:
-    """The path list, with the stack's compose files as the host knows them."""
-    lines = read_path_list(service.PATHS, service.DATA)
-    if files := arguments.get("compose"):
-        lines = [line for line in lines if line.path != COMPOSE_FILE]
-        lines += [Line("path", file, False) for file in files]
-    return lines
+    return read_path_list(service.PATHS, service.DATA, arguments.get("compose", ()))
 
 
 def members(lines: Iterable[Line]) -> list[Line]:
