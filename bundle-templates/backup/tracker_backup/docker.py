@@ -335,7 +335,7 @@ def remove_build_cache() -> None:
     steps = json.loads(docker(*command, seconds=BUILD_SECONDS) or "[]") or []
     ours = [one for one in steps if any(mark in one["Description"] for mark in OUR_STEPS)]
     for step in sorted(ours, key=lambda one: str(one["CreatedAt"]), reverse=True):
-        remove = [*words("builder prune --force --filter"), f"id={step['ID']}"]
+        remove = [*words("builder prune --all --force --filter"), f"id={step['ID']}"]
         change(f"build cache {step['ID']} (removed)", partial(docker, *remove))
 
 

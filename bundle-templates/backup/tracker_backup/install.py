@@ -282,6 +282,11 @@ def command_uninstall(_: argparse.Namespace) -> int:
     """Removes everything of ours but the backups; also after an installation that ended early."""
     files.checking = files.showing = False
     hosts, directory = installed_hosts(), installed_settings().get("METRICS_DIRECTORY", "")
+    if not any(
+        path.exists() for path in (STATE, *(one for host in hosts for one in places(host, ())))
+    ):
+        say("info: the backup is not installed on this host; nothing was changed")
+        return 0
     with lock():
         for host in hosts:
             remove_monitoring(host, directory)
@@ -290,9 +295,9 @@ def command_uninstall(_: argparse.Namespace) -> int:
                 remove(partial_of(path))
             with reported():
                 remove_sidecar(host)
-            shared, *ours = folders(host)
+            shared, *own = folders(host)
             names = ("secrets", "sidecar.env", *FORMER)
-            for path in (*ours, host.staging, *(shared / name for name in names)):
+            for path in (*own, host.staging, *(shared / name for name in names)):
                 remove(path)
             with contextlib.suppress(OSError):  # not empty: somebody else's files
                 shared.rmdir()
