@@ -111,7 +111,7 @@ def test_an_upgrade_finishes_what_died_and_keeps_what_was_known(old: Deployment,
     assert json.loads(retention)["acknowledged"]
     rows = old.query("SELECT count(*) FROM whitelist;")
     old.query(
-        "INSERT INTO whitelist (info_hash) VALUES ('00000000000000000000000000000000000000ff')"
+        "INSERT INTO whitelist (info_hash) VALUES ('0000000000000000000000000000000000000fff')"
     )
     die(host, *WORK[left])
     assert host.exists(f"{STATE}/{left}")
