@@ -10,7 +10,6 @@ use crate::problem::Problem;
 use crate::restic::{Repository, Restic, VariableName};
 use crate::shown;
 use crate::topology::Service;
-use crate::value::PathBelow;
 
 /// Directories of the host that a backup must neither lie in nor contain: the destination is made
 /// 0700 for root, and these belong to others or do not outlive a restart.
