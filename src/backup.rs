@@ -159,11 +159,13 @@ impl BackupConfig {
     /// docs/decisions/0010-freeze-the-tracker-by-default.md
     #[must_use]
     pub fn quiesce(&self, database: &Database) -> Quiesce {
-        match (self.strategy, self.quiesce, database) {
-            (Strategy::Sidecar, ..) => Quiesce::None,
-            (_, Some(quiesce), _) => quiesce,
-            (_, None, Database::Sqlite { .. }) => Quiesce::Pause,
-            (_, None, Database::Mysql(_)) => Quiesce::None,
+        let by_driver = match database {
+            Database::Sqlite { .. } => Quiesce::Pause,
+            Database::Mysql(_) => Quiesce::None,
+        };
+        match self.strategy {
+            Strategy::Sidecar => Quiesce::None,
+            Strategy::MaintenanceWindow => self.quiesce.unwrap_or(by_driver),
         }
     }
 

@@ -243,13 +243,15 @@ pub const SENTENCES: [(&str, &str); 5] = [
     ),
 ];
 
+type Filter = fn(&str) -> String;
+
 /// The engine with our filters and these templates.
 fn engine(
     templates: impl Iterator<Item = (&'static str, Cow<'static, str>)>,
 ) -> Result<Tera, tera::Error> {
     let mut tera = Tera::new();
     tera.autoescape_on(Vec::<&str>::new());
-    let filters: [(&'static str, fn(&str) -> String); 5] = [
+    let filters: [(&'static str, Filter); 5] = [
         ("sh", sh),
         ("yaml", yaml),
         ("compose", compose),

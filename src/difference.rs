@@ -128,6 +128,7 @@ impl Facts {
 }
 
 /// What is another in the new bundle, where files at these paths differ.
+#[must_use]
 pub fn changes(old: &Facts, new: &Facts, differing: &[&str]) -> Vec<Change> {
     let mut changes = Vec::new();
     let find = |facts: &Facts, what: &str| {

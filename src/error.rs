@@ -84,7 +84,7 @@ pub enum Error {
     )]
     Differs {
         out: PathBuf,
-        difference: Difference,
+        difference: Box<Difference>,
         command: String,
     },
 }

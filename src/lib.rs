@@ -85,7 +85,7 @@ pub fn check(environment: &Path, out: &Path, host: Option<&HostName>) -> Result<
     let command = format!("gen-backup-bundle {host}{file} {}", bundle::shell_path(out));
     Err(Error::Differs {
         out: out.to_owned(),
-        difference,
+        difference: Box::new(difference),
         command,
     })
 }

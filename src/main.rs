@@ -176,7 +176,7 @@ fn checking(
     };
     let mut printed = failed(&error, as_text_or_json, output.color);
     if let Error::Differs { difference, .. } = &error {
-        let Difference { diff, changes, .. } = difference;
+        let Difference { diff, changes, .. } = &**difference;
         printed.stdout = match format {
             VerdictFormat::Json => bundle::json(&json!({
                 "out": shown.to_string(), "up_to_date": false,

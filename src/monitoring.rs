@@ -45,9 +45,8 @@ impl Notify {
     /// The secrets: every address, and the command with one word a line.
     #[must_use]
     pub fn secrets(&self) -> Vec<(SecretName, Secret)> {
-        let words: String = (self.command.iter())
-            .map(|word| format!("{}\n", word.reveal()))
-            .collect();
+        let lines = self.command.iter().flat_map(|word| [word.reveal(), "\n"]);
+        let words: String = lines.collect();
         let command = (!words.is_empty()).then(|| (SecretName::NotifyCommand, Secret::of(words)));
         let urls = [
             (SecretName::NotifyNtfyUrl, &self.ntfy_url),
@@ -103,7 +102,7 @@ impl TryFrom<String> for Url {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
-    /// The directory where a node_exporter reads text files.
+    /// The directory where a `node_exporter` reads text files.
     pub textfile_dir: HostPath,
 }
 

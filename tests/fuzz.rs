@@ -1,4 +1,4 @@
-//! Random environment files. FUZZ_SECONDS says for how long each test runs; scripts/check does.
+//! Random environment files. `FUZZ_SECONDS` says for how long each test runs; scripts/check does.
 //!
 //! Whatever the file: the program ends with 0 or 3, says what to do, shows no secret, and writes
 //! nothing outside of OUT. What it accepts, YAML and a shell read back exactly.

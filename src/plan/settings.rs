@@ -37,14 +37,14 @@ pub struct Setting {
     pub value: String,
 }
 
-fn setting(key: &'static str, value: impl ToString) -> Setting {
+fn setting(key: &'static str, value: &(impl ToString + ?Sized)) -> Setting {
     let value = value.to_string();
     Setting { key, value }
 }
 
 /// A setting that names the file of a secret.
 fn file(key: &'static str, secret: SecretName) -> Setting {
-    setting(key, format_args!("/run/secrets/{secret}"))
+    setting(key, &format_args!("/run/secrets/{secret}"))
 }
 
 impl Settings {
@@ -72,14 +72,14 @@ impl Settings {
 
 fn sqlite(name: &DatabaseName) -> Vec<Setting> {
     let path = format!("/data/storage/tracker/lib/database/{}", name.as_str());
-    vec![setting("DB_TYPE", "sqlite"), setting("DB_PATH", path)]
+    vec![setting("DB_TYPE", "sqlite"), setting("DB_PATH", &path)]
 }
 
 fn mysql(environment: &Environment, server: &MysqlServer) -> Vec<Setting> {
     let mut settings = vec![
         setting("DB_TYPE", "mysql"),
         setting("DB_HOST", server.host.as_str()),
-        setting("DB_PORT", server.port),
+        setting("DB_PORT", &server.port),
         setting("DB_USER", server.username.as_str()),
         setting("DB_NAME", server.database_name.as_str()),
         file("DB_PASSWORD_FILE", SecretName::DbPassword),
@@ -119,13 +119,13 @@ fn restic(restic: &Restic) -> Vec<Setting> {
         ));
     }
     settings.extend([
-        setting("RESTIC_KEEP_DAILY", restic.keep_daily.get()),
-        setting("RESTIC_KEEP_WEEKLY", restic.keep_weekly.get()),
-        setting("RESTIC_KEEP_MONTHLY", restic.keep_monthly.get()),
-        setting("RESTIC_CHECK", restic.check),
+        setting("RESTIC_KEEP_DAILY", &restic.keep_daily.get()),
+        setting("RESTIC_KEEP_WEEKLY", &restic.keep_weekly.get()),
+        setting("RESTIC_KEEP_MONTHLY", &restic.keep_monthly.get()),
+        setting("RESTIC_CHECK", &restic.check),
     ]);
     let limit = restic.limit_upload_kib;
-    settings.extend(limit.map(|limit| setting("RESTIC_LIMIT_UPLOAD_KIB", limit.get())));
+    settings.extend(limit.map(|limit| setting("RESTIC_LIMIT_UPLOAD_KIB", &limit.get())));
     settings
 }
 
