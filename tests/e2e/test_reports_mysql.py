@@ -154,7 +154,7 @@ def test_p24_an_address_is_compared_by_its_parts(
         assert (done.code == 0) is right, done.output
         assert right or "the tracker uses mysql" in done.output
     finally:
-        host.sh(f"cat /root/toml >{TOML}")
+        host.sh(f"cat /root/toml >{TOML}; rm /root/toml")
 
 
 @pytest.mark.parametrize("server", ["mysql", "elsewhere"])
@@ -172,14 +172,14 @@ def test_p40_the_trackers_configuration_of_schema_3_is_read(
         assert "what database the tracker uses cannot be read" not in done.output
         assert (done.code == 0) is (server == "mysql"), done.output
     finally:
-        host.sh(f"cat /root/toml >{TOML}")
+        host.sh(f"cat /root/toml >{TOML}; rm /root/toml")
 
 
 def test_r52_an_event_that_holds_a_lock_does_not_stop_a_restore(deployment: Deployment) -> None:
     host = deployment.host
     deployment.run().succeeded()
     deployment.query(
-        "SET GLOBAL event_scheduler = ON; DELIMITER ;;\n"
+        "SET GLOBAL event_scheduler = ON;\nDELIMITER ;;\n"
         "CREATE EVENT hold ON SCHEDULE EVERY 1 SECOND DO BEGIN START TRANSACTION; "
         "SELECT count(*) INTO @n FROM whitelist FOR UPDATE; SELECT SLEEP(600) INTO @n; END;;\n"
     )
@@ -189,6 +189,9 @@ def test_r52_an_event_that_holds_a_lock_does_not_stop_a_restore(deployment: Depl
         assert time.monotonic() - began < 180
     finally:
         deployment.query("DROP EVENT IF EXISTS hold")
+        asleep = "SELECT id FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP(600)%'"
+        for process in deployment.query(asleep).split():
+            deployment.query(f"KILL {process}")
 
 
 TAMPER = """
