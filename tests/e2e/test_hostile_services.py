@@ -222,7 +222,7 @@ BROKEN = (
         f"truncate --size=10T {CADDY}/sparse",
         f"rm {CADDY}/sparse",
         "storage/caddy/data",
-        "storage/caddy/data/sparse is beyond the limit of size",
+        "storage/caddy/data/sparse is nearly all holes",
     ),
     Broken(
         "a-tree-of-3000-levels",
