@@ -189,7 +189,9 @@ def test_r52_an_event_that_holds_a_lock_does_not_stop_a_restore(deployment: Depl
         assert time.monotonic() - began < 180
     finally:
         deployment.query("DROP EVENT IF EXISTS hold")
-        asleep = "SELECT id FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP(600)%'"
+        asleep = (
+            "SELECT id FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP(600)%'"
+        )
         for process in deployment.query(asleep).split():
             deployment.query(f"KILL {process}")
 

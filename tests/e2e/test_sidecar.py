@@ -423,6 +423,11 @@ def expect_a_job_and_no_more(sidecar: Deployment, service: str, user: int) -> No
     assert (found["uid"], found["become root"]) == (user, "EPERM")
     assert found["list /data"] == found[f"list {STATE}"] == found["list /etc/backup"] == "ENOENT"
     assert found["list /work"] == found["write /work"] == "EACCES"
+    supervisor = probe(sidecar, service, 0, "/work")
+    expect_confined(supervisor, capabilities=f"{(1 << 6) + (1 << 7):016x}")
+    assert supervisor["list /work"] == ["job"]
+    assert supervisor["list /work/job"] == supervisor["write /work/job"] == "EACCES"
+    # The last, because the user opens its directory to everybody here.
     assert look(sidecar, service, user) == {
         "call": "No such file or directory",
         "make a socket": "Permission denied",
@@ -433,10 +438,6 @@ def expect_a_job_and_no_more(sidecar: Deployment, service: str, user: int) -> No
         "leave a file": "1",
         "password": "[]",
     }
-    supervisor = probe(sidecar, service, 0, "/work")
-    expect_confined(supervisor, capabilities=f"{(1 << 6) + (1 << 7):016x}")
-    assert supervisor["list /work"] == ["job"]
-    assert supervisor["list /work/job"] == supervisor["write /work/job"] == "EACCES"
     host.sh(f"rm -f {STAGING}/*/.b {STAGING}/*/job/.b")
     # The role itself is what was tried here.
     shown = host.sh(f"docker top {name} -o pid,uid,cmd | grep -v PID").splitlines()
