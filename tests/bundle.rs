@@ -652,7 +652,7 @@ fn the_cron_file_is_one_that_cron_reads() {
         if case.contains("sidecar") {
             // What keeps the sidecar there, and verification: the schedule is the sidecar's.
             assert!(jobs[0].starts_with("* * * * * root "));
-            assert!(jobs[0].contains("; /usr/local/bin/tracker-backup sidecar "));
+            assert!(jobs[0].contains("; flock -n $STATE/minute tracker-backup sidecar "));
             assert_eq!(jobs.len(), 2 + catching_up);
             continue;
         }

@@ -19,20 +19,7 @@ from program.host import Host
 @pytest.fixture
 def host(host: Host) -> Host:
     """A host on which a bundle is installed."""
-    for name in ("tracker-backup", "maintenance-backup.sh"):
-        path = host.root / "usr/local/bin" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("#!/bin/sh\n")
-        path.chmod(0o755)
-    for name, text in {
-        "etc/cron.d/tracker-backup": "* * * * * root cd $STATE && true >cron; true\n",
-        "var/lib/tracker-backup/cron": "",
-        "var/lib/tracker-backup/lock": "",
-        "proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 8000000 kB\n",
-    }.items():
-        path = host.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    host.install()
     return host
 
 

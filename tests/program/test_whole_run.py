@@ -27,6 +27,7 @@ def stop_at(host: Host, point: str) -> None:
 
 
 def test_a_run_is_a_backup_that_list_and_status_know_and_that_restores(host: Host) -> None:
+    host.install()
     host.run().ends_with(0)
     host.tracker_is("running")
     host.nothing_is_left()

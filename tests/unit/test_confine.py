@@ -67,6 +67,9 @@ attempt("write into a pipe", lambda: write(other / "pipe"))
 attempt("read a file", lambda: (other / "file").read_bytes())
 attempt("write a file", lambda: write(work / "file", os.O_CREAT))
 attempt("write elsewhere", lambda: write(other / "file"))
+attempt("empty by name", lambda: os.truncate(other / "file", 0))
+for flags in (os.O_RDONLY | os.O_TRUNC, os.O_ACCMODE | os.O_TRUNC):
+    attempt(f"empty by opening {flags}", lambda: os.close(os.open(other / "file", flags)))
 attempt("make elsewhere", lambda: write(other / "new", os.O_CREAT))
 attempt("rename", lambda: (work / "file").rename(work / "renamed").rename(work / "file"))
 attempt("allocate", allocate_at_once)
@@ -132,6 +135,8 @@ def test_a_reader_reaches_no_service_through_what_lies_in_its_directory(
     )
     for name in ("connect to a service", "internet", "io_uring", "lease", "a child's socket"):
         assert found[name] == "EPERM", name
+    assert [found[name] for name in found if name.startswith("empty ")] == ["EPERM"] * 3
+    assert (places[1] / "file").read_text() == "service"
     for name in ("write into a pipe", "write elsewhere", "make elsewhere", "memory of another"):
         assert found[name] == "EACCES", name
     for name in ("allocate", "allocate by ioctl"):
@@ -147,5 +152,5 @@ def test_a_client_has_its_network_and_no_unix_socket(places: tuple[Path, Path]) 
 def test_without_places_to_keep_to_the_rest_holds(places: tuple[Path, Path]) -> None:
     found = confined(places, "none", writable=False)
     assert found["write elsewhere"] == "ok"
-    assert found["connect to a service"] == "EPERM"
+    assert found["connect to a service"] == found["empty by name"] == "EPERM"
     assert found["allocate"] == "ENOTSUP"

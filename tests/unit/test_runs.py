@@ -454,7 +454,7 @@ def test_the_json_of_status_says_what_monitoring_needs(host: Sandbox) -> None:
     assert status["last_run"]["id"] == hours_ago(3)
     assert status["last_run"]["result"] == "success"
     assert status["last_success"]["id"] == hours_ago(3)
-    assert 3 * 3600 <= status["age_seconds"] < 3 * 3600 + 600
+    assert 3 * 3600 <= status["age_seconds"] < 4 * 3600  # a suite is slow
     assert status["age_limit_seconds"] == 2 * 86400
     assert status["runs"] == 2
     assert status["bytes"] == 12

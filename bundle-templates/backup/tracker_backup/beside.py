@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -133,7 +134,9 @@ def write_override(host: Host, copy: Copy) -> None:
         if "container_name" in facts:
             override["services"][service] = {"container_name": f"{copy.name}-{service}"}
         for mount in facts.get("volumes", ()):
-            if Path(mount.get("source") or "/").resolve().is_relative_to(host.deploy_dir.resolve()):
+            source = Path(os.path.realpath(mount.get("source") or "/"))
+            bound = mount.get("type") == "bind"  # the source of a volume is its name
+            if bound and source.is_relative_to(host.deploy_dir.resolve()):
                 raise Refused(
                     f"the service {service} mounts {mount['source']}, of the deployment that runs"
                 )

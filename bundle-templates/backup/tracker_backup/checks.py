@@ -151,7 +151,7 @@ def secrets(case: Case) -> Iterator[str]:
             yield f"the secret {path} is missing or empty: install the bundle again, with secrets"
         elif content[-1:] in (b"\n", b"\r") and len(content.split(b"\n")) <= 2:
             yield Advice(f"the secret {path} ends with a line end, which is not part of a password")
-        elif path.stat().st_mode & 0o077:
+        if path.is_file() and path.stat().st_mode & 0o077:
             yield f"the secret {path} can be read by others: chmod 0600 {path}"
 
 

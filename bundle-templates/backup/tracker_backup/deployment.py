@@ -68,7 +68,7 @@ def stack_facts(host: Host) -> StackFacts:
     places = {".": deploy_dir, "storage": deploy_dir / "storage"}
     for found in containers:
         for mount in found["Mounts"]:
-            source = Path(mount.get("Source", "")).resolve()
+            source = Path(os.path.realpath(mount.get("Source", "")))  # a service can make a loop
             if source.is_relative_to(deploy_dir) and source.is_dir():
                 places[str(source.relative_to(deploy_dir))] = source
     return StackFacts(

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from typing import IO
 
@@ -29,6 +30,9 @@ def detached(work: Callable[[], int]) -> int:
             code = 1
             try:
                 code = alone(work, said, complained)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
             finally:
                 os._exit(code)
         try:

@@ -94,7 +94,9 @@ def checked(kind: Any, value: Any, what: str) -> Any:
         return None if value is None else checked(parts[0], value, what)
     if origin is Annotated and isinstance(value, str):
         try:
-            return parts[1](value)
+            for rule in parts[1:]:
+                value = rule(value)
+            return value
         except ValueError as error:
             raise bad(what, value) from error
     if origin is list and isinstance(value, list) and len(value) <= ITEMS:

@@ -203,6 +203,9 @@ def command_install(arguments: argparse.Namespace) -> int:
         return 0
     finish_dead_work()
     with lock():
+        # What can fail easily comes before the record of what is installed changes.
+        make_image(host, BUNDLE / "backup", arguments.rebuild_image)
+        claim_destination(host, arguments.take_over_destination)
         keep_bundle(bundle)
         put_everything(host, bundle, secrets, arguments)
     old = host.deploy_dir / "storage/backup/etc/backup.conf"
@@ -234,6 +237,8 @@ def put_everything(
     if host.strategy != "sidecar":
         remove_sidecar(host)
     put_secrets(host, named_secrets(BUNDLE / "backup/backup.conf"), secrets)
+    if not LOG.exists():  # before cron's shell makes it, for everybody to read
+        put(LOG, b"", 0o640)
     unsynced = False  # the package has many files, so they go to disk together, before the rest
     for path, (name, mode) in wanted.items():
         if foreign and path.exists():
@@ -253,8 +258,6 @@ def put_everything(
         prepare_sidecar(host, bundle["docker-compose.backup.yml"])
         if not arguments.check:
             bring_up_sidecar(host)
-    if not LOG.exists():
-        put(LOG, b"", 0o640)
     remove_images(host.image, *before)
 
 

@@ -71,12 +71,14 @@ class LogFile:
 
 
 def say(text: str) -> None:
-    print(shown(text), flush=True)
+    with contextlib.suppress(OSError):  # under cron, this is the log, whose disk can be full
+        print(shown(text), flush=True)
     copy(text, 1)
 
 
 def complain(text: str) -> None:
-    print(shown(text), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(shown(text), file=sys.stderr, flush=True)
     copy(text, 2)
 
 

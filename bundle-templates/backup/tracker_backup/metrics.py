@@ -52,7 +52,9 @@ def write(host: Host) -> None:
 
 def samples(host: Host) -> Iterator[tuple[str, Mapping[str, str], float]]:
     """(name, labels, value) of each."""
-    status, runs = look(host), read_runs(host)
+    status = look(host)
+    # A destination that does not answer has no free bytes, and is not asked again.
+    runs = [] if status["free_bytes"] is None else read_runs(host)
     info = {
         "version": read_settings(CONFIG).get("VERSION", ""),
         "environment": host.environment,
@@ -102,10 +104,13 @@ def samples_of(backup: RunManifest | None) -> Iterator[tuple[str, Mapping[str, s
 
 
 def last_end(runs: list[RunManifest]) -> tuple[float, int] | None:
-    """(when, exit code) of the newest run. One that failed very early left no run manifest."""
+    """(when, exit code) of the newest run. One that was skipped, or failed very early, left no run
+    manifest.
+    """
     last, told = (runs[-1] if runs else None), Notices.peek([])
     when = run_time(last.id).timestamp() if last else 0.0
-    if told and not told.run and told.result != UNVERIFIED and seconds(told.at) > when:
+    unknown = told and told.result != UNVERIFIED and (last is None or told.run != last.id)
+    if told and unknown and seconds(told.at) > when:
         return seconds(told.at), told.code
     return (when, last.exit_code) if last else None
 

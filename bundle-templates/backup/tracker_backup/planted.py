@@ -24,12 +24,15 @@ def opened(base: Path, *names: str, make: bool = False) -> Iterator[int]:
         descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, descriptor)
         for name in names:
+            made = False
             if make:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, dir_fd=descriptor)
-                    os.chmod(name, 0o755, dir_fd=descriptor)
+                    made = True
             descriptor = os.open(name, DIRECTORY, dir_fd=descriptor)
             stack.callback(os.close, descriptor)
+            if made:
+                os.fchmod(descriptor, 0o755)
         yield descriptor
 
 

@@ -26,9 +26,10 @@ from .repository import (
 from .retention import suspended
 from .runs import check_files, newest_backup, read_runs
 from .space import require_space
-from .state import LockHeld, lock
+from .state import LockHeld, lock, lock_is_held
 
 NOTHING = RemoteState(address="", repository="", pushed=[])
+BEGUN = "a copy that began at"
 SCRATCH_BYTES = 256 << 20  # of packs that restic has on disk at one time, at most
 
 
@@ -125,7 +126,7 @@ def push_or_tell(host: Host) -> None:
     state = replace(
         state,
         tried=newest.id if newest else "",
-        error=f"a copy that began at {utc_now()} did not end",
+        error=f"{BEGUN} {utc_now()} did not end",
     )
     state.store()
     try:
@@ -194,7 +195,7 @@ def remote_status(host: Host, runs: list[RunManifest]) -> tuple[dict[str, Any] |
         return None, problems
     state = RemoteState.peek(problems) or NOTHING
     waiting = [run.id for run in pending(runs, state)]
-    if state.error:
+    if state.error and not (state.error.startswith(BEGUN) and lock_is_held()):
         problems.append(
             f"the last copy to the restic repository failed, {len(waiting)} to be made up "
             f"for: {state.error}"

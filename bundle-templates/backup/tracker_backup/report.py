@@ -8,11 +8,15 @@ from . import metrics
 from .documents import RemoteState, VerificationState
 from .host import CONFIG, IN_SIDECAR, Host
 from .notify import UNVERIFIED, Event, Notices, never_failing, tell
+from .repository import uses_restic
 from .runs import read_runs
 from .said import own_log
+from .state import lock_is_held
+from .status import seconds_since
 
 AFTER = ("acknowledge", "push", "restore", "rollback", "sidecar", "verify", "window")
 AT_ONCE = 3  # the newest runs of the sidecar that are reported at one time
+NEWS_SECONDS = 3600
 
 
 def report_command(command: str, code: int) -> None:
@@ -34,10 +38,14 @@ def tell_new_runs(host: Host) -> bool:
     """Tells run manifests that the sidecar wrote since the last time. Returns whether there were
     any.
     """
+    if uses_restic(host) and lock_is_held():
+        return False  # a copy is under way, or still to be tried
     before, remote = Notices.peek([]), RemoteState.peek([])
     runs = read_runs(host)
     told = before.sequence if before else 0
     new = [run for run in runs[-AT_ONCE:] if run.sequence > told]
+    if not told:  # nobody was told of the sidecar's runs yet, and old ones are no news
+        new = [run for run in new if seconds_since(run.finished) < NEWS_SECONDS]
     for run in new:
         lost = remote.error if remote and remote.tried == run.id else ""
         result = "failed" if lost and run.result == "success" else run.result

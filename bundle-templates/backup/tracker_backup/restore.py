@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,9 @@ def users(host: Host, paths: list[str]) -> list[dict[str, Any]]:
     trackers = {one["Id"] for one in stack_containers(host) if service_of(one) == "tracker"}
 
     def uses(found: dict[str, Any]) -> bool:
-        sources = [Path(one["Source"]).resolve() for one in found["Mounts"] if one.get("Source")]
+        sources = [
+            Path(os.path.realpath(one["Source"])) for one in found["Mounts"] if one.get("Source")
+        ]
         return found["Id"] in trackers or any(
             place.is_relative_to(source) or source.is_relative_to(place)
             for source in sources
@@ -256,12 +259,12 @@ def restore(host: Host, run: RunManifest, kinds: set[str], *, fresh: bool) -> No
         moves = prepare(host, work, paths)
         paths = [move.path for move in moves]
         fault_point("restore-prepared", host)
-        ids = [] if fresh else running(host, paths)
+        ids = running(host, paths)  # on an empty machine, other people's containers alone
         config = "config" in kinds
         journal = RestoreJournal(run.id, work.name, fresh, config, ids)
         journal = replace(journal, compose_files=run.compose_files if config else [])
-        journal.store()
     try:
+        journal.store()
         fault_point("restore-stopping", host)
         stop_users(host, paths)
         fault_point("restore-stopped", host)
@@ -356,6 +359,7 @@ def command_restore(arguments: argparse.Namespace) -> int:
         restore_beside(host, copy, run, kinds)
         return 0
     with lock():
+        remove_dead_containers()
         there = bool(compose_files(host))
         if not there:  # an empty machine, whatever was made there for the destination
             make_deploy_directory(host, run.directories)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def uncovered(host: Host, mount: Mapping[str, Any], paths: list[str]) -> str:
         return "" if len(name) == ANONYMOUS else f"the volume {name}"
     if mount.get("Type") != "bind":
         return ""
-    source = Path(mount.get("Source", "")).resolve()
+    source = Path(os.path.realpath(mount.get("Source", "")))  # a service can make a loop
     base = host.deploy_dir.resolve()
     if not source.is_relative_to(base):
         system = str(source).startswith(tuple(f"{place}/" for place in OF_THE_HOST))

@@ -50,6 +50,17 @@ def acquire(seconds: float) -> IO[str] | None:
     raise Uninstalled("uninstalled while waiting for the lock; nothing was done", 2)
 
 
+def lock_is_held() -> bool:
+    try:
+        with (STATE / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def lock(wait: float = LOCK_SECONDS, *, recovering: bool = False) -> Iterator[None]:
     """Holds the lock; a run that holds it is waited for, for so many seconds. Refused while a dead

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import fcntl
 import json
 import time
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from .remote import remote_status
 from .retention import expired, lasting, suspended
 from .runs import newest_success, read_runs, too_old
 from .sidecar import sidecar_state
+from .state import lock_is_held
 from .window import Marker
 
 COPY_SECONDS = 600  # until a run that has ended has to be in the restic repository
@@ -142,17 +142,6 @@ def unfinished_problems(host: Host) -> list[str]:
             f"the run {name} died; its files are in {host.staging / name}" for name in dead
         ]
     return problems
-
-
-def lock_is_held() -> bool:
-    try:
-        with (STATE / "lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def verification_problems(host: Host, verified: VerificationState | None) -> list[str]:

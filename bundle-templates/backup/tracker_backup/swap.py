@@ -57,6 +57,8 @@ def targets(host: Host, run: RunManifest, kinds: set[str], database: str) -> lis
     for path in run.paths if config else ():
         if path not in lines:
             say(f"warning: {path} is in the backup, but not in the path list: not restored")
+    # What lies in another target comes with it, and must not be moved twice.
+    found = [path for path in found if not any(path.startswith(f"{one}/") for one in found)]
     return [*found, *([database] if database else [])]
 
 
@@ -197,7 +199,9 @@ def name_lost(host: Host, work: Path, paths: list[str]) -> None:
 def sync(directory: int) -> None:
     """Everything that was written to this file system is on disk."""
     place = f"/proc/self/fd/{directory}"
-    subprocess.run(["/bin/sync", "--file-system", place], pass_fds=(directory,), check=True)
+    command = ["/bin/sync", "--file-system", place]
+    if subprocess.run(command, pass_fds=(directory,), check=False).returncode != 0:
+        raise Refused("what was written could not be brought to the disk; see the kernel's log")
 
 
 # ---------------------------------------------------------------- there

@@ -106,10 +106,12 @@ class MySQL(Driver):
         self, host: Host, work: Path, dumps: list[Path], run: RunManifest, begin: Callable[[], None]
     ) -> None:
         """Saves an empty database, too: then nothing in the volume of an empty machine is lost."""
-        with tracker_server(host) as server:
+        with tracker_server(host) as server, watching(work, docker_root()):
             server.prove_rights()
             server.save(work / self.SAVED)
             sync_directory(work)
+            if self.service(host):  # rows and indexes, and the server's binary log
+                require_space(docker_root(), 2 * sum(dump.lstat().st_size for dump in dumps))
             with server.importer() as importer:
                 begin()
                 server.recreate()
