@@ -157,7 +157,7 @@ def test_p04_without_a_cron_daemon_installing_is_refused(deployment: Deployment)
         assert any("no cron daemon runs" in problem for problem in told["problems"])
     finally:
         host.sh("systemctl unmask --runtime cron && systemctl start cron")
-    assert status(deployment)["cron"] is True
+    wait_until("the next beat", lambda: status(deployment)["cron"], 90)
 
 
 OVERRIDE = """\
@@ -189,6 +189,7 @@ def further_services(deployment: Deployment) -> Iterator[None]:
     finally:
         host.sh(
             f"{compose} rm --stop --force index exporter; docker volume rm torrust_index; "
+            "docker network rm torrust_default; "
             f"rm -rf {file} {DEPLOY_DIR}/storage/index /srv/of-others",
             seconds=RUN_SECONDS,
         )

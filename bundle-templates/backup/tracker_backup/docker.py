@@ -314,17 +314,15 @@ def remove_images(keep: str = "", *pulled: str) -> None:
     builds that were repeated. An image in use stays, with a warning.
     """
     kept = image_id(keep) if keep else ""
-    listing = words("images --no-trunc --format {{.ID}}#{{.Repository}}:{{.Tag}}")
-    labelled = docker(*listing, "--filter", f"label={IMAGE_LABEL}").split()
-    named = [one for one in docker(*listing).split() if f"#{BUILT}:" in one]
-    found = dict(one.split("#") for one in [*labelled, *named])
-    found |= {image_id(one): one for one in pulled if has_image(one)}
-    for image, name in found.items():
-        if image != kept:
+    labelled = words("images --quiet --no-trunc --filter dangling=true --filter")
+    found = docker(*labelled, f"label={IMAGE_LABEL}").split()
+    names = docker(*words("images --format {{.Repository}}:{{.Tag}}")).split()
+    found += [name for name in names if name.startswith(f"{BUILT}:")]
+    for image in [*found, *(one for one in pulled if one not in found and has_image(one))]:
+        if image_id(image) != kept:
+            # By its name: somebody may have given the image another one, too.
             with reported():
-                change(
-                    f"image {name} (removed)", partial(docker, *words("image rm --force"), image)
-                )
+                change(f"image {image} (removed)", partial(docker, *words("image rm"), image))
 
 
 def remove_build_cache() -> None:

@@ -199,13 +199,13 @@ def command_install(arguments: argparse.Namespace) -> int:
     check_docker(host, BUNDLE / "docker-compose.backup.yml")
     check_host(host, wanted)
     if arguments.check:
+        make_ready(host, arguments)
         put_everything(host, bundle, secrets, arguments)
         return 0
     finish_dead_work()
     with lock():
         # What can fail easily comes before the record of what is installed changes.
-        make_image(host, BUNDLE / "backup", arguments.rebuild_image)
-        claim_destination(host, arguments.take_over_destination)
+        make_ready(host, arguments)
         keep_bundle(bundle)
         put_everything(host, bundle, secrets, arguments)
     old = host.deploy_dir / "storage/backup/etc/backup.conf"
@@ -220,6 +220,11 @@ def command_install(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def make_ready(host: Host, arguments: argparse.Namespace) -> None:
+    make_image(host, BUNDLE / "backup", arguments.rebuild_image)
+    claim_destination(host, arguments.take_over_destination)
+
+
 def put_everything(
     host: Host, bundle: dict[str, bytes], secrets: dict[str, str], arguments: argparse.Namespace
 ) -> None:
@@ -229,8 +234,6 @@ def put_everything(
     foreign = not CONFIG.exists()
     before = [image for key, image in installed_settings().items() if key == "IMAGE"]
     old_metrics = installed_settings().get("METRICS_DIRECTORY", "")
-    make_image(host, BUNDLE / "backup", arguments.rebuild_image)
-    claim_destination(host, arguments.take_over_destination)
     make_directory(host.staging, 0o700)
     for directory in folders(host):
         make_directory(directory, 0o755)
