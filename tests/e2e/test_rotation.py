@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,8 +157,8 @@ def test_restics_password(rotated: Rotated) -> None:
     rotated.environment["backup"]["restic"]["password"] = new
     rotated.apply()
     rotated.backs_up()  # with the new one
-    keys = rotated.restic(new, "key", "list").stdout.splitlines()
-    (old,) = [line.split()[0] for line in keys if line[:1] == " " and line.strip()[:1].isalnum()]
+    keys = rotated.restic(new, "key", "list").stdout  # a star marks the key in use
+    (old,) = re.findall("^ ([0-9a-f]{8}) ", keys, re.MULTILINE)
     removed = rotated.restic(new, "key", "remove", old)
     assert removed.returncode == 0, removed.stderr
     assert rotated.restic(PASSWORD, "snapshots").returncode != 0
