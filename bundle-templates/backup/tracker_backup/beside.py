@@ -135,8 +135,9 @@ def write_override(host: Host, copy: Copy) -> None:
             override["services"][service] = {"container_name": f"{copy.name}-{service}"}
         for mount in facts.get("volumes", ()):
             source = Path(os.path.realpath(mount.get("source") or "/"))
-            bound = mount.get("type") == "bind"  # the source of a volume is its name
-            if bound and source.is_relative_to(host.deploy_dir.resolve()):
+            if mount.get("type") == "volume":  # its source is a name
+                continue
+            if source.is_relative_to(host.deploy_dir.resolve()):
                 raise Refused(
                     f"the service {service} mounts {mount['source']}, of the deployment that runs"
                 )

@@ -157,6 +157,7 @@ class Conversation:
             os.set_blocking(line.messages, False)
             with contextlib.suppress(BlockingIOError):
                 self._hear_message(os.read(line.messages, MESSAGE_BYTES))
+            self._log_messages()
         return line.hang_up(patience)
 
     def _exchange(self, step: str, line: bytes, seconds: float, decode: Callable[[bytes], T]) -> T:
